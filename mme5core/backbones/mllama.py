@@ -1,0 +1,69 @@
+"""Llama-3.2-Vision: a tiled vision tower that the language model reads through cross-attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mme5core.backbones.protocol import PictureInputs, pad_right
+
+
+class Mllama:
+    image_prefix = "<|image|><|begin_of_text|>"
+
+    def __init__(self, tokenizer: Any, image_processor: Any) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
+
+    def token_ids(self, prompts: list[str], *, max_tokens: int) -> list[list[int]]:
+        # The processor puts a BOS before a text without picture and the tokenizer one before everything, so the
+        # published checkpoints were trained on "BOS BOS text" and "BOS image BOS text".
+        bos = self.tokenizer.bos_token
+        texts = [prompt if prompt.startswith(self.image_prefix) else bos + prompt for prompt in prompts]
+        ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+        return ids
+
+    def prepare_picture(self, picture: Image.Image) -> PictureInputs:
+        # The layout is stated: left to guess, the processor takes a side of 1 or 3 pixels for the channels.
+        pixels = np.asarray(_thick_enough(picture, self.image_processor.size["height"]))
+        features = self.image_processor([[pixels]], input_data_format="channels_last", return_tensors="pt")
+        return {
+            "pixel_values": features["pixel_values"][0],
+            "aspect_ratio_ids": features["aspect_ratio_ids"][0],
+            "aspect_ratio_mask": features["aspect_ratio_mask"][0],
+        }
+
+    def collate(self, token_ids: list[list[int]], pictures: list[PictureInputs] | None) -> dict[str, Tensor]:
+        input_ids, attention_mask = pad_right(token_ids, self.tokenizer.pad_token_id)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if pictures is not None:
+            for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
+                inputs[name] = torch.stack([picture[name] for picture in pictures])
+            inputs["cross_attention_mask"] = self._cross_attention_mask(input_ids, inputs["aspect_ratio_mask"])
+        return inputs
+
+    def last_hidden_state(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        state: Tensor = model(**inputs, use_cache=False).last_hidden_state
+        return state
+
+    def _cross_attention_mask(self, input_ids_BS: Tensor, tile_mask_B1T: Tensor) -> Tensor:
+        """[B, S, 1, T]: from the picture's token on, every token reads the picture's real tiles."""
+        after_image_BS = (input_ids_BS == self.image_token_id).cumsum(dim=1).clamp(max=1)
+        return after_image_BS[:, :, None, None] * tile_mask_B1T[:, None, :, :]
+
+
+def _thick_enough(picture: Image.Image, tile_size: int) -> Image.Image:
+    """The picture, or for a sliver whose short side would be scaled to nothing, one that survives the scaling.
+
+    The longest canvas is 4 tiles, so a side shorter than 1/(4 tile_size) of the other would round to 0 pixels.
+    """
+    width, height = picture.size
+    shortest = max(1, -(-max(width, height) // (4 * tile_size)))
+    if min(width, height) >= shortest:
+        return picture
+    return picture.resize((max(width, shortest), max(height, shortest)))

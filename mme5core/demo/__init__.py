@@ -1,0 +1,1 @@
+"""What the demo needs that real users bring: pictures with names, a teacher, a small base model."""

@@ -1,0 +1,138 @@
+"""What the demo measures: pairs of picture and language kept apart, queries over them, similar pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter, defaultdict
+from typing import Any
+
+from mme5core.demo.corpus import Picture
+from mme5core.languages import XTD_LANGUAGES
+
+QUERY_INSTRUCTION = "Retrieve an image of this caption."
+IMAGE_INSTRUCTION = "Represent the given image."
+NUM_HELD_OUT = 1
+"""Of the seven benchmark languages, how many nobody may see a picture's name in."""
+NUM_NEIGHBOURS = 10
+
+
+def held_out_languages(picture: Picture) -> frozenset[str]:
+    """The benchmark languages in which this picture's name is unseen.
+
+    An emoji and its skin-tone variant share them: the toned picture's name spells out the plain one's.
+    """
+
+    def order(language: str) -> bytes:
+        return hashlib.sha256(f"holdout {picture.emoji.without_tone} {language}".encode()).digest()
+
+    return frozenset(sorted(XTD_LANGUAGES, key=order)[:NUM_HELD_OUT])
+
+
+def holdout_rows(pictures: list[Picture]) -> list[dict[str, str]]:
+    return [
+        {"image_id": picture.key, "language": language}
+        for picture in pictures
+        for language in sorted(held_out_languages(picture))
+    ]
+
+
+def candidates(pictures: list[Picture]) -> list[Picture]:
+    """One picture of each look, without skin-tone variants."""
+    seen: set[str] = set()
+    result = []
+    for picture in pictures:
+        # Some flags look the same; of two equal candidates neither can be found.
+        if not picture.emoji.has_tone and picture.sha256 not in seen:
+            seen.add(picture.sha256)
+            result.append(picture)
+    return result
+
+
+def queries(pictures: list[Picture], *, seen: bool) -> list[dict[str, Any]]:
+    """Text-to-image queries in the seven languages: on the unseen pairs, or on as many seen ones.
+
+    A name that two candidates share is no query. On the unseen side neither is a name that is spelt the same
+    for that picture in a language that may be seen: it would have been seen under another label.
+    """
+    found = candidates(pictures)
+    rows = []
+    for language in XTD_LANGUAGES:
+        spelt = Counter(_fold(picture.emoji.names.get(language, "")) for picture in found)
+        unseen_rows, seen_rows = [], []
+        for picture in found:
+            name = picture.emoji.names.get(language)
+            if not name or spelt[_fold(name)] > 1:
+                continue
+            row = {
+                "id": f"{'seen' if seen else 'unseen'}-{language}-{picture.key}",
+                "text": name,
+                "instruction": QUERY_INSTRUCTION,
+                "language": language,
+                "positive_id": picture.key,
+            }
+            held_out = held_out_languages(picture)
+            if language not in held_out:
+                seen_rows.append(row)
+            elif _fold(name) not in {
+                _fold(other) for code, other in picture.emoji.names.items() if code not in held_out
+            }:
+                unseen_rows.append(row)
+        if seen:
+            seen_rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).digest())
+            rows.extend(seen_rows[: len(unseen_rows)])
+        else:
+            rows.extend(unseen_rows)
+    return rows
+
+
+def neighbours(pictures: list[Picture]) -> list[dict[str, Any]]:
+    """Similar pictures of each: variants first, then by shared keywords within the subgroup.
+
+    score is the Jaccard similarity of the English keywords, halved, plus 0.5 for a variant.
+    """
+    by_subgroup: dict[str, list[Picture]] = defaultdict(list)
+    by_base: dict[str, list[Picture]] = defaultdict(list)
+    by_group: dict[str, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        by_group[picture.emoji.group].append(picture)
+        by_subgroup[picture.emoji.subgroup].append(picture)
+        by_base[picture.emoji.base].append(picture)
+    rows = []
+    for picture in pictures:
+        related = {other.key: other for other in by_subgroup[picture.emoji.subgroup]}
+        related |= {other.key: other for other in by_base[picture.emoji.base]}
+        if len(related) <= NUM_NEIGHBOURS:
+            related |= {other.key: other for other in by_group[picture.emoji.group]}
+        scored = []
+        for other in related.values():
+            if other.sha256 == picture.sha256:
+                continue
+            is_variant = other.emoji.base == picture.emoji.base
+            is_near = other.emoji.subgroup == picture.emoji.subgroup
+            score = 0.5 * _jaccard(_keywords(picture), _keywords(other)) + 0.5 * is_variant
+            source = "variant" if is_variant else "subgroup" if is_near else "group"
+            scored.append((not is_variant and not is_near, -score, other.key, source))
+        for rank, (_, score, key, source) in enumerate(sorted(scored)[:NUM_NEIGHBOURS], start=1):
+            rows.append(
+                {
+                    "query_id": picture.key,
+                    "candidate_id": key,
+                    "rank": rank,
+                    "score": -score,
+                    "source": source,
+                }
+            )
+    return rows
+
+
+def _keywords(picture: Picture) -> frozenset[str]:
+    return frozenset(picture.emoji.keywords.get("en", ())) | {picture.emoji.english_name}
+
+
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    return len(a & b) / len(a | b)
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()

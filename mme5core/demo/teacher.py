@@ -1,0 +1,328 @@
+"""The demo teacher: a server that speaks the OpenAI protocol and answers from Unicode's annotations.
+
+It is no MLLM and is not sold as one. But it sees what one would see: pixels and a prompt. It knows a picture by
+its pixels alone, the wanted task, combination and language by the prompt alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import random
+import re
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+MODEL = "demo-teacher"
+THUMBNAIL = 16
+
+_INSTRUCTIONS = {
+    "classification": (
+        "Identify the kind of thing that this picture shows.",
+        "Name the category that the picture belongs to.",
+        "Tell which of the labels fits the picture.",
+    ),
+    "vqa": ("Answer the question about the picture.", "Give a short answer to the question on this picture."),
+    "T2I": (
+        "Find the picture that this phrase names.",
+        "Retrieve an image that matches the given words.",
+        "Which image does this caption belong to?",
+        "Find me a picture for this description.",
+    ),
+    "I2T": ("Find the words that name this picture.", "Retrieve a caption for the given image."),
+    "I2I": ("Find a picture that is closely related to this one.", "Retrieve a variant of the given image."),
+    "IT2T": ("Find the words for the picture, given a hint.",),
+    "T2IT": ("Find a picture with its caption for this phrase.",),
+    "IT2I": ("Find a related picture, given this one and its name.",),
+    "IT2IT": ("Retrieve a related picture with its caption.",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the teacher knows of one picture; languages that a benchmark holds out are not among the names."""
+
+    key: str
+    subgroup: str
+    names: dict[str, str]
+    keywords: dict[str, list[str]]
+
+
+@dataclass(slots=True)
+class Faults:
+    """How the teacher misbehaves, by request: rates in [0, 1], drawn from the request's content and attempt."""
+
+    delay_s: float = 0.0
+    rate_429: float = 0.0
+    rate_500: float = 0.0
+    rate_cut_off: float = 0.0
+    rate_malformed: float = 0.0
+    rate_wrong_draft: float = 0.0
+    rate_wrong_revision: float = 0.0
+
+
+@dataclass(slots=True)
+class Served:
+    """What the teacher has been asked so far."""
+
+    requests: int = 0
+    answered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+
+class Knowledge:
+    """Pictures by their pixels, and what is written about them."""
+
+    def __init__(self, entries: Sequence[Entry], pictures: Sequence[Image.Image]) -> None:
+        self.entries = list(entries)
+        self._thumbnails = np.stack([_thumbnail(picture) for picture in pictures])
+        self._by_subgroup: dict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            self._by_subgroup[entry.subgroup].append(entry)
+
+    def recognise(self, picture: Image.Image) -> Entry:
+        """The entry whose picture looks most like this one."""
+        difference = self._thumbnails - _thumbnail(picture)
+        return self.entries[int(np.einsum("nd,nd->n", difference, difference).argmin())]
+
+    def siblings(self, entry: Entry, language: str) -> list[Entry]:
+        """Others of the same subgroup, else of all, that have a name of their own in the language."""
+        name = entry.names.get(language)
+        for pool in (self._by_subgroup[entry.subgroup], self.entries):
+            found = [e for e in pool if e.key != entry.key and e.names.get(language) not in (None, name)]
+            if len(found) >= 4:
+                return found
+        return found
+
+
+class DemoTeacher(ThreadingHTTPServer):
+    """Serves /v1/chat/completions and /v1/models on a free loopback port; `base_url` says where."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, knowledge: Knowledge, faults: Faults | None = None, *, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.knowledge = knowledge
+        self.faults = faults or Faults()
+        self.served = Served()
+        self.counting = threading.Lock()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def __enter__(self) -> DemoTeacher:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+def write_answer(knowledge: Knowledge, prompt: str, pictures: Sequence[Image.Image], faults: Faults) -> dict[str, Any]:
+    """The whole answer to one prompt: descriptions, draft, evaluation, improvements, revision."""
+    task = _asked(prompt, "Task", r"\w+")
+    combination = _asked(prompt, "Modality combination", r"\w+")
+    language = re.search(r"^Language: .*\((\w+)\)$", prompt, re.MULTILINE)
+    code = language[1] if language else "en"
+    num_negatives = int(_asked(prompt, "Hard negatives", r"\d+"))
+    entries = [knowledge.recognise(picture) for picture in pictures]
+    random_ = random.Random(hashlib.sha256(prompt.encode() + b"".join(e.key.encode() for e in entries)).digest())
+    draft = _sample(knowledge, entries, task, combination, code, num_negatives, random_)
+    revision = _sample(knowledge, entries, task, combination, code, num_negatives, random_)
+    if random_.random() < faults.rate_wrong_draft:
+        _spoil(draft)
+    if random_.random() < faults.rate_wrong_revision:
+        _spoil(revision)
+    return {
+        "images": [
+            {
+                "general": f"A drawing of {_name(entry, 'en')}.",
+                "objects": ", ".join(entry.keywords.get("en", [])[:4]) or _name(entry, "en"),
+                "context": "A plain white background.",
+                "brainstorm": f"Others of the same kind ({entry.subgroup}) are easily taken for it.",
+            }
+            for entry in entries
+        ],
+        "draft": draft,
+        "evaluation": {
+            "relevance": "The texts fit their pictures.",
+            "plausibility": "The hard negatives are of the same kind.",
+            "clarity": "The instruction could be put in other words.",
+            "diversity": "Names and keywords could be varied.",
+        },
+        "improvements": "Vary the instruction and the wording.",
+        "revision": revision,
+    }
+
+
+def _sample(
+    knowledge: Knowledge,
+    entries: list[Entry],
+    task: str,
+    combination: str,
+    code: str,
+    num_negatives: int,
+    random_: random.Random,
+) -> dict[str, Any]:
+    query_side, _, document_side = combination.partition("2")
+    sample: dict[str, Any] = {
+        "instruction": random_.choice(_INSTRUCTIONS.get(task if task != "retrieval" else combination, ("",)))
+    }
+    shown = list(entries)
+    query = shown.pop(0) if "I" in query_side else None
+    positive = shown.pop(0) if "I" in document_side else query
+    assert positive is not None
+    if "T" in query_side:
+        about = query or positive
+        if task == "vqa":
+            sample["query"] = f"{_keyword(about, code, random_)}?"
+        elif "T" in document_side and query is not None:
+            sample["query"] = _keyword(about, code, random_)  # a hint, not the answer itself
+        else:
+            sample["query"] = _text(about, code, random_)
+    if "T" in document_side:
+        sample["positive"] = _name(positive, code)
+        if shown:  # each hard negative has a picture of its own
+            sample["negatives"] = [_name(entry, code) for entry in shown]
+        else:
+            siblings = knowledge.siblings(positive, code)
+            names = list(dict.fromkeys(_name(entry, code) for entry in siblings))
+            sample["negatives"] = random_.sample(names, min(num_negatives, len(names)))
+    return sample
+
+
+def _spoil(sample: dict[str, Any]) -> None:
+    """Make a sample wrong in a way that can be told: the texts say so."""
+    for name in ("query", "positive"):
+        if name in sample:
+            sample[name] = f"wrong {sample[name]}"
+
+
+def _text(entry: Entry, code: str, random_: random.Random) -> str:
+    """The name, or now and then keywords."""
+    keywords = entry.keywords.get(code, [])
+    if len(keywords) > 1 and random_.random() < 0.2:
+        return ", ".join(random_.sample(keywords, 2))
+    return _name(entry, code)
+
+
+def _keyword(entry: Entry, code: str, random_: random.Random) -> str:
+    others = [word for word in entry.keywords.get(code, []) if word != entry.names.get(code)]
+    return random_.choice(others) if others else entry.subgroup.replace("-", " ")
+
+
+def _name(entry: Entry, code: str) -> str:
+    return entry.names.get(code) or entry.names["en"]
+
+
+def _asked(prompt: str, label: str, pattern: str) -> str:
+    match = re.search(rf"^{label}: ({pattern})$", prompt, re.MULTILINE)
+    if not match:
+        raise ValueError(f"the prompt has no line '{label}: ...'")
+    return match[1]
+
+
+def _thumbnail(picture: Image.Image) -> np.ndarray:
+    small = picture.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32).ravel()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: DemoTeacher
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        if self.path.rstrip("/").endswith("/models"):
+            self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        else:
+            self._send(404, _error("no such path"))
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        faults = self.server.faults
+        name = hashlib.sha256(body).hexdigest()
+        with self.server.counting:
+            self.server.served.requests += 1
+            attempt = self.server.served.requests
+        # Drawn anew at each attempt: a request that failed must be able to pass when it is tried again.
+        chance = random.Random(f"{name} {attempt}")
+        time.sleep(faults.delay_s)
+        if chance.random() < faults.rate_429:
+            return self._send(429, _error("slow down"), {"retry-after": "0.2"})
+        if chance.random() < faults.rate_500:
+            return self._send(500, _error("something broke"))
+        try:
+            request = json.loads(body)
+            prompt, pictures = _read_messages(request["messages"])
+            answer = write_answer(self.server.knowledge, prompt, pictures, faults)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            return self._send(400, _error(f"cannot read the request: {error}"))
+        text = json.dumps(answer, ensure_ascii=False)
+        finish_reason = "stop"
+        # These belong to the request, not the attempt: the same question gets the same bad answer.
+        fate = random.Random(name)
+        if fate.random() < faults.rate_cut_off:
+            text, finish_reason = text[: len(text) // 2], "length"
+        elif fate.random() < faults.rate_malformed:
+            text = text.replace('"revision"', "revision", 1)
+        with self.server.counting:
+            self.server.served.answered[name] += 1
+        self._send(200, _completion(text, finish_reason, len(prompt) // 4 + 85 * len(pictures)))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        data = json.dumps(body, ensure_ascii=False).encode()
+        self.send_response(status)
+        for name, value in ({"content-type": "application/json"} | (headers or {})).items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def _read_messages(messages: list[dict[str, Any]]) -> tuple[str, list[Image.Image]]:
+    texts, pictures = [], []
+    for message in messages:
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "text":
+                texts.append(part["text"])
+            else:
+                encoded = part["image_url"]["url"].partition("base64,")[2]
+                pictures.append(Image.open(io.BytesIO(base64.b64decode(encoded))))
+    return "\n".join(texts), pictures
+
+
+def _completion(text: str, finish_reason: str, prompt_tokens: int) -> dict[str, Any]:
+    completion_tokens = len(text) // 4
+    return {
+        "id": "demo",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": MODEL,
+        "choices": [{"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "demo_teacher", "code": None}}

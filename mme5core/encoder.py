@@ -1,0 +1,320 @@
+"""A backbone, a prompt style, a pooling and an adapter: contents in, unit vectors out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+from mme5core.backbones import Backbone, backbone_for
+from mme5core.backbones.protocol import PictureInputs
+from mme5core.batching import plan_batches
+from mme5core.images import load_rgb
+from mme5core.model_folder import (
+    ENCODER_FILE,
+    base_reference,
+    check_model_files,
+    find_base,
+    has_adapter,
+    read_settings,
+)
+from mme5core.prompt_styles import DEFAULT_STYLE, check_style, render
+from mme5core.types import Content
+
+MAX_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBatch:
+    """Inputs of one forward pass, and which rows of the caller's list they are."""
+
+    rows: list[int]
+    inputs: dict[str, Tensor]
+
+
+class EmbeddingModel(nn.Module):
+    """The base model as a module that gives unit vectors; what DDP or DeepSpeed wraps."""
+
+    def __init__(self, model: nn.Module, backbone: Backbone) -> None:
+        super().__init__()
+        self.model = model
+        self.backbone = backbone
+
+    def forward(self, batches: list[PreparedBatch]) -> Tensor:
+        """float32 [N, D], unit length, in the order of the caller's rows."""
+        order = [row for batch in batches for row in batch.rows]
+        vector_ND = torch.cat([self.embed_batch(batch.inputs) for batch in batches])
+        back = torch.empty(len(order), dtype=torch.long, device=vector_ND.device)
+        back[torch.tensor(order, device=vector_ND.device)] = torch.arange(len(order), device=vector_ND.device)
+        return vector_ND[back]
+
+    def embed_batch(self, inputs: dict[str, Tensor]) -> Tensor:
+        state_BSD = self.backbone.last_hidden_state(self.model, inputs)
+        last_B = _last_real_position(inputs["attention_mask"])
+        pooled_BD = state_BSD[torch.arange(len(last_B), device=last_B.device), last_B]
+        # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
+        return F.normalize(pooled_BD.float(), dim=-1)
+
+
+class Encoder:
+    """Texts and pictures to unit vectors.
+
+    >>> Encoder.load("no/such/folder")
+    Traceback (most recent call last):
+        ...
+    ValueError: no model at 'no/such/folder': not a folder, and not a hub id (owner/name)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        backbone: Backbone,
+        *,
+        prompt_style: str = DEFAULT_STYLE,
+        max_tokens: int = MAX_TOKENS,
+        base: str = "",
+    ) -> None:
+        self.module = EmbeddingModel(model, backbone)
+        self.backbone = backbone
+        self.prompt_style = check_style(prompt_style)
+        self.max_tokens = max_tokens
+        self.base = base
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        adapter: str | os.PathLike[str] | None = None,
+        prompt_style: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        merge_adapter: bool = True,
+        attention: str | None = None,
+    ) -> Encoder:
+        """An encoder from a checkpoint folder, a `train` model folder, an adapter folder or a hub id.
+
+        Args:
+            adapter: a LoRA adapter folder to put on the checkpoint.
+            prompt_style: None takes the one stored with the model, else "mme5".
+            device: "auto" is the first accelerator, else the CPU.
+            dtype: "auto" is the checkpoint's own; else a torch name such as "bfloat16".
+            merge_adapter: fold the adapter into the weights (faster); False keeps it apart, for training.
+            attention: transformers' `attn_implementation`; None: the library's choice.
+
+        Raises:
+            ValueError: no model there, no tokenizer or image processor beside it, an unknown family, dtype or
+                style, or a base that is not the one the adapter was trained on.
+        """
+        check_model_files(path)
+        settings, base = read_settings(path), find_base(path)
+        if adapter is None and has_adapter(path):
+            adapter = path
+        torch_dtype = _torch_dtype(dtype)
+        tokenizer, image_processor = _load_processors(base)
+        config = AutoConfig.from_pretrained(base)
+        backbone = backbone_for(config.model_type, tokenizer, image_processor)
+        model = _load_model(base, torch_dtype, attention)
+        if adapter is not None:
+            model = _with_adapter(model, Path(adapter), merge=merge_adapter)
+        encoder = cls(
+            model,
+            backbone,
+            prompt_style=prompt_style or settings.get("prompt_style", DEFAULT_STYLE),
+            max_tokens=settings.get("max_tokens", MAX_TOKENS),
+            base=base,
+        )
+        encoder.module.to(default_device() if device == "auto" else torch.device(device)).eval()
+        return encoder
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dimension(self) -> int:
+        config = self.module.model.config
+        return int(getattr(config, "text_config", config).hidden_size)
+
+    def embed(
+        self,
+        contents: Sequence[Content],
+        instruction: str | Sequence[str | None] | None = None,
+        *,
+        batch_size: int = 32,
+        max_batch_tokens: int = 16_384,
+    ) -> np.ndarray:
+        """Unit vectors of `contents`, in their order: float32 [N, D].
+
+        Args:
+            instruction: one for all, or one per content; None for none.
+            batch_size: rows of one forward pass at most.
+
+        Raises:
+            ValueError: a picture that cannot be read (`images.BadImage`), naming its place in `contents`.
+        """
+        instructions = per_content(instruction, len(contents))
+        if not contents:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        result = np.empty((len(contents), self.dimension), dtype=np.float32)
+        for batch in self.batches(contents, instructions, batch_size=batch_size, max_batch_tokens=max_batch_tokens):
+            result[batch.rows] = self.embed_batch(batch.inputs)
+        return result
+
+    def embed_batch(self, inputs: dict[str, Tensor]) -> np.ndarray:
+        """float32 [B, D] of one prepared batch."""
+        with torch.inference_mode():
+            vector_BD: np.ndarray = self.module.embed_batch(self.to_device(inputs)).cpu().numpy()
+        if not np.isfinite(vector_BD).all():
+            raise ValueError("the model gave NaN or infinity; try dtype=float32")
+        return vector_BD
+
+    def batches(
+        self,
+        contents: Sequence[Content],
+        instructions: Sequence[str | None],
+        *,
+        batch_size: int,
+        max_batch_tokens: int,
+        picture_inputs: Sequence[PictureInputs | None] | None = None,
+    ) -> Iterator[PreparedBatch]:
+        """The forward passes for `contents`: one modality each, sorted by length, prepared one at a time.
+
+        Args:
+            picture_inputs: prepared pictures by content, where the caller has them already.
+        """
+        token_ids = self.token_ids(contents, instructions)
+        plan = plan_batches(
+            [len(ids) for ids in token_ids],
+            [content.image is not None for content in contents],
+            max_rows=batch_size,
+            max_tokens=max_batch_tokens,
+        )
+        for rows in plan:
+            pictures = None
+            if contents[rows[0]].image is not None:
+                pictures = [
+                    (picture_inputs[row] if picture_inputs is not None else None)
+                    or self.prepare_picture(contents[row], place=row)
+                    for row in rows
+                ]
+            yield PreparedBatch(rows, self.backbone.collate([token_ids[row] for row in rows], pictures))
+
+    def token_ids(self, contents: Sequence[Content], instructions: Sequence[str | None]) -> list[list[int]]:
+        """Token ids of each content's prompt, cut to `max_tokens`."""
+        prompts = [
+            render(content, instruction, style=self.prompt_style, image_prefix=self.backbone.image_prefix)
+            for content, instruction in zip(contents, instructions, strict=True)
+        ]
+        return self.backbone.token_ids(prompts, max_tokens=self.max_tokens)
+
+    def prepare_picture(self, content: Content, *, place: int | None = None) -> PictureInputs:
+        """The tensors of a content's picture; a bad one is named by its `place` in the caller's list."""
+        try:
+            return self.backbone.prepare_picture(load_rgb(content.image))
+        except ValueError as error:
+            where = "" if place is None else f"content {place}: "
+            raise ValueError(f"{where}{error}") from None
+
+    def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs on the model's device, pictures in the model's dtype."""
+        parameter = next(self.module.parameters())
+        return {
+            name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+
+    def save(self, folder: str | os.PathLike[str], *, include_base: bool = False) -> None:
+        """Write the adapter, prompt style and pooling; the base by reference, or whole with `include_base`.
+
+        Raises:
+            ValueError: there is no adapter and the base is not to be included: nothing would be saved.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings: dict[str, Any] = {
+            "format": 1,
+            "prompt_style": self.prompt_style,
+            "pooling": "last",
+            "normalize": True,
+            "max_tokens": self.max_tokens,
+        }
+        model: Any = self.module.model
+        is_adapted = hasattr(model, "peft_config")
+        if include_base or not is_adapted:
+            if not include_base:
+                raise ValueError("this encoder has no adapter apart from its base; use include_base=True")
+            (model.merge_and_unload() if is_adapted else model).save_pretrained(folder)
+            self.backbone.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+            self.backbone.image_processor.save_pretrained(folder)  # type: ignore[attr-defined]
+        else:
+            model.save_pretrained(folder)
+            settings |= base_reference(self.base, folder)
+        (folder / ENCODER_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def per_content(instruction: str | Sequence[str | None] | None, count: int) -> list[str | None]:
+    """One instruction per content."""
+    if instruction is None or isinstance(instruction, str):
+        return [instruction] * count
+    if len(instruction) != count:
+        raise ValueError(f"{len(instruction)} instructions for {count} contents")
+    return list(instruction)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _last_real_position(attention_mask_BS: Tensor) -> Tensor:
+    """Index of the last 1 of each row, whatever side the padding is on."""
+    positions = torch.arange(1, attention_mask_BS.shape[1] + 1, device=attention_mask_BS.device)
+    return (attention_mask_BS * positions).argmax(dim=1)
+
+
+def _torch_dtype(dtype: str) -> torch.dtype | str:
+    if dtype == "auto":
+        return "auto"
+    value = getattr(torch, dtype, None)
+    if not isinstance(value, torch.dtype):
+        raise ValueError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    return value
+
+
+def _load_processors(base: str) -> tuple[Any, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"no tokenizer in {base!r} ({_first_line(error)})") from None
+    try:
+        # The PIL backend everywhere: torchvision rounds differently, and is not always there.
+        image_processor = AutoImageProcessor.from_pretrained(base, backend="pil")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"no image processor in {base!r} ({_first_line(error)})") from None
+    return tokenizer, image_processor
+
+
+def _load_model(base: str, dtype: torch.dtype | str, attention: str | None) -> Any:
+    try:
+        return AutoModel.from_pretrained(base, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the model at {base!r}: {_first_line(error)}") from None
+
+
+def _with_adapter(model: Any, adapter: Path, *, merge: bool) -> Any:
+    from mme5core.adapters import load_adapter
+
+    return load_adapter(model, adapter, merge=merge)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Scoring vectors on benchmarks, and showing the scores."""

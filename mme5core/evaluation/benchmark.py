@@ -1,0 +1,97 @@
+"""A retrieval benchmark on disk: queries with one relevant candidate each, and the candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mme5core.readers.shards import InputError, find_shards
+from mme5core.schemas import CANDIDATES, QUERIES
+from mme5core.types import Content, EvalQuery
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Queries in their order, candidate ids in theirs; `contents` are the candidates' texts and pictures."""
+
+    name: str
+    queries: list[EvalQuery]
+    candidate_ids: list[str]
+    contents: list[Content]
+
+
+def read_benchmark(folder: Path) -> Benchmark:
+    """
+    Raises:
+        InputError: a file or column is missing, or an id stands twice.
+    """
+    queries = _read(folder / "queries.parquet", QUERIES.names)
+    candidates = _read(folder / "candidates.parquet", CANDIDATES.names)
+    contents = [Content(row["text"] or None, (row["image"] or {}).get("bytes")) for row in candidates.to_pylist()]
+    found = Benchmark(
+        folder.name,
+        [
+            EvalQuery(row["id"], row["positive_id"], row["language"], row["text"] or "", row["instruction"])
+            for row in queries.to_pylist()
+        ],
+        candidates["id"].to_pylist(),
+        contents,
+    )
+    for what, ids in (("query", [q.id for q in found.queries]), ("candidate", found.candidate_ids)):
+        if len(set(ids)) != len(ids):
+            raise InputError(f"benchmark {str(folder)!r}: a {what} id stands twice")
+        if not ids:
+            raise InputError(f"benchmark {str(folder)!r}: no {what}")
+    return found
+
+
+def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """The vectors of the wanted ids, float32 [D] each; ids that have none are left out.
+
+    Raises:
+        InputError: no such files, no vectors in them, or vectors of different models.
+    """
+    keep = set(wanted)
+    found: dict[str, np.ndarray] = {}
+    models: dict[str, str] = {}
+    for file in find_shards(inputs, suffixes=(".parquet",)):
+        parquet = pq.ParquetFile(file)
+        schema = parquet.schema_arrow
+        if not {"id", "embedding"} <= set(schema.names):
+            raise InputError(f"{file}: no vectors; its columns are {', '.join(schema.names)}")
+        identity = (schema.metadata or {}).get(b"mme5.model_identity", b"").decode()
+        if identity:
+            models[identity] = str(file)
+        if len(models) > 1:
+            raise InputError(f"vectors of different models: {' and '.join(models.values())}")
+        for batch in parquet.iter_batches(columns=["id", "embedding"]):
+            matrix = _matrix(batch.column("embedding"))
+            for row, vector_id in enumerate(batch.column("id").to_pylist()):
+                if vector_id in keep:
+                    found[vector_id] = matrix[row]
+    return found
+
+
+def _matrix(column: pa.Array) -> np.ndarray:
+    width = column.type.list_size
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    matrix: np.ndarray = values.reshape(-1, width)
+    return matrix
+
+
+def _read(file: Path, columns: Sequence[str]) -> pa.Table:
+    if not file.is_file():
+        raise InputError(f"no benchmark at {str(file.parent)!r}: it has no {file.name}")
+    try:
+        names = pq.read_schema(file).names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
+    for column in columns:
+        if column not in names:
+            raise InputError(f"{file}: no column {column!r}; it has {', '.join(names)}")
+    return pq.read_table(file, columns=list(columns))

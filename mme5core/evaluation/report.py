@@ -1,0 +1,158 @@
+"""Scores for people: a table for the terminal, and one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader
+
+from mme5core.evaluation.retrieval import Ranking, Scores
+from mme5core.images import BadImage, load_rgb, to_jpeg
+from mme5core.languages import LANGUAGES
+from mme5core.types import Content
+
+COLUMNS = ("recall@1", "recall@5", "recall@10", "mrr")
+COLOURS = ("#1f5f99", "#b9c7d6", "#e0a030", "#6aa56a", "#a05a8a")
+THUMBNAIL = 96
+CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_TOP = 860, 260, 44, 12
+RIGHT_TO_LEFT = frozenset(("ar", "fa", "he", "ps", "sd", "ug", "ur", "yi"))
+
+
+@dataclass(frozen=True)
+class ScoreSet:
+    """One set of scores under the name by which it is shown."""
+
+    name: str
+    model: str
+    benchmark: str
+    scores: Scores
+
+
+def table(sets: Sequence[ScoreSet]) -> str:
+    """A plain table: a row per language and the mean, a group of columns per set."""
+    width = max(len(column) for column in COLUMNS)
+    name_width = max(len(_language_name(code)) for s in sets for code in s.scores.by_language)
+    group = (width + 1) * len(COLUMNS) - 1
+    lines = ["  ".join([" " * name_width, *(f"{s.name:<{group}}"[:group] for s in sets)])]
+    header = " ".join(f"{column:>{width}}" for column in COLUMNS)
+    lines.append("  ".join([" " * name_width, *([header] * len(sets))]))
+    languages = dict.fromkeys(code for s in sets for code in s.scores.by_language)
+    for code in languages:
+        cells = [_cells(s.scores.by_language.get(code), width) for s in sets]
+        lines.append("  ".join([f"{_language_name(code):<{name_width}}", *cells]))
+    lines.append("  ".join([f"{'mean':<{name_width}}", *(_cells(s.scores.mean, width) for s in sets)]))
+    return "\n".join(lines)
+
+
+def html(title: str, sets: Sequence[ScoreSet], contents: Mapping[str, Content], *, num_examples: int) -> str:
+    """The page: table, chart, and rankings of the first set with their pictures; all text is escaped.
+
+    Args:
+        contents: candidates by id.
+        num_examples: rankings shown, evenly from hits near the top to misses.
+    """
+    environment = Environment(loader=PackageLoader("mme5core.evaluation"), autoescape=True)
+    main = sets[0].scores
+    return environment.get_template("report.html").render(
+        title=title,
+        sets=sets,
+        columns=COLUMNS,
+        colours=COLOURS,
+        languages=[
+            (code, _language_name(code)) for code in dict.fromkeys(c for s in sets for c in s.scores.by_language)
+        ],
+        chart=_chart(sets),
+        examples=[_example(ranking, contents) for ranking in choose_examples(main.rankings, num_examples)],
+    )
+
+
+def choose_examples(rankings: Sequence[Ranking], count: int) -> list[Ranking]:
+    """Rankings spread over the languages and, within them, from best to worst."""
+    by_language: dict[str, list[Ranking]] = {}
+    for ranking in rankings:
+        by_language.setdefault(ranking.query.language, []).append(ranking)
+    chosen = []
+    languages = sorted(by_language)
+    for number in range(min(count, len(rankings))):
+        found = sorted(by_language[languages[number % len(languages)]], key=lambda r: (r.rank, r.query.id))
+        # Within a language the share of the way from best to worst grows from example to example.
+        share = (number // len(languages) + 0.5) / max(1, -(-count // len(languages)))
+        chosen.append(found[min(len(found) - 1, int(share * len(found)))])
+    return chosen
+
+
+def _example(ranking: Ranking, contents: Mapping[str, Content]) -> dict[str, object]:
+    query = ranking.query
+    return {
+        "text": query.text,
+        "instruction": query.instruction or "",
+        "language": _language_name(query.language),
+        "code": query.language,
+        "direction": "rtl" if query.language in RIGHT_TO_LEFT else "ltr",
+        "rank": ranking.rank,
+        "positive": _shown(contents.get(query.positive_id)),
+        "first": [
+            {"is_positive": found == query.positive_id} | _shown(contents.get(found)) for found in ranking.first_ids
+        ],
+    }
+
+
+def _shown(content: Content | None) -> dict[str, str]:
+    if content is None:
+        return {"text": "", "image": ""}
+    return {"text": content.text or "", "image": _thumbnail(content)}
+
+
+def _thumbnail(content: Content) -> str:
+    if content.image is None:
+        return ""
+    try:
+        picture = load_rgb(content.image)
+    except BadImage:
+        return ""
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return "data:image/jpeg;base64," + base64.b64encode(to_jpeg(picture, quality=85)).decode()
+
+
+def _chart(sets: Sequence[ScoreSet]) -> str:
+    """Recall@10 by language as an SVG of bars, one colour a set."""
+    languages = list(dict.fromkeys(code for s in sets for code in s.scores.by_language))
+    groups = [*languages, "mean"]
+    plot_height = CHART_HEIGHT - CHART_TOP - 28
+    step = (CHART_WIDTH - CHART_LEFT) / len(groups)
+    bar = min(34.0, 0.8 * step / len(sets))
+    svg = io.StringIO()
+    svg.write(f'<svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" aria-label="Recall@10 by language">')
+    for tick in range(0, 101, 25):
+        y = CHART_TOP + plot_height * (1 - tick / 100)
+        svg.write(f'<line x1="{CHART_LEFT}" x2="{CHART_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        svg.write(f'<text x="{CHART_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick / 100:.2f}</text>')
+    for number, code in enumerate(groups):
+        middle = CHART_LEFT + step * (number + 0.5)
+        for place, score_set in enumerate(sets):
+            scores = score_set.scores.mean if code == "mean" else score_set.scores.by_language.get(code)
+            if scores is None:
+                continue
+            height = plot_height * scores["recall@10"]
+            x = middle + (place - len(sets) / 2) * bar
+            svg.write(
+                f'<rect x="{x:.1f}" y="{CHART_TOP + plot_height - height:.1f}" width="{bar - 2:.1f}" '
+                f'height="{height:.1f}" fill="{COLOURS[place % len(COLOURS)]}">'
+                f"<title>{code}: {scores['recall@10']:.3f}</title></rect>"
+            )
+        svg.write(f'<text x="{middle:.1f}" y="{CHART_HEIGHT - 8}" text-anchor="middle">{code}</text>')
+    svg.write("</svg>")
+    return svg.getvalue()
+
+
+def _cells(scores: Mapping[str, float] | None, width: int) -> str:
+    if scores is None:
+        return " ".join(f"{'-':>{width}}" for _ in COLUMNS)
+    return " ".join(f"{scores[column]:>{width}.3f}" for column in COLUMNS)
+
+
+def _language_name(code: str) -> str:
+    return f"{LANGUAGES[code]} ({code})" if code in LANGUAGES else code

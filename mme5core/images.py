@@ -1,0 +1,123 @@
+"""Encoded pictures to RGB, safely: whatever the web holds becomes a picture or a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mme5core.types import ImageRef
+
+MAX_PIXELS = 64_000_000
+"""Pictures of more pixels are refused before they are decoded: 64 megapixels are 192 MB in RGB."""
+
+
+class BadImage(ValueError):
+    """A picture that cannot be used; `reason` is the counter's name, the message is for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def load_rgb(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture as RGB, at its own size.
+
+    EXIF orientation is applied, transparency is put on white, 16-bit and float greys are scaled to 8 bits,
+    CMYK and palettes are converted, an animation gives its first frame. A truncated file is refused, not
+    filled with grey: a half-grey picture would be learnt as one.
+
+    Args:
+        image: a path, encoded bytes, or a PIL image.
+        max_pixels: width x height above which the picture is refused without decoding it.
+
+    Raises:
+        BadImage: `empty_image`, `missing_image`, `not_an_image`, `too_many_pixels` or `broken_image`.
+    """
+    picture = _open(image)
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise BadImage("too_many_pixels", f"{width} x {height} is above {max_pixels} pixels")
+    try:
+        picture.load()
+        # In place where there is no orientation: a copy of each picture would double the decode's memory.
+        picture = ImageOps.exif_transpose(picture) or picture
+        return _to_rgb(picture)
+    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, IndexError, TypeError) as error:
+        raise BadImage("broken_image", str(error)) from None
+
+
+def image_bytes(image: ImageRef) -> bytes:
+    """The encoded bytes of a picture: as they are, read from its path, or a PIL image as PNG."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | os.PathLike):
+        try:
+            return Path(image).read_bytes()
+        except OSError as error:
+            raise BadImage("missing_image", f"{image}: {error.strerror}") from None
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return buffer.getvalue()
+    raise TypeError(f"a picture is a path, bytes or a PIL image, got {type(image).__name__}")
+
+
+def image_hash(image: ImageRef) -> str:
+    """What makes two pictures the same: sha256 of the encoded bytes (of the pixels, for a PIL image)."""
+    if isinstance(image, Image.Image):
+        digest = hashlib.sha256(f"{image.mode}{image.size}".encode())
+        digest.update(image.tobytes())
+        return digest.hexdigest()
+    return hashlib.sha256(image_bytes(image)).hexdigest()
+
+
+def to_jpeg(picture: Image.Image, *, quality: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _open(image: ImageRef) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    data = image_bytes(image)
+    if not data:
+        raise BadImage("empty_image", "0 bytes")
+    try:
+        with warnings.catch_warnings():
+            # Our own limit decides; Pillow's warning would be printed for pictures that we refuse anyway.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise BadImage("too_many_pixels", str(error)) from None
+    except UnidentifiedImageError:
+        raise BadImage("not_an_image", f"{len(data)} bytes in no known picture format") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise BadImage("broken_image", str(error)) from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        return _scale_to_8_bits(picture)
+    if picture.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _scale_to_8_bits(picture: Image.Image) -> Image.Image:
+    grey = np.asarray(picture, dtype=np.float64)
+    # 16-bit files open as "I;16" or "I" (0..65535); "F" has no fixed range, so its own largest value is white.
+    white = 65535.0 if picture.mode != "F" else max(float(np.nanmax(grey, initial=0.0)), 1e-12)
+    scaled = np.clip(np.nan_to_num(grey) * (255.0 / white), 0, 255).astype(np.uint8)
+    return Image.fromarray(scaled).convert("RGB")

@@ -1,0 +1,153 @@
+"""What a model folder holds, read without loading it: settings, base, files, width, identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+ENCODER_FILE = "encoder.json"
+ADAPTER_FILE = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+
+SAMPLE_BYTES = 4_000_000
+
+# Where the base lies is not what the model is: both folders may move together.
+_HOLDS_A_PATH = {ENCODER_FILE: ("base", "base_relative"), ADAPTER_FILE: ("base_model_name_or_path",)}
+_DECIDES = frozenset((".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"))
+
+Path_ = str | os.PathLike[str]
+
+
+def read_settings(path: Path_) -> dict[str, Any]:
+    """What `Encoder.save` stored beside a model; empty for other folders.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    file = Path(path) / ENCODER_FILE
+    return _read_json(file) if file.is_file() else {}
+
+
+def has_adapter(path: Path_) -> bool:
+    return (Path(path) / ADAPTER_FILE).is_file()
+
+
+def find_base(path: Path_) -> str:
+    """The checkpoint folder or hub id whose weights a model at `path` starts from; often `path` itself.
+
+    Raises:
+        ValueError: the base is gone, or is not the one that the adapter was trained on.
+    """
+    folder = Path(path)
+    settings = read_settings(folder)
+    if "base" not in settings:
+        if not has_adapter(folder):
+            return str(path)
+        base = _read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+        if not base:
+            raise ValueError(f"{folder / ADAPTER_FILE} names no base model")
+        return str(base)
+    relative = settings.get("base_relative")
+    if not relative:
+        return str(settings["base"])  # a hub id
+    for candidate in (folder / relative, Path(settings["base"])):
+        if candidate.is_dir():
+            if settings.get("base_identity") not in (None, model_identity(candidate)):
+                raise ValueError(f"the base at {candidate} is not the one that {folder} was trained on")
+            return str(candidate)
+    raise ValueError(f"{folder} was trained on the base {settings['base']}, which is no longer there")
+
+
+def base_reference(base: str, folder: Path) -> dict[str, Any]:
+    """The base by path (absolute, and relative so that both can move together) or hub id, with its identity."""
+    if not Path(base).is_dir():
+        return {"base": base}
+    return {
+        "base": str(Path(base).resolve()),
+        "base_relative": os.path.relpath(Path(base).resolve(), folder.resolve()),
+        "base_identity": model_identity(base),
+    }
+
+
+def check_model_files(path: Path_) -> None:
+    """Refuse what cannot be a model, before anything is started for it.
+
+    Raises:
+        ValueError: no folder and no hub id, or a folder without configuration, weights, tokenizer or processor.
+    """
+    if has_adapter(path) and not any(Path(path).glob("adapter_model.*")):
+        raise ValueError(f"no model at {str(path)!r}: the adapter has no weights")
+    base = find_base(path)
+    folder = Path(base)
+    if not folder.is_dir():
+        if base.startswith((".", "/", "~")) or base.count("/") != 1 or folder.exists():
+            raise ValueError(f"no model at {base!r}: not a folder, and not a hub id (owner/name)")
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"no model at {base!r}: the folder has no config.json")
+    for what, names in (("tokenizer", TOKENIZER_FILES), ("image processor", PROCESSOR_FILES)):
+        if not any((folder / name).is_file() for name in names):
+            raise ValueError(
+                f"model folder {base!r} has no {what} ({' or '.join(names[:2])}): save it beside the weights"
+            )
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+        raise ValueError(f"model folder {base!r} has no weights (*.safetensors)")
+
+
+def model_width(path: Path_) -> int | None:
+    """Width of a model's vectors by its configuration; None for a hub id, which is not here yet."""
+    file = Path(find_base(path)) / "config.json"
+    if not file.is_file():
+        return None
+    config = _read_json(file)
+    width = config.get("text_config", config).get("hidden_size")
+    return int(width) if width else None
+
+
+def model_identity(path: Path_) -> str:
+    """16 hex digits over names, sizes and content of a folder's files; a hub id stands for itself.
+
+    Of a file above 8 MB only both ends are read: weights of many gigabytes must not be read twice to be named.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return str(path)
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in _DECIDES and file.is_file():
+            content = _without_paths(file) if file.name in _HOLDS_A_PATH else _ends(file)
+            digest.update(f"{file.relative_to(folder)}:{len(content)}:".encode())
+            digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
+    return value
+
+
+def _without_paths(file: Path) -> bytes:
+    try:
+        values = json.loads(file.read_text())
+    except ValueError:
+        return file.read_bytes()
+    kept = {key: value for key, value in values.items() if key not in _HOLDS_A_PATH[file.name]}
+    return json.dumps(kept, sort_keys=True).encode()
+
+
+def _ends(file: Path) -> bytes:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= 2 * SAMPLE_BYTES:
+            return stream.read()
+        head = stream.read(SAMPLE_BYTES)
+        stream.seek(-SAMPLE_BYTES, os.SEEK_END)
+        return str(size).encode() + head + stream.read()

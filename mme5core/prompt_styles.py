@@ -1,0 +1,45 @@
+"""The one function that builds what a model sees, for training and for inference."""
+
+from __future__ import annotations
+
+from mme5core.types import Content
+
+DEFAULT_STYLE = "mme5"
+
+
+def _mme5(content: Content, instruction: str | None, image_prefix: str) -> str:
+    # A query is "[picture]instruction text\n"; a document without instruction is its text, verbatim.
+    text = content.text or ""
+    if instruction:
+        text = f"{instruction} {text}\n" if text else f"{instruction}\n"
+    return image_prefix + text if content.image is not None else text
+
+
+PROMPT_STYLES = {"mme5": _mme5}
+
+
+def render(content: Content, instruction: str | None, *, style: str, image_prefix: str) -> str:
+    r"""The prompt of one content, before the tokenizer and processor add their own tokens.
+
+    Args:
+        instruction: what the embedding is for; None or empty for none.
+        style: a name in `PROMPT_STYLES`.
+        image_prefix: what stands for the picture in the backbone's family.
+
+    >>> render(Content(text="a cat"), "Find the picture:", style="mme5", image_prefix="<image>")
+    'Find the picture: a cat\n'
+    >>> render(Content(image=b"..."), "Represent the given image.", style="mme5", image_prefix="<image>")
+    '<image>Represent the given image.\n'
+    >>> render(Content(text=" a cat "), None, style="mme5", image_prefix="<image>")
+    ' a cat '
+
+    Raises:
+        ValueError: for an unknown style.
+    """
+    return PROMPT_STYLES[check_style(style)](content, instruction, image_prefix)
+
+
+def check_style(style: str) -> str:
+    if style not in PROMPT_STYLES:
+        raise ValueError(f"unknown prompt style {style!r}; known: {sorted(PROMPT_STYLES)}")
+    return style

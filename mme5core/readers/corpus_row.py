@@ -1,0 +1,26 @@
+"""One row of a corpus as every reader gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mme5core.types import Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusRow:
+    """A text, a picture, or both, with its id; or, where `refused` is set, why there is none.
+
+    `offset` is where the picture's bytes start in the shard, for readers that can seek (tars), else -1.
+    """
+
+    id: str
+    text: str | None = None
+    image: bytes | None = None
+    instruction: str | None = None
+    offset: int = -1
+    refused: Rejected | None = None
+
+
+def refuse(row_id: str, reason: str, detail: str = "") -> CorpusRow:
+    return CorpusRow(row_id, refused=Rejected(row_id, reason, detail))

@@ -1,0 +1,74 @@
+"""Tar shards as img2dataset writes them: key.jpg, key.txt, key.json, and a Parquet beside the tar."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mme5core.readers.corpus_row import CorpusRow, refuse
+
+IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"))
+
+
+def read(shard: Path) -> Iterator[CorpusRow]:
+    """The pictures of one tar; then the rows of the Parquet beside it that did not make it into the tar.
+
+    The caption is not the row's text: what is embedded or shown to a teacher here is the picture.
+    """
+    in_tar: set[str] = set()
+    for row in _read_tar(shard):
+        in_tar.add(row.id)
+        yield row
+    yield from _not_in_tar(shard.with_suffix(".parquet"), in_tar)
+
+
+def read_picture(shard: Path, offset: int, num_bytes: int) -> bytes:
+    """The bytes of one picture, without reading the tar up to it."""
+    with shard.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(num_bytes)
+
+
+def _read_tar(shard: Path) -> Iterator[CorpusRow]:
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                key, _, suffix = Path(member.name).name.partition(".")
+                if not member.isfile() or suffix.lower() not in IMAGE_SUFFIXES:
+                    continue
+                stream = tar.extractfile(member)
+                data = stream.read() if stream else b""
+                if len(data) < member.size:
+                    yield refuse(key, "broken_shard", f"{shard.name} ends inside this picture")
+                else:
+                    yield CorpusRow(key, image=data, offset=member.offset_data)
+            end = tar.offset
+        if end > shard.stat().st_size:
+            yield refuse(shard.name, "broken_shard", "the tar is cut off")
+    except (tarfile.TarError, EOFError) as error:
+        yield refuse(shard.name, "broken_shard", str(error) or type(error).__name__)
+    except OSError as error:
+        yield refuse(shard.name, "broken_shard", error.strerror or str(error))
+
+
+def _not_in_tar(sidecar: Path, in_tar: set[str]) -> Iterator[CorpusRow]:
+    if not sidecar.is_file():
+        return
+    try:
+        table = pq.read_table(sidecar)
+    except (pa.ArrowInvalid, OSError) as error:
+        yield refuse(sidecar.name, "broken_shard", str(error).splitlines()[0])
+        return
+    if "key" not in table.column_names:
+        return
+    count = table.num_rows
+    statuses = table["status"].to_pylist() if "status" in table.column_names else [None] * count
+    errors = table["error_message"].to_pylist() if "error_message" in table.column_names else [None] * count
+    for key, status, error in zip(table["key"].to_pylist(), statuses, errors, strict=True):
+        if str(key) not in in_tar:
+            reason = status if status and status != "success" else "missing_from_tar"
+            yield refuse(str(key), reason, error or "")

@@ -1,0 +1,33 @@
+"""JSON lines of texts and pictures, one object each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from mme5core.readers import table
+from mme5core.readers.corpus_row import CorpusRow, refuse
+
+
+def read(shard: Path) -> Iterator[CorpusRow]:
+    """Rows of one file, by the column names that Parquet files go by; pictures are paths."""
+    with shard.open("rb") as stream:
+        for position, line in enumerate(stream):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                yield refuse(f"{shard.name}:{position}", "not_json", str(error))
+                continue
+            if not isinstance(record, dict):
+                yield refuse(f"{shard.name}:{position}", "not_an_object", type(record).__name__)
+                continue
+            columns = {
+                "id": table.find_column(list(record), table.ID_COLUMNS),
+                "text": table.find_column(list(record), table.TEXT_COLUMNS),
+                "image": table.find_column(list(record), table.IMAGE_COLUMNS),
+                "instruction": table.find_column(list(record), table.INSTRUCTION_COLUMNS),
+            }
+            yield table.row_of(record, columns, shard, position)

@@ -1,0 +1,26 @@
+"""One row of a corpus, and the reader of each format, chosen by the file's suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mme5core.readers import img2dataset, jsonl, table
+from mme5core.readers.corpus_row import CorpusRow
+
+READERS: dict[str, Callable[[Path], Iterator[CorpusRow]]] = {
+    ".tar": img2dataset.read,
+    ".parquet": table.read,
+    ".jsonl": jsonl.read,
+}
+
+
+def read_rows(shard: Path) -> Iterator[CorpusRow]:
+    """Every row of a shard in its order, bad ones with their reason; a shard that breaks off ends with a
+    refused row of its own name, after all the rows before the break."""
+    if shard.suffix not in READERS:
+        raise ValueError(f"unknown format {shard.suffix!r} of {shard}; known: {sorted(READERS)}")
+    return READERS[shard.suffix](shard)
+
+
+__all__ = ["CorpusRow", "read_rows"]

@@ -1,0 +1,161 @@
+"""Training samples on disk: from Parquet to one mapped Arrow file that any row can be taken from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mme5core.images import BadImage, load_rgb
+from mme5core.readers.shards import InputError
+from mme5core.schemas import CONTENT
+from mme5core.types import Content, Rejected, Sample
+
+REQUIRED = ("id", "query", "positive", "negatives", "instruction", "document_instruction")
+MAPPED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("instruction", pa.string()),
+        ("document_instruction", pa.string()),
+        ("query", CONTENT),
+        ("positive", CONTENT),
+        ("negatives", pa.list_(CONTENT)),
+        ("modality_combination", pa.string()),
+        ("positive_key", pa.binary(8)),
+    ]
+)
+ROWS_PER_BATCH = 64
+
+
+class SampleTable:
+    """Samples by position, mapped from disk: memory holds two small columns."""
+
+    def __init__(self, file: Path) -> None:
+        self._table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        self.combinations: list[str] = self._table["modality_combination"].to_pylist()
+        self.positive_keys: list[bytes] = self._table["positive_key"].to_pylist()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, position: int) -> Sample:
+        return to_sample(self._table.slice(position, 1).to_pylist()[0])
+
+
+def map_samples(
+    shards: Sequence[Path], file: Path, *, num_negatives: int, limit: int | None
+) -> Iterator[int | list[Rejected]]:
+    """Write the usable samples of `shards` to `file`; yields rows read so far, and the refused ones last.
+
+    A sample is refused for fewer negatives than `num_negatives`, a content that is empty, a picture that does not
+    decode, a repeated id, or a positive among its own negatives.
+
+    Raises:
+        InputError: a file without the columns of a sample.
+    """
+    refused: list[Rejected] = []
+    seen: set[str] = set()
+    num_read = 0
+    temporary = file.with_name(f".{file.name}")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, MAPPED) as writer:
+        for shard in shards:
+            for rows in _batches(shard):
+                if limit is not None:
+                    rows = rows[: limit - num_read]
+                num_read += len(rows)
+                kept = []
+                for row in rows:
+                    problem = _check(row, num_negatives, seen)
+                    if problem:
+                        refused.append(problem)
+                    else:
+                        kept.append(_mapped(row, num_negatives))
+                writer.write_table(pa.Table.from_pylist(kept, MAPPED))
+                yield num_read
+            if limit is not None and num_read >= limit:
+                break
+    temporary.rename(file)
+    yield refused
+
+
+def to_sample(row: dict[str, Any]) -> Sample:
+    """One row of our schema as a sample.
+
+    Raises:
+        ValueError: a content with neither text nor picture.
+    """
+    return Sample(
+        row["id"],
+        _content(row["query"]),
+        _content(row["positive"]),
+        tuple(_content(negative) for negative in row["negatives"] or ()),
+        row["instruction"],
+        row["document_instruction"],
+    )
+
+
+def document_key(content: Content) -> bytes:
+    """8 bytes that are equal for equal documents: by text and by the picture's bytes."""
+    digest = hashlib.sha256((content.text or "").encode() + b"\0")
+    digest.update(content.image or b"")
+    return digest.digest()[:8]
+
+
+def _batches(shard: Path) -> Iterator[list[dict[str, Any]]]:
+    try:
+        parquet = pq.ParquetFile(shard)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{shard}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+    names = parquet.schema_arrow.names
+    for name in REQUIRED:
+        if name not in names:
+            raise InputError(f"{shard}: no column {name!r}; it has {', '.join(names)}")
+    for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=list(REQUIRED)):
+        yield batch.to_pylist()
+
+
+def _check(row: dict[str, Any], num_negatives: int, seen: set[str]) -> Rejected | None:
+    sample_id = str(row["id"])
+    if sample_id in seen:
+        return Rejected(sample_id, "duplicate_id")
+    seen.add(sample_id)
+    try:
+        sample = to_sample(row)
+        for content in (sample.query, sample.positive, *sample.negatives):
+            if content.image is not None:
+                load_rgb(content.image)
+    except BadImage as error:
+        return Rejected(sample_id, error.reason, error.detail)
+    except (ValueError, TypeError, KeyError) as error:
+        return Rejected(sample_id, "bad_content", str(error))
+    if len(sample.negatives) < num_negatives:
+        return Rejected(sample_id, "too_few_negatives", f"{len(sample.negatives)} of {num_negatives}")
+    if document_key(sample.positive) in {document_key(n) for n in sample.negatives[:num_negatives]}:
+        return Rejected(sample_id, "positive_among_negatives")
+    return None
+
+
+def _mapped(row: dict[str, Any], num_negatives: int) -> dict[str, Any]:
+    sample = to_sample(row)
+    return {name: row[name] for name in REQUIRED} | {
+        "id": str(row["id"]),
+        "negatives": row["negatives"][:num_negatives] if row["negatives"] else [],
+        "modality_combination": sample.modality_combination,
+        "positive_key": document_key(sample.positive),
+    }
+
+
+def _content(value: dict[str, Any] | None) -> Content:
+    value = value or {}
+    image = value.get("image") or {}
+    return Content(value.get("text") or None, image.get("bytes") or None)
+
+
+def count_by(values: Sequence[str]) -> dict[str, int]:
+    names, counts = np.unique(np.asarray(values, dtype=object).astype(str), return_counts=True)
+    return {str(name): int(count) for name, count in zip(names, counts, strict=True)}

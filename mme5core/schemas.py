@@ -1,0 +1,86 @@
+"""Every Parquet schema that jobs write or read, one constant each."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+# Encoded bytes, and where they came from. Hugging Face `datasets` reads this struct as its Image feature.
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+CONTENT = pa.struct([("text", pa.string()), ("image", IMAGE)])
+
+# What img2dataset writes beside each tar; columns of the source (similarity, NSFW, ...) come before these.
+IMG2DATASET = pa.schema(
+    [
+        ("NSFW", pa.string()),
+        ("similarity", pa.float64()),
+        ("punsafe", pa.float64()),
+        ("pwatermark", pa.float64()),
+        ("LANGUAGE", pa.string()),
+        ("caption", pa.string()),
+        ("url", pa.string()),
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("exif", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)
+
+# `mine` writes it; `synth`, `judge` and `rerank` read it. rank counts from 1; score is a similarity.
+NEIGHBOURS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("candidate_id", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("source", pa.string()),
+    ]
+)
+
+# (image, language) pairs that a plan must never draw: what a benchmark keeps apart as unseen.
+HOLDOUT = pa.schema([("image_id", pa.string()), ("language", pa.string())])
+
+QUARANTINE = pa.schema([("id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+# A training sample with what made it. `raw` holds the teacher's whole answer: description, draft, evaluation,
+# improvements; training reads the columns before it, which are the revision.
+SAMPLES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("modality_combination", pa.string()),
+        ("language", pa.string()),
+        ("instruction", pa.string()),
+        ("document_instruction", pa.string()),
+        ("query", CONTENT),
+        ("positive", CONTENT),
+        ("negatives", pa.list_(CONTENT)),
+        ("image_ids", pa.list_(pa.string())),
+        ("raw", pa.string()),
+        ("prompt_sha256", pa.string()),
+        ("teacher", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+    ]
+)
+
+# A benchmark folder: `queries.parquet` and `candidates.parquet`. Vectors are found by `id`.
+QUERIES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("instruction", pa.string()),
+        ("language", pa.string()),
+        ("positive_id", pa.string()),
+    ]
+)
+CANDIDATES = pa.schema([("id", pa.string()), ("image", IMAGE), ("text", pa.string())])
+
+
+def vectors(dimension: int) -> pa.Schema:
+    """Vectors as `embed-corpus` writes them: opens as it is wherever Parquet does."""
+    return pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dimension))])

@@ -1,0 +1,1 @@
+"""Writing training samples with a multimodal LLM: plan, prompt, ask, validate."""

@@ -1,0 +1,113 @@
+"""From the teacher's answer to a training sample, or to the reason why it is none."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mme5core.synthesis.plan import PlannedSample
+from mme5core.types import Content, ImageRef, Rejected, Sample
+
+IMAGE_DOCUMENT_INSTRUCTION = "Represent the given image."
+IMAGE_TEXT_DOCUMENT_INSTRUCTION = "Represent the given image together with its text:"
+
+_IMAGE_TOKEN = re.compile(r"<\|?image[_a-z0-9]*\|?>|<\|vision_\w+\|>")
+_SPECIAL_TOKEN = re.compile(r"<\|[a-z_0-9]+\|>")
+
+
+def parse_answer(
+    text: str,
+    finish_reason: str | None,
+    plan: PlannedSample,
+    images: Mapping[str, ImageRef],
+    *,
+    num_negatives: int,
+) -> Sample | Rejected:
+    """The revised sample of one answer; the draft is never used.
+
+    Args:
+        images: the pictures of the plan by id.
+
+    Returns:
+        A sample, or a rejection: `cut_off`, `refusal`, `not_json`, `missing_field`, `empty_field`,
+        `too_few_negatives`, `positive_equals_negative` or `image_token`.
+    """
+    if finish_reason == "length":
+        return Rejected(plan.id, "cut_off", f"the answer ended after {len(text)} characters")
+    if finish_reason == "content_filter" or not text.strip():
+        return Rejected(plan.id, "refusal", "the teacher gave no answer")
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        return Rejected(plan.id, "not_json", f"{error}: {text[:80]!r}")
+    revision = answer.get("revision") if isinstance(answer, dict) else None
+    if not isinstance(revision, dict):
+        return Rejected(plan.id, "missing_field", "revision")
+    query_has_text, document_has_text = "T" in plan.query_modality, "T" in plan.document_modality
+    wanted = ["instruction"] + ["query"] * query_has_text + ["positive"] * document_has_text
+    for field in wanted:
+        problem = _check_text(revision.get(field), field, plan.id)
+        if problem:
+            return problem
+    negative_texts: list[str] = []
+    if document_has_text:
+        found = _check_negatives(revision, plan, num_negatives)
+        if isinstance(found, Rejected):
+            return found
+        negative_texts = found
+    return _to_sample(revision, negative_texts, plan, images)
+
+
+def _check_text(value: Any, field: str, sample_id: str) -> Rejected | None:
+    if value is None:
+        return Rejected(sample_id, "missing_field", field)
+    if not isinstance(value, str) or not value.strip():
+        return Rejected(sample_id, "empty_field", field)
+    # A picture token in a text would promise a picture that is not there, and read as one.
+    if _IMAGE_TOKEN.search(value) or _SPECIAL_TOKEN.search(value):
+        return Rejected(sample_id, "image_token", f"{field}: {value[:80]!r}")
+    return None
+
+
+def _check_negatives(revision: dict[str, Any], plan: PlannedSample, num_negatives: int) -> list[str] | Rejected:
+    values = revision.get("negatives")
+    if not isinstance(values, list):
+        return Rejected(plan.id, "missing_field", "negatives")
+    for value in values:
+        problem = _check_text(value, "negatives", plan.id)
+        if problem:
+            return problem
+    distinct = list(dict.fromkeys(value.strip() for value in values))
+    # Where the documents have pictures, two texts may be equal and still be two documents.
+    if not plan.positive_image and revision["positive"].strip().casefold() in {d.casefold() for d in distinct}:
+        return Rejected(plan.id, "positive_equals_negative", revision["positive"][:80])
+    if not plan.positive_image and len(distinct) < num_negatives:
+        return Rejected(plan.id, "too_few_negatives", f"{len(distinct)} of {num_negatives}")
+    if len(values) < num_negatives:
+        return Rejected(plan.id, "too_few_negatives", f"{len(values)} of {num_negatives}")
+    chosen = [value.strip() for value in values] if plan.positive_image else distinct
+    return chosen[:num_negatives]
+
+
+def _to_sample(
+    revision: dict[str, Any],
+    negative_texts: list[str],
+    plan: PlannedSample,
+    images: Mapping[str, ImageRef],
+) -> Sample:
+    def content(text: str | None, image_id: str | None) -> Content:
+        return Content(text, images[image_id] if image_id else None)
+
+    query_text = revision["query"].strip() if "T" in plan.query_modality else None
+    query = content(query_text, plan.query_image)
+    has_text, has_image = "T" in plan.document_modality, plan.positive_image is not None
+    positive = content(revision["positive"].strip() if has_text else None, plan.positive_image)
+    texts: list[str | None] = list(negative_texts) if has_text else [None] * len(plan.negative_images)
+    pictures: list[str | None] = list(plan.negative_images) if has_image else [None] * len(texts)
+    negatives = tuple(content(t, p) for t, p in zip(texts, pictures, strict=True))
+    document_instruction = None
+    if has_image:
+        document_instruction = IMAGE_TEXT_DOCUMENT_INSTRUCTION if has_text else IMAGE_DOCUMENT_INSTRUCTION
+    return Sample(plan.id, query, positive, negatives, revision["instruction"].strip(), document_instruction, "synth")

@@ -1,0 +1,1 @@
+"""The jobs: configuration in, Ray wiring, one call into mme5core, files out."""

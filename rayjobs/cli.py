@@ -1,0 +1,169 @@
+"""The command line that all jobs share: NAME [VERB] --config RECIPE [key.sub=value ...]."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+
+from rayjobs.config import CONFIGS, ConfigError, JobConfig, load_config, recipe_names, resolve_paths
+
+DONE, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended: its exit code, why in a few words, and its counters."""
+
+    counters: dict[str, Any] = field(default_factory=dict)
+    code: int = DONE
+    reason: str = "done"
+
+
+class JobFailed(RuntimeError):
+    """A failure that a person can act on; the message is one line."""
+
+
+class Stopped(Exception):
+    """SIGTERM or Ctrl-C: what is done is kept."""
+
+
+Verb = Callable[[Any], Outcome]
+
+
+def main(job: str, verbs: dict[str, Verb], argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one job and exit with its code; the last line printed is one JSON object.
+
+    Args:
+        verbs: what the job can do; "" is the job itself.
+    """
+    outcome, output = _run(job, verbs, list(sys.argv[1:] if argv is None else argv))
+    sys.stderr.flush()
+    summary = {
+        "job": job,
+        "code": outcome.code,
+        "reason": outcome.reason,
+        "output": output,
+        "counters": outcome.counters,
+    }
+    print(json.dumps(summary, ensure_ascii=False), flush=True)
+    sys.exit(outcome.code)
+
+
+def _run(job: str, verbs: dict[str, Verb], argv: list[str]) -> tuple[Outcome, str]:
+    output = ""
+    try:
+        signal.signal(signal.SIGTERM, _stop)
+        verb, recipe, overrides, dry_run = _parse(job, verbs, argv)
+        config = load_config(job, recipe, overrides)
+        if not config.output and verb == "":
+            raise ConfigError("'output' is required: the folder to write")
+        config = resolve_paths(config)
+        output = config.output
+        if dry_run:
+            return _dry_run(job, config), output
+        return verbs[verb](config), output
+    except ConfigError as error:
+        return _end(job, BAD_INPUT, str(error)), output
+    except JobFailed as error:
+        return _end(job, FAILED, str(error)), output
+    except (Stopped, KeyboardInterrupt):
+        return _end(job, RESUMABLE, "stopped; the same command goes on where this one ended"), output
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            where = error.filename or output
+            return _end(job, FAILED, f"no space left on the disk of {where}: free some, then run it again"), output
+        return _end(job, FAILED, _unexpected(error)), output
+    except Exception as error:  # the last resort: whatever it is, people get one line and a file to look into
+        return _end(job, FAILED, _unexpected(error)), output
+
+
+def _end(job: str, code: int, reason: str) -> Outcome:
+    print(f"{job}: {reason}", file=sys.stderr)
+    return Outcome(code=code, reason=reason)
+
+
+def _unexpected(error: BaseException) -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="mme5-", suffix=".traceback", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"unexpected {type(error).__name__}: {first} (traceback in {file.name})"
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped
+
+
+def _parse(job: str, verbs: dict[str, Verb], argv: list[str]) -> tuple[str, str | None, list[str], bool]:
+    verb, recipe, overrides, dry_run = "", None, [], False
+    words = iter(argv)
+    for position, word in enumerate(words):
+        if word in ("-h", "--help"):
+            print(help_text(job, verbs))
+            sys.exit(DONE)
+        elif word == "--dry-run":
+            dry_run = True
+        elif word == "--config" or word.startswith("--config="):
+            recipe = word.partition("=")[2] or next(words, None)
+            if not recipe:
+                raise ConfigError("--config needs a recipe: a YAML file or one of " + ", ".join(recipe_names()))
+        elif word.startswith("-"):
+            raise ConfigError(f"unknown option {word!r}; options are --config, --dry-run and --help")
+        elif "=" in word:
+            overrides.append(word)
+        elif position == 0:
+            if word not in verbs:
+                named = ", ".join(sorted(name for name in verbs if name)) or "none"
+                raise ConfigError(f"unknown verb {word!r}; verbs of {job}: {named}")
+            verb = word
+        else:
+            raise ConfigError(f"cannot read {word!r}: overrides are key=value or key.sub=value")
+    return verb, recipe, overrides, dry_run
+
+
+def help_text(job: str, verbs: dict[str, Verb]) -> str:
+    """Usage, and every key with its type, default and meaning."""
+    named = [name for name in verbs if name]
+    verb = f"[{'|'.join(named)}] " if named else ""
+    lines = [
+        f"usage: {job} {verb}--config RECIPE [key.sub=value ...] [--dry-run]",
+        "",
+        f"RECIPE is a YAML file, or one of: {', '.join(recipe_names())}.",
+        "--dry-run prints the effective configuration and what would be read, and does nothing.",
+        "Exit codes: 0 done, 1 failed, 2 bad configuration or input, 3 stopped and resumable.",
+        "",
+        "keys:",
+    ]
+    for name, kind, default, description in _keys(CONFIGS[job]):
+        lines.append(f"  {name}  ({kind}; {default})")
+        lines.append(f"      {description}")
+    return "\n".join(lines)
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, field_ in model.model_fields.items():
+        annotation = field_.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            rows += _keys(annotation, f"{prefix}{name}.")
+            continue
+        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        default = "required" if field_.is_required() else f"default {json.dumps(field_.default, default=str)}"
+        rows.append((prefix + name, kind, default, field_.description or ""))
+    return rows
+
+
+def _dry_run(job: str, config: JobConfig) -> Outcome:
+    from rayjobs.dry_run import describe
+
+    print(describe(job, config))
+    return Outcome(reason="dry run: nothing was done")

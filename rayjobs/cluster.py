@@ -1,0 +1,91 @@
+"""The Ray cluster that a job runs on: the one it was submitted to, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from rayjobs.cli import JobFailed
+
+OBJECT_STORE_BYTES = 1 << 30
+START_ENV = {
+    # Actors must not each take all cores for tokenizers, and forked tokenizers warn on every line.
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "1",
+    # DeepSpeed and transformers print their findings at import; the job's own lines are what people read.
+    "DS_ACCELERATOR_WARNING": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Any]:
+    """Ray, connected: to RAY_ADDRESS where that is set (as under `ray job submit`), else to a cluster of this
+    process alone, gone when it ends."""
+    for name, value in START_ENV.items():
+        os.environ.setdefault(name, value)
+    is_local = not os.environ.get("RAY_ADDRESS")
+    if is_local and not os.environ.get("RAY_AUTH_MODE"):
+        # A token of our own for our own cluster: Ray 2.60 would else leave one in the user's home folder,
+        # and with it ask every later `ray job submit` for it.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True}
+    if is_local:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        options |= {"num_cpus": _num_cpus(), "_temp_dir": _temp_dir()}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise JobFailed(f"cannot connect to Ray: {first}") from None
+    _quiet()
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _quiet() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # a rate-limited teacher may be silent for long
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _num_cpus() -> int:
+    return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
+
+
+def _temp_dir() -> str:
+    # Short: Ray puts a unix socket below it, and their paths end at 107 bytes.
+    return os.path.join(tempfile.gettempdir(), "ray")
+
+
+def actor_cpus(ray: Any, num_actors: int, wanted: float) -> float:
+    """CPUs to ask for per actor so that all actors and one reading task fit on the cluster at once.
+
+    Actors that hold every CPU would starve the tasks that feed them, and the job would hang.
+    """
+    free = ray.cluster_resources().get("CPU", 1.0) - 1.0
+    return max(0.01, min(wanted, free / num_actors))
+
+
+def rows_to_tables(dataset: Any) -> Iterator[pa.Table]:
+    """The dataset's blocks as they come."""
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

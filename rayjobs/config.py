@@ -1,0 +1,337 @@
+"""The configuration of every job: keys, units, defaults, and how recipe and overrides become one."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+JOBS = ("synth", "train", "embed-corpus", "mine", "judge", "rerank", "evaluate", "demo")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line for people."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+def _key(default: Any, description: str, *, rows: bool = True, **rules: Any) -> Any:
+    """A key. `rows=False`: it does not change what comes out, so two runs of one folder may differ in it."""
+    return Field(default, description=description, json_schema_extra={"rows": rows}, **rules)
+
+
+def _required(description: str) -> Any:
+    return Field(..., description=description, json_schema_extra={"rows": True})
+
+
+class JobConfig(_Section):
+    output: str = _key("", "folder that the job writes", rows=False)
+    seed: int = _key(0, "every random choice follows from it")
+    limit: int | None = _key(None, "take only the first N rows of the input", ge=1)
+    num_workers: int = _key(1, "actors or training processes", rows=False, ge=1)
+
+
+class InputJobConfig(JobConfig):
+    input: list[str] = _required("file, folder, glob, or a list of these")
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("input")
+    @classmethod
+    def _not_empty(cls, value: list[str]) -> list[str]:
+        if not value or not all(value):
+            raise ValueError("no input given")
+        return value
+
+
+class TeacherConfig(_Section):
+    base_url: str = _key("", "OpenAI-compatible endpoint, as http://host:8000/v1; key in OPENAI_API_KEY", rows=False)
+    model: str = _key("", "model name at the endpoint")
+    temperature: float = _key(1.0, "sampling temperature", ge=0)
+    max_tokens: int = _key(2048, "longest answer, tokens", ge=1)
+    concurrency: int = _key(32, "calls in flight per worker", rows=False, ge=1)
+    timeout_s: float = _key(120.0, "longest wait for one answer, seconds", rows=False, gt=0)
+    max_attempts: int = _key(5, "tries of one call before it is left for the next run", rows=False, ge=1)
+
+
+class PriceConfig(_Section):
+    prompt: float | None = _key(None, "USD per million prompt tokens", rows=False, ge=0)
+    completion: float | None = _key(None, "USD per million completion tokens", rows=False, ge=0)
+
+
+class BudgetConfig(_Section):
+    calls: int | None = _key(None, "stop (code 3) after this many calls, over all runs of the folder", rows=False, ge=0)
+    usd: float | None = _key(None, "stop (code 3) after this much money, over all runs; needs prices", rows=False, ge=0)
+
+
+class SynthConfig(InputJobConfig):
+    samples_per_image: int = _key(1, "samples planned for each picture", ge=1)
+    languages: list[str] | None = _key(None, "language codes; null: all 93, high-resource ones more often")
+    tasks: dict[str, float] = _key(
+        {"classification": 1.0, "vqa": 1.0, "retrieval": 2.0}, "share of each task, relative"
+    )
+    num_negatives: int = _key(1, "hard negatives per sample", ge=1)
+    neighbours: str | None = _key(None, "folder or file of similar pictures, for samples with a picture document")
+    holdout: str | None = _key(None, "Parquet of (image_id, language) pairs never to draw: a benchmark's")
+    teacher: TeacherConfig = _key(TeacherConfig(), "the MLLM that writes the samples")
+    prices: PriceConfig = _key(PriceConfig(), "what the teacher costs", rows=False)
+    budget: BudgetConfig = _key(BudgetConfig(), "what may be spent", rows=False)
+
+
+class LoraConfig(_Section):
+    rank: int = _key(8, "rank of the adapter", ge=1)
+    alpha: float = _key(64.0, "scale is alpha / rank", gt=0)
+    dropout: float = _key(0.0, "dropout on the adapter's input", ge=0, lt=1)
+    targets: Literal["language", "vision", "all"] | list[str] = _key(
+        "language", "linear layers of: language, vision, all; or a list of name endings"
+    )
+    train_embeddings: bool = _key(False, "train the token embeddings too, all of them")
+
+
+class TrainConfig(InputJobConfig):
+    model: str = _required("base model: checkpoint folder or hub id")
+    num_workers: int = _key(1, "training processes; the contrastive batch is split over them", ge=1)
+    use_gpu: bool | None = _key(None, "one accelerator per worker; null: if the cluster has any", rows=False)
+    batch_size: int = _key(256, "contrastive batch, rows over all workers together", ge=2)
+    num_steps: int | None = _key(None, "optimizer steps; null: num_epochs", ge=1)
+    num_epochs: float = _key(1.0, "passes over the data", gt=0)
+    chunk_rows: int = _key(256, "rows of one forward pass at most", ge=1)
+    learning_rate: float = _key(1e-5, "peak learning rate", gt=0)
+    warmup_ratio: float = _key(0.05, "share of the steps with rising learning rate", ge=0, le=1)
+    weight_decay: float = _key(0.0, "of AdamW", ge=0)
+    max_grad_norm: float = _key(5.0, "gradients are clipped to this norm", gt=0)
+    temperature: float = _key(0.02, "divides the similarities", gt=0)
+    num_negatives: int = _key(1, "hard negatives of each query", ge=0)
+    negatives: Literal["own", "all"] = _key("own", "hard negatives that a query sees: its own, or the whole batch's")
+    lora: LoraConfig = _key(LoraConfig(), "the adapter")
+    prompt_style: str = _key("mme5", "how contents become prompts; stored with the model")
+    max_tokens: int = _key(256, "longest prompt, tokens", ge=4)
+    autocast: Literal["none", "bfloat16"] = _key("none", "precision of the matrix products")
+    dtype: str = _key("auto", "dtype of the frozen weights; auto: the checkpoint's own")
+    zero_stage: Literal[1, 2] = _key(2, "DeepSpeed ZeRO stage")
+    save_every: int = _key(50, "steps between checkpoints", rows=False, ge=1)
+    keep_checkpoints: int = _key(2, "checkpoints kept", rows=False, ge=1)
+    picture_cache_mb: int = _key(512, "prepared pictures kept in memory by each worker, MB", rows=False, ge=0)
+    max_failures: int = _key(2, "restarts after a lost worker, before the job fails", rows=False, ge=0)
+
+
+class InstructionConfig(_Section):
+    T: str | None = _key(None, "for rows of text that bring none")
+    I: str | None = _key(None, "for rows of one picture that bring none")
+    IT: str | None = _key(None, "for rows of text and picture that bring none")
+
+
+class EmbedCorpusConfig(InputJobConfig):
+    model: str = _required("checkpoint, train's model folder, adapter folder, or hub id")
+    adapter: str | None = _key(None, "adapter folder to put on the model")
+    prompt_style: str | None = _key(None, "how contents become prompts; null: the one stored with the model")
+    instruction: InstructionConfig = _key(InstructionConfig(), "instructions by modality")
+    dtype: str = _key("auto", "auto: the checkpoint's own; or float32, bfloat16, float16")
+    device: str = _key("auto", "auto, cpu, cuda", rows=False)
+    batch_size: int = _key(32, "rows of one forward pass at most", rows=False, ge=1)
+    max_batch_tokens: int = _key(16_384, "rows x longest row of one forward pass at most", rows=False, ge=1)
+    window_rows: int = _key(1024, "rows sorted by length together", rows=False, ge=1)
+    rows_per_file: int = _key(100_000, "rows of one output file", ge=1)
+
+
+class AlsoConfig(_Section):
+    input: list[str] | None = _key(None, "vectors; null: those above")
+    model: str | None = _key(None, "model; null: the one above")
+    benchmark: str | None = _key(None, "benchmark; null: the one above")
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class EvaluateConfig(JobConfig):
+    input: list[str] | None = _key(None, "vectors as embed-corpus writes them: folder, file, glob or list")
+    model: str | None = _key(None, "or a model, which embeds the benchmark here and now")
+    benchmark: str = _required("folder with queries.parquet and candidates.parquet")
+    also: dict[str, AlsoConfig] = _key({}, "further scores by name, each written to metrics-NAME.json")
+    image_instruction: str | None = _key(None, "for candidates that are pictures, where a model embeds them")
+    batch_size: int = _key(32, "rows of one forward pass, where a model embeds", rows=False, ge=1)
+    num_examples: int = _key(12, "rankings shown with their pictures in the report", ge=0)
+    title: str = _key("", "heading of the report; empty: the benchmark's name")
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class DemoConfig(JobConfig):
+    output: str = _key("runs/demo", "folder below which each job gets its own", rows=False)
+    cache: str = _key("~/.cache/mme5", "where the trained base model is kept between demos", rows=False)
+    base_steps: int = _key(300, "training steps of the base model", ge=1)
+    base_batch_size: int = _key(512, "pictures in one step of the base model", ge=2)
+    num_workers: int = _key(2, "training processes of the train job", ge=1)
+    teacher_port: int = _key(0, "port of `demo teacher`; 0: a free one", rows=False, ge=0)
+
+
+CONFIGS: dict[str, type[JobConfig]] = {
+    "synth": SynthConfig,
+    "train": TrainConfig,
+    "embed-corpus": EmbedCorpusConfig,
+    "evaluate": EvaluateConfig,
+    "demo": DemoConfig,
+}
+
+
+def load_config(job: str, recipe: str | None, overrides: Sequence[str]) -> JobConfig:
+    """The job's configuration: its defaults, then its section of the recipe, then the overrides.
+
+    Args:
+        recipe: a YAML file, or the name of one in `rayjobs/recipes/`.
+        overrides: `key.sub=value`, values read as YAML.
+
+    Raises:
+        ConfigError: quoting what was typed, and the nearest thing that exists.
+    """
+    values = _read_recipe(job, recipe) if recipe else {}
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return CONFIGS[job].model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, job)) from None
+
+
+def resolve_paths(config: JobConfig) -> JobConfig:
+    """The configuration with an absolute output: workers run in other folders."""
+    return config.model_copy(update={"output": str(Path(config.output).expanduser().resolve())})
+
+
+def fingerprint(config: JobConfig, **identities: str) -> str:
+    """16 hex digits over every key that changes rows, and over what was read (input, model, ...)."""
+    kept = {"/".join(path): value for path, value, field in walk(config) if changes_rows(field)}
+    # Paths name things; what they hold is in `identities`, and may move.
+    for name in ("input", "model", "adapter", "neighbours", "holdout", "benchmark"):
+        kept.pop(name, None)
+    text = json.dumps([kept, identities], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def row_keys(config: JobConfig) -> dict[str, Any]:
+    """The keys that change rows, as stored beside the fingerprint to say what differs."""
+    return {".".join(path): value for path, value, field in walk(config) if changes_rows(field)}
+
+
+def walk(config: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """(path, value, field) of every key, sections opened."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            yield from walk(value, (*prefix, name))
+        else:
+            if isinstance(value, dict):
+                value = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in value.items()}
+            yield (*prefix, name), value, field
+
+
+def changes_rows(field: Any) -> bool:
+    return bool((field.json_schema_extra or {}).get("rows", True))
+
+
+def recipe_names() -> list[str]:
+    folder = resources.files("rayjobs") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def _read_recipe(job: str, recipe: str) -> dict[str, Any]:
+    path = Path(recipe)
+    if not path.is_file():
+        named = resources.files("rayjobs") / "recipes" / f"{recipe}.yaml"
+        if not named.is_file():
+            raise ConfigError(f"no recipe {recipe!r}: not a file, and not one of {', '.join(recipe_names())}")
+        text = named.read_text()
+    else:
+        text = path.read_text()
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {recipe!r}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {recipe!r}: expected keys and values, got a {type(values).__name__}")
+    if not any(name in JOBS for name in values):
+        return values
+    for name in values:
+        if name not in JOBS:
+            raise ConfigError(f"recipe {recipe!r}: unknown section {name!r}{_nearest(str(name), JOBS)}")
+    if job not in values:
+        raise ConfigError(f"recipe {recipe!r} has no section {job!r}; it has {', '.join(values)}")
+    section = values[job] or {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"recipe {recipe!r}: section {job!r} must hold keys and values")
+    return section
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"cannot read {override!r}: overrides are key=value or key.sub=value")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"cannot set {key!r}: {parent!r} is not a section")
+        values = inner
+    values[last] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-4 as a string; people mean the number."""
+    try:
+        return float(text) if "e" in text.lower() and text[:1] in "+-.0123456789" else text
+    except ValueError:
+        return text
+
+
+def _explain(error: ValidationError, job: str) -> str:
+    """The first problem, as one line with the key as it was typed."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = [".".join(path) for path in _known_keys(CONFIGS[job])]
+        return f"unknown key {key!r}{_nearest(key, known)}"
+    if problem["type"] == "missing":
+        return f"{key!r} is required: {_description(CONFIGS[job], key)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _description(model: type[BaseModel], key: str) -> str:
+    field = model.model_fields.get(key.split(".")[0])
+    return field.description or "" if field else ""
+
+
+def _known_keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        yield (*prefix, name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _known_keys(inner, (*prefix, name))
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; known: {', '.join(known)}"

@@ -1,0 +1,282 @@
+"""Vectors of any corpus in Parquet: embed-corpus --config mme5 input=corpus/ model=run/model output=vectors/"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mme5core.content_key import content_key
+from mme5core.images import BadImage, load_rgb
+from mme5core.model_folder import check_model_files, model_identity, model_width
+from mme5core.readers import CorpusRow, input_identity, read_rows
+from mme5core.schemas import vectors
+from mme5core.types import Content, Rejected
+from rayjobs import cli, worklog
+from rayjobs.cluster import actor_cpus, connected, rows_to_tables
+from rayjobs.config import ConfigError, EmbedCorpusConfig, fingerprint, row_keys
+from rayjobs.output import JobFolder, Run
+from rayjobs.progress import Progress
+from rayjobs.scan import Index, scan, shards_of
+
+Instructions = dict[str, str | None]
+
+
+def work_schema(dimension: int) -> pa.Schema:
+    """A distinct content that was embedded, or why it could not be. `key` is its 16-byte hash."""
+    return pa.schema(
+        [
+            ("key", pa.binary(16)),
+            ("embedding", pa.list_(pa.float32(), dimension)),
+            ("reason", pa.string()),
+            ("detail", pa.string()),
+        ]
+    )
+
+
+CONTENTS = pa.schema(
+    [("key", pa.binary(16)), ("text", pa.string()), ("image", pa.binary()), ("instruction", pa.string())]
+)
+
+
+def run(config: EmbedCorpusConfig) -> cli.Outcome:
+    shards = shards_of(config.input)
+    try:
+        check_model_files(config.model)
+        dimension = model_width(config.model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if dimension is None:
+        raise ConfigError(f"model {config.model!r}: its configuration names no width; download it to a folder first")
+    identities = {"input": input_identity(shards), "model": model_identity(config.model)}
+    if config.adapter:
+        identities["adapter"] = model_identity(config.adapter)
+    folder = JobFolder(
+        config.output,
+        Run("embed-corpus", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities),
+    )
+    finished = folder.open()
+    if finished:
+        return cli.Outcome(finished["counters"], reason="already done")
+    instructions: Instructions = config.instruction.model_dump()
+    rows = folder.work / "rows"
+    rows.mkdir(exist_ok=True)
+    with connected() as ray:
+        index = scan(
+            ray,
+            shards,
+            key_of=KeyOf(instructions),
+            limit=config.limit,
+            cache=folder.work / "index.arrow",
+            label="embed-corpus",
+        )
+        _embed_all(ray, config, index, instructions, rows, dimension)
+    return _finish(folder, config, index, worklog.WorkLog(rows, work_schema(dimension)), dimension)
+
+
+class KeyOf:
+    """The content key of a row under the job's instructions; a class, since it travels to the workers."""
+
+    def __init__(self, instructions: Instructions) -> None:
+        self._instructions = instructions
+
+    def __call__(self, row: CorpusRow) -> bytes:
+        return content_key(row.text, row.image, instruction_of(row, self._instructions))
+
+
+def instruction_of(row: CorpusRow, instructions: Instructions) -> str | None:
+    """The row's own instruction, else the job's for its modality."""
+    return row.instruction or instructions[Content(row.text, row.image).modality]
+
+
+def _embed_all(
+    ray: Any, config: EmbedCorpusConfig, index: Index, instructions: Instructions, rows: Path, dimension: int
+) -> None:
+    """Embed the first row of every distinct content that has no vector yet."""
+    usable = index.usable()
+    done = worklog.WorkLog(rows, work_schema(dimension))
+    keys = usable["key"].combine_chunks()
+    codes = keys.dictionary_encode()
+    _, first = np.unique(codes.indices.to_numpy(), return_index=True)
+    chosen = usable.take(pa.array(np.sort(first)))
+    missing = chosen.filter(pa.array(done.find(chosen["key"].combine_chunks()) < 0))
+    if not missing.num_rows:
+        return
+    items = []
+    for shard in pc.unique(missing["shard"]).to_pylist():
+        positions = missing.filter(pc.equal(missing["shard"], shard))["position"].to_pylist()
+        items.append({"path": str(index.shards[shard]), "positions": positions})
+    embedded = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(
+            _read_contents,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"instructions": instructions, "rows_per_table": config.window_rows},
+        )
+        .map_batches(
+            Embed,
+            fn_constructor_args=(config.model_dump(), str(rows)),
+            batch_size=config.window_rows,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=config.num_workers),
+            num_cpus=actor_cpus(ray, config.num_workers, 1.0),
+            num_gpus=1 if ray.cluster_resources().get("GPU", 0) >= config.num_workers else 0,
+        )
+    )
+    num_done = chosen.num_rows - missing.num_rows
+    with Progress("embed-corpus", chosen.num_rows, "contents", done=num_done) as progress:
+        for batch in rows_to_tables(embedded):
+            for row in batch.to_pylist():
+                if row["failure"]:
+                    raise cli.JobFailed(row["failure"])
+                num_done += row["count"]
+            progress.update(num_done)
+
+
+def _read_contents(batch: pa.Table, *, instructions: Instructions, rows_per_table: int) -> Iterator[pa.Table]:
+    """The contents at the wanted positions of a shard, in tables of a window each."""
+    key_of = KeyOf(instructions)
+    for item in batch.to_pylist():
+        wanted = set(item["positions"])
+        records: list[dict[str, Any]] = []
+        for position, row in enumerate(read_rows(Path(item["path"]))):
+            if position not in wanted:
+                continue
+            records.append(
+                {
+                    "key": key_of(row),
+                    "text": row.text,
+                    "image": row.image,
+                    "instruction": instruction_of(row, instructions),
+                }
+            )
+            if len(records) >= rows_per_table:
+                yield pa.Table.from_pylist(records, CONTENTS)
+                records = []
+        yield pa.Table.from_pylist(records, CONTENTS)
+
+
+class Embed:
+    """The actor: contents in, vectors into the work folder, counts out."""
+
+    def __init__(self, config: dict[str, Any], rows: str) -> None:
+        import torch
+
+        from mme5core.encoder import Encoder
+
+        if not torch.cuda.is_available():
+            import os
+
+            num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            torch.set_num_threads(max(1, num_cpus // config["num_workers"]))
+        self._config, self._rows = config, Path(rows)
+        self._encoder = Encoder.load(
+            config["model"], config["adapter"], config["prompt_style"], config["device"], config["dtype"]
+        )
+
+    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+        try:
+            table = self._embed(batch)
+            worklog.append(self._rows, table)
+        except (OSError, ValueError, RuntimeError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return {"count": [0], "failure": [f"cannot embed: {first}"]}
+        return {"count": [table.num_rows], "failure": [""]}
+
+    def _embed(self, batch: pa.Table) -> pa.Table:
+        keys, contents, instructions, pictures, refused = [], [], [], [], []
+        for row in batch.to_pylist():
+            content = Content(row["text"], row["image"])
+            inputs = None
+            try:
+                if content.image is not None:
+                    inputs = self._encoder.backbone.prepare_picture(load_rgb(content.image))
+            except BadImage as error:
+                refused.append({"key": row["key"], "reason": error.reason, "detail": error.detail})
+                continue
+            keys.append(row["key"])
+            contents.append(content)
+            instructions.append(row["instruction"])
+            pictures.append(inputs)
+        vector_ND = np.zeros((len(contents), self._encoder.dimension), dtype=np.float32)
+        if contents:
+            for prepared in self._encoder.batches(
+                contents,
+                instructions,
+                batch_size=self._config["batch_size"],
+                max_batch_tokens=self._config["max_batch_tokens"],
+                picture_inputs=pictures,
+            ):
+                vector_ND[prepared.rows] = self._encoder.embed_batch(prepared.inputs)
+        schema = work_schema(self._encoder.dimension)
+        embedded = pa.table(
+            {
+                "key": pa.array(keys, pa.binary(16)),
+                "embedding": pa.FixedSizeListArray.from_arrays(vector_ND.ravel(), self._encoder.dimension),
+                "reason": pa.nulls(len(keys), pa.string()),
+                "detail": pa.nulls(len(keys), pa.string()),
+            },
+            schema=schema,
+        )
+        return pa.concat_tables([embedded, pa.Table.from_pylist(refused, schema)])
+
+
+def _finish(
+    folder: JobFolder, config: EmbedCorpusConfig, index: Index, done: worklog.WorkLog, dimension: int
+) -> cli.Outcome:
+    """Every row by id with the vector of its content; rows whose content was refused go to quarantine."""
+    usable = index.usable().sort_by("id")
+    places = done.find(usable["key"].combine_chunks())
+    refused = index.refused()
+    reasons = done.column("reason")
+    is_bad = np.asarray(pc.is_valid(reasons))[places] if len(done) else np.zeros(0, dtype=bool)
+    bad = np.flatnonzero(is_bad)
+    for row, place in zip(bad, places[bad], strict=True):
+        detail = done.column("detail")[int(place)].as_py()
+        refused.append(Rejected(usable["id"][int(row)].as_py(), reasons[int(place)].as_py(), detail or ""))
+    good = np.flatnonzero(~is_bad)
+    schema = vectors(dimension).with_metadata(_file_metadata(folder, config))
+    num_kept = folder.write_parts(
+        _vector_tables(usable, good, done, places), schema, rows_per_file=config.rows_per_file
+    )
+    counters = folder.finish(
+        unit="corpus rows",
+        num_read=len(index),
+        num_kept=num_kept,
+        refused=folder.write_quarantine(refused),
+        pending=0,
+        extra_counters={"distinct": len(set(places[good].tolist()))},
+        details={"dimension": dimension},
+    )
+    return cli.Outcome(counters)
+
+
+def _vector_tables(usable: pa.Table, good: np.ndarray, done: worklog.WorkLog, places: np.ndarray) -> Iterator[pa.Table]:
+    start = 0
+    for table in done.take(places[good]):
+        ids = usable["id"].take(pa.array(good[start : start + table.num_rows]))
+        start += table.num_rows
+        yield pa.table({"id": ids, "embedding": table["embedding"]})
+
+
+def _file_metadata(folder: JobFolder, config: EmbedCorpusConfig) -> dict[str, str]:
+    """What made the vectors, in every file: two parts that disagree do not belong together."""
+    return {
+        "mme5.model": config.model,
+        "mme5.model_identity": folder.run.identities["model"],
+        "mme5.fingerprint": folder.run.fingerprint,
+        "mme5.normalized": "true",
+    }
+
+
+def main() -> None:
+    cli.main("embed-corpus", {"": run})
+
+
+if __name__ == "__main__":
+    main()

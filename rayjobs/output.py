@@ -1,0 +1,255 @@
+"""The folder that a job writes: parts, quarantine, manifest, _SUCCESS, and what a resumed run needs."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mme5core.schemas import QUARANTINE
+from mme5core.types import Rejected
+from rayjobs.config import ConfigError
+
+MANIFEST, SUCCESS, WORK, QUARANTINE_FOLDER = "_manifest.json", "_SUCCESS", "_work", "_quarantine"
+VERSIONED = ("mme5", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pillow", "openai")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run is: the job, its effective configuration, and what it reads.
+
+    `fingerprint` covers what changes rows; `keys` are those settings, kept to say what differs.
+    """
+
+    job: str
+    config: dict[str, Any]
+    fingerprint: str
+    keys: dict[str, Any]
+    identities: dict[str, str]
+
+
+class JobFolder:
+    """One job's output. Everything in it appears by rename, and `_SUCCESS` last."""
+
+    def __init__(self, path: str | os.PathLike[str], run: Run) -> None:
+        self.path = Path(path)
+        self.run = run
+        self._lock: IO[str] | None = None
+
+    @property
+    def work(self) -> Path:
+        return self.path / WORK
+
+    def open(self) -> dict[str, Any] | None:
+        """Take the folder for this run, new or resumed. Returns the manifest if the job is already done.
+
+        Raises:
+            ConfigError: the folder belongs to another run, holds something else, or is being written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"output {str(self.path)!r} is not a folder")
+        manifest = self._read_json(self.path / MANIFEST)
+        started = self._read_json(self.work / "run.json")
+        earlier = manifest or started
+        if earlier:
+            self._check_same(earlier)
+        if (self.path / SUCCESS).exists():
+            return manifest
+        if not earlier and self.path.is_dir() and any(f.name != WORK for f in self.path.iterdir()):
+            raise ConfigError(f"output {str(self.path)!r} is not empty and is not a run of {self.run.job}")
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to output {str(self.path)!r}: {error.strerror}") from None
+        self._take_lock()
+        if not started:
+            write_json(self.work / "run.json", self._identity())
+        return None
+
+    def write_parts(self, tables: Iterable[pa.Table], schema: pa.Schema, *, rows_per_file: int) -> int:
+        """Write all rows as part-00000.parquet, ...; returns how many. Parts of an earlier try are replaced."""
+        staged = self._stage()
+        num_rows = 0
+        for index, table in enumerate(_of_size(tables, schema, rows_per_file)):
+            pq.write_table(table, staged / f"part-{index:05d}.parquet", compression="zstd")
+            num_rows += table.num_rows
+        for old in self.path.glob("part-*.parquet"):
+            old.unlink()
+        for file in sorted(staged.glob("part-*.parquet")):
+            file.rename(self.path / file.name)
+        return num_rows
+
+    def write_quarantine(self, refused: Sequence[Rejected]) -> Counter[str]:
+        """Write every refused input with its reason; returns the count of each reason."""
+        folder = self.path / QUARANTINE_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [{"id": r.id, "reason": r.reason, "detail": r.detail} for r in refused]
+        rows.sort(key=lambda row: (row["id"], row["reason"]))
+        staged = self._stage() / "quarantine.parquet"
+        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), staged, compression="zstd")
+        staged.rename(folder / "part-00000.parquet")
+        return Counter(rejected.reason for rejected in refused)
+
+    def finish(
+        self,
+        *,
+        unit: str,
+        num_read: int,
+        num_kept: int,
+        refused: Counter[str],
+        pending: int,
+        extra_counters: dict[str, Any] | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write the manifest, and `_SUCCESS` if nothing is pending; returns the counters.
+
+        Raises:
+            AssertionError: the counters do not add up, which would mean that rows were lost.
+        """
+        counters: dict[str, Any] = {
+            "read": num_read,
+            "kept": num_kept,
+            "refused": dict(sorted(refused.items())),
+            "pending": pending,
+        } | (extra_counters or {})
+        if num_read != num_kept + sum(refused.values()) + pending:
+            raise AssertionError(f"rows do not add up: {counters}")
+        manifest = self._identity() | {
+            "finished": pending == 0,
+            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": versions(),
+            "unit": unit,
+            "counters": counters,
+            "files": [describe(file, self.path) for file in self._files()],
+        }
+        write_json(self.path / MANIFEST, manifest | (details or {}))
+        if pending == 0:
+            (self.path / SUCCESS).touch()
+            # What is left of the work is only needed to resume, and nothing is left to resume.
+            shutil.rmtree(self.work, ignore_errors=True)
+        return counters
+
+    def _files(self) -> list[Path]:
+        skipped = {MANIFEST, SUCCESS, WORK, "checkpoints", "log"}
+        return [
+            file
+            for file in sorted(self.path.rglob("*"))
+            if file.is_file() and file.relative_to(self.path).parts[0] not in skipped
+        ]
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "job": self.run.job,
+            "fingerprint": self.run.fingerprint,
+            "identities": self.run.identities,
+            "keys": json.loads(json.dumps(self.run.keys, default=str)),
+            "config": json.loads(json.dumps(self.run.config, default=str)),
+        }
+
+    def _check_same(self, earlier: dict[str, Any]) -> None:
+        if earlier.get("job") != self.run.job:
+            raise ConfigError(f"output {str(self.path)!r} belongs to the job {earlier.get('job')!r}")
+        if earlier.get("fingerprint") == self.run.fingerprint:
+            return
+        now = self._identity()
+        differing = [
+            f"{key}: {earlier[group].get(key)!r} there, {now[group].get(key)!r} here"
+            for group in ("identities", "keys")
+            for key in sorted(now[group].keys() | earlier.get(group, {}).keys())
+            if earlier.get(group, {}).get(key) != now[group].get(key)
+        ]
+        raise ConfigError(
+            f"output {str(self.path)!r} holds a run of another configuration "
+            f"({'; '.join(differing) or 'fingerprints differ'}): choose another output"
+        )
+
+    def _take_lock(self) -> None:
+        # Held by the process: gone with it however it ends, so that a killed run leaves nothing to clean up.
+        self._lock = (self.work / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"output {str(self.path)!r} is being written by another run") from None
+        except OSError:
+            pass  # a file system without locks
+
+    def _stage(self) -> Path:
+        staged = self.work / "staged"
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        return staged
+
+    @staticmethod
+    def _read_json(file: Path) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = json.loads(file.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{file}: cannot be read ({error})") from None
+        return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that rows depend on."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(file: Path, root: Path) -> dict[str, Any]:
+    """Name, size and sha256 of a file, and its rows if it has rows."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    entry: dict[str, Any] = {
+        "name": str(file.relative_to(root)),
+        "bytes": file.stat().st_size,
+        "sha256": digest.hexdigest(),
+    }
+    if file.suffix == ".parquet":
+        entry["rows"] = pq.read_metadata(file).num_rows
+    return entry
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write by rename: a reader sees the old file or the new one."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    temporary.rename(file)
+
+
+def _of_size(tables: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterable[pa.Table]:
+    """The same rows in tables of `rows` each (the last may have fewer); one empty table if there are none."""
+    waiting: list[pa.Table] = []
+    num_waiting = 0
+    num_given = 0
+    for table in tables:
+        waiting.append(table.cast(schema))
+        num_waiting += table.num_rows
+        while num_waiting >= rows:
+            whole = pa.concat_tables(waiting)
+            yield whole.slice(0, rows).combine_chunks()
+            num_given += 1
+            waiting = [whole.slice(rows)]
+            num_waiting -= rows
+    if num_waiting or not num_given:
+        yield pa.concat_tables(waiting).combine_chunks() if waiting else schema.empty_table()
