@@ -88,7 +88,7 @@ def check_adapter_file(file: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(str(file), framework="pt") as tensors:  # type: ignore[no-untyped-call]
-        empty = [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]
+        empty = [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]  # noqa: SIM118
     if empty:
         raise ValueError(f"{file}: {len(empty)} of its tensors are empty ({empty[0]})")
 

@@ -142,7 +142,7 @@ class Encoder:
 
     @property
     def dimension(self) -> int:
-        config = self.module.model.config
+        config: Any = self.module.model.config
         return int(getattr(config, "text_config", config).hidden_size)
 
     def embed(

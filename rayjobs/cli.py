@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -16,6 +17,14 @@ from typing import Any, NoReturn
 from pydantic import BaseModel
 
 from rayjobs.config import CONFIGS, ConfigError, JobConfig, load_config, recipe_names, resolve_paths
+
+# What the libraries below print of themselves; the job's own lines are what people read. Workers inherit it.
+QUIET_ENV = {
+    "TOKENIZERS_PARALLELISM": "false",  # every actor would take all cores, and warn after a fork
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 
 DONE, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 3
 
@@ -46,6 +55,8 @@ def main(job: str, verbs: dict[str, Verb], argv: Sequence[str] | None = None) ->
     Args:
         verbs: what the job can do; "" is the job itself.
     """
+    for name, value in QUIET_ENV.items():
+        os.environ.setdefault(name, value)
     outcome, output = _run(job, verbs, list(sys.argv[1:] if argv is None else argv))
     sys.stderr.flush()
     summary = {

@@ -15,24 +15,16 @@ import pyarrow as pa
 from rayjobs.cli import JobFailed
 
 OBJECT_STORE_BYTES = 1 << 30
-START_ENV = {
-    # Actors must not each take all cores for tokenizers, and forked tokenizers warn on every line.
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DEDUP_LOGS": "1",
-    # DeepSpeed and transformers print their findings at import; the job's own lines are what people read.
-    "DS_ACCELERATOR_WARNING": "0",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[Any]:
+def connected(*, dashboard: bool = False) -> Iterator[Any]:
     """Ray, connected: to RAY_ADDRESS where that is set (as under `ray job submit`), else to a cluster of this
-    process alone, gone when it ends."""
-    for name, value in START_ENV.items():
-        os.environ.setdefault(name, value)
+    process alone, gone when it ends.
+
+    Args:
+        dashboard: start Ray's dashboard with a cluster of our own; Ray Train asks it for the state of its actors.
+    """
     is_local = not os.environ.get("RAY_ADDRESS")
     if is_local and not os.environ.get("RAY_AUTH_MODE"):
         # A token of our own for our own cluster: Ray 2.60 would else leave one in the user's home folder,
@@ -43,7 +35,7 @@ def connected() -> Iterator[Any]:
 
     options: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True}
     if is_local:
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        options |= {"include_dashboard": dashboard, "object_store_memory": OBJECT_STORE_BYTES}
         options |= {"num_cpus": _num_cpus(), "_temp_dir": _temp_dir()}
     try:
         ray.init(**options)
@@ -60,12 +52,12 @@ def connected() -> Iterator[Any]:
 def _quiet() -> None:
     import ray.data
 
+    for name in ("ray.data", "ray.train", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a rate-limited teacher may be silent for long
     context.print_on_execution_start = False
-    for name in ("ray.data", "ray.train", "ray"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _num_cpus() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,7 +22,24 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it here: `no` is Norwegian, 2024-01-31 is a folder, 1e-4 is a number."""
+
+
+_PLAIN = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _PLAIN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
 
 
 def _key(default: Any, description: str, *, rows: bool = True, **rules: Any) -> Any:
@@ -46,7 +64,7 @@ class InputJobConfig(JobConfig):
     @field_validator("input", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        return value if value is None or isinstance(value, list) else [value]
 
     @field_validator("input")
     @classmethod
@@ -102,7 +120,7 @@ class LoraConfig(_Section):
 
 class TrainConfig(InputJobConfig):
     model: str = _required("base model: checkpoint folder or hub id")
-    num_workers: int = _key(1, "training processes; the contrastive batch is split over them", ge=1)
+    num_workers: int = _key(1, "training processes; the contrastive batch is split over them", rows=False, ge=1)
     use_gpu: bool | None = _key(None, "one accelerator per worker; null: if the cluster has any", rows=False)
     batch_size: int = _key(256, "contrastive batch, rows over all workers together", ge=2)
     num_steps: int | None = _key(None, "optimizer steps; null: num_epochs", ge=1)
@@ -154,7 +172,7 @@ class AlsoConfig(_Section):
     @field_validator("input", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        return value if value is None or isinstance(value, list) else [value]
 
 
 class EvaluateConfig(JobConfig):
@@ -170,15 +188,15 @@ class EvaluateConfig(JobConfig):
     @field_validator("input", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        return value if value is None or isinstance(value, list) else [value]
 
 
 class DemoConfig(JobConfig):
     output: str = _key("runs/demo", "folder below which each job gets its own", rows=False)
     cache: str = _key("~/.cache/mme5", "where the trained base model is kept between demos", rows=False)
-    base_steps: int = _key(300, "training steps of the base model", ge=1)
+    base_steps: int = _key(350, "training steps of the base model", ge=1)
     base_batch_size: int = _key(512, "pictures in one step of the base model", ge=2)
-    num_workers: int = _key(2, "training processes of the train job", ge=1)
+    num_workers: int = _key(2, "training processes of the train job", rows=False, ge=1)
     teacher_port: int = _key(0, "port of `demo teacher`; 0: a free one", rows=False, ge=0)
 
 
@@ -207,7 +225,7 @@ def load_config(job: str, recipe: str | None, overrides: Sequence[str]) -> JobCo
     try:
         return CONFIGS[job].model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, job)) from None
+        raise ConfigError(_explain(error, job, overrides)) from None
 
 
 def resolve_paths(config: JobConfig) -> JobConfig:
@@ -219,10 +237,15 @@ def fingerprint(config: JobConfig, **identities: str) -> str:
     """16 hex digits over every key that changes rows, and over what was read (input, model, ...)."""
     kept = {"/".join(path): value for path, value, field in walk(config) if changes_rows(field)}
     # Paths name things; what they hold is in `identities`, and may move.
-    for name in ("input", "model", "adapter", "neighbours", "holdout", "benchmark"):
+    for name in _PATHS:
         kept.pop(name, None)
+    if "also" in kept:
+        kept["also"] = sorted(kept["also"])
     text = json.dumps([kept, identities], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_PATHS = ("input", "model", "adapter", "neighbours", "holdout", "benchmark")
 
 
 def row_keys(config: JobConfig) -> dict[str, Any]:
@@ -259,9 +282,12 @@ def _read_recipe(job: str, recipe: str) -> dict[str, Any]:
             raise ConfigError(f"no recipe {recipe!r}: not a file, and not one of {', '.join(recipe_names())}")
         text = named.read_text()
     else:
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {recipe!r} cannot be read: {error}") from None
     try:
-        values = yaml.safe_load(text) or {}
+        values = _Loader(text).get_single_data() or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {recipe!r}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
@@ -284,11 +310,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"cannot read {override!r}: overrides are key=value or key.sub=value")
     try:
-        value = yaml.safe_load(text) if text else ""
+        value = _Loader(text).get_single_data() if text else ""
     except yaml.YAMLError:
         value = text
-    if isinstance(value, str):
-        value = _number(value)
     *parents, last = key.split(".")
     for parent in parents:
         inner = values.setdefault(parent, {})
@@ -298,21 +322,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-4 as a string; people mean the number."""
-    try:
-        return float(text) if "e" in text.lower() and text[:1] in "+-.0123456789" else text
-    except ValueError:
-        return text
-
-
-def _explain(error: ValidationError, job: str) -> str:
-    """The first problem, as one line with the key as it was typed."""
-    problem = error.errors()[0]
+def _explain(error: ValidationError, job: str, overrides: Sequence[str]) -> str:
+    """The first problem, as one line with the key as it was typed; a misspelt key before what it leaves missing."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    known = [".".join(path) for path in _known_keys(CONFIGS[job])]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = [".".join(path) for path in _known_keys(CONFIGS[job])]
+        typed = [override.partition("=")[0] for override in overrides]
+        key = next((name for name in typed if name.startswith(f"{key}.")), key)
+        # Below a name that people choose (also.NAME.key) the known keys are those of its section.
         return f"unknown key {key!r}{_nearest(key, known)}"
+    # Pydantic adds the alternatives that it tried behind the key.
+    while key and key not in known and "." in key:
+        key = key.rpartition(".")[0]
     if problem["type"] == "missing":
         return f"{key!r} is required: {_description(CONFIGS[job], key)}"
     message = problem["msg"].removeprefix("Value error, ")

@@ -20,6 +20,9 @@ def build(module: nn.Module, config: dict[str, Any]) -> Any:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
+    if not torch.cuda.is_available():
+        # DeepSpeed would compile a C++ kernel for shared-memory collectives at first use: minutes, for what gloo does.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=[p for p in module.parameters() if p.requires_grad],
@@ -49,6 +52,13 @@ def build(module: nn.Module, config: dict[str, Any]) -> Any:
         dist_init_required=False,
     )
     return engine
+
+
+def set_num_updates(engine: Any, count: int) -> None:
+    """Tell Adam how many updates came before: its bias correction depends on it."""
+    for state in engine.optimizer.optimizer.state.values():
+        if "step" in state:
+            state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), count)
 
 
 def moment_of(engine: Any) -> Callable[[nn.Parameter, str], Tensor]:

@@ -14,7 +14,7 @@ from mme5core.model_folder import model_identity
 from mme5core.readers import InputError, input_identity
 from mme5core.types import Content, Rejected
 from rayjobs import cli
-from rayjobs.config import ConfigError, EvaluateConfig, fingerprint, row_keys
+from rayjobs.config import AlsoConfig, ConfigError, EvaluateConfig, fingerprint, row_keys
 from rayjobs.output import JobFolder, Run, write_json
 from rayjobs.progress import Progress
 from rayjobs.scan import shards_of
@@ -76,7 +76,8 @@ def _stored_table(folder: Path) -> str:
 def _identities(config: EvaluateConfig) -> dict[str, str]:
     """What is read, by content: vectors, models and benchmarks of every set."""
     identities: dict[str, str] = {}
-    for name, one in {"": config, **config.also}.items():
+    named: dict[str, EvaluateConfig | AlsoConfig] = {"": config, **config.also}
+    for name, one in named.items():
         suffix = f" ({name})" if name else ""
         if one.input:
             identities[f"input{suffix}"] = input_identity(shards_of(one.input, suffixes=(".parquet",)))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections import Counter
@@ -25,6 +26,8 @@ from rayjobs.config import ConfigError
 
 MANIFEST, SUCCESS, WORK, QUARANTINE_FOLDER = "_manifest.json", "_SUCCESS", "_work", "_quarantine"
 VERSIONED = ("mme5", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pillow", "openai")
+
+_CREDENTIALS = re.compile(r"//[^/@\s\"]+@")  # user and password of an address
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class JobFolder:
         earlier = manifest or started
         if earlier:
             self._check_same(earlier)
-        if (self.path / SUCCESS).exists():
+        if manifest and (self.path / SUCCESS).exists():
             return manifest
         if not earlier and self.path.is_dir() and any(f.name != WORK for f in self.path.iterdir()):
             raise ConfigError(f"output {str(self.path)!r} is not empty and is not a run of {self.run.job}")
@@ -156,7 +159,7 @@ class JobFolder:
             "fingerprint": self.run.fingerprint,
             "identities": self.run.identities,
             "keys": json.loads(json.dumps(self.run.keys, default=str)),
-            "config": json.loads(json.dumps(self.run.config, default=str)),
+            "config": json.loads(_CREDENTIALS.sub("//", json.dumps(self.run.config, default=str))),
         }
 
     def _check_same(self, earlier: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Training samples from pictures: synth --config mme5 input=laion/ output=samples/ teacher.base_url=URL teacher.model=M"""
+"""Training samples from pictures: synth --config mme5 input=laion/ output=samples/ teacher.base_url=URL"""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ PLAN = pa.schema(
 
 def run(config: SynthConfig) -> cli.Outcome:
     shards = shards_of(config.input, suffixes=(".tar",))
-    settings = _plan_settings(config)
+    settings = plan_settings(config)
     if not config.teacher.base_url or not config.teacher.model:
         missing = "base_url" if not config.teacher.base_url else "model"
         raise ConfigError(f"'teacher.{missing}' is required: an OpenAI-compatible endpoint and a model's name there")
@@ -134,7 +134,7 @@ def plan_corpus(index: Index, settings: PlanSettings) -> tuple[list[PlannedSampl
     return plans, per_sample
 
 
-def _plan_settings(config: SynthConfig) -> PlanSettings:
+def plan_settings(config: SynthConfig) -> PlanSettings:
     neighbours: dict[str, list[str]] = defaultdict(list)
     if config.neighbours:
         for row in _read_columns(config.neighbours, NEIGHBOURS, "neighbours").sort_by("rank").to_pylist():
@@ -423,7 +423,7 @@ def _finish(
         rows = table.select(["key", "reason", "detail"]).to_pylist()
         refused.extend(Rejected(row["key"], row["reason"], row["detail"] or "") for row in rows)
     calls, prompt_tokens, completion_tokens = _spent(done)
-    extra = {"calls": calls, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    extra: dict[str, float] = {"calls": calls, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
     if config.prices.prompt is not None and config.prices.completion is not None:
         extra["usd"] = Ledger({}, config.prices.model_dump(), 0, prompt_tokens, completion_tokens).usd
     pending = len(ids) - len(answered)

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ def run(config: TrainConfig) -> cli.Outcome:
         return cli.Outcome(finished["counters"], reason="already done")
     refused, num_read = _map_samples(config, shards, folder)
     samples = SampleTable(folder.work / "samples.arrow")
-    num_steps = _count_steps(config, samples)
+    num_steps = _count_steps(config, samples, Counter(rejected.reason for rejected in refused))
     if not (folder.work / "model").is_dir():
-        with connected() as ray:
+        with connected(dashboard=True) as ray:
             _train(ray, config, folder, num_steps)
     shutil.rmtree(folder.path / "model", ignore_errors=True)
     shutil.copytree(folder.work / "model", folder.path / "model")
@@ -90,9 +91,10 @@ def _map_samples(config: TrainConfig, shards: list[Path], folder: JobFolder) -> 
     return [Rejected(**row) for row in stored["refused"]], stored["read"]
 
 
-def _count_steps(config: TrainConfig, samples: SampleTable) -> int:
+def _count_steps(config: TrainConfig, samples: SampleTable, refused: Counter[str]) -> int:
     if not len(samples):
-        raise ConfigError("no samples left after refusing the bad ones; see the reasons in the input's rows")
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in refused.most_common())
+        raise ConfigError(f"no samples left: {reasons or 'the input has no rows'}")
     try:
         sampler = _sampler(samples, config.model_dump())
     except ValueError as error:
@@ -114,7 +116,7 @@ def _sampler(samples: SampleTable, config: dict[str, Any]) -> BatchSampler:
 
 
 def _train(ray: Any, config: TrainConfig, folder: JobFolder, num_steps: int) -> None:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     num_gpus = ray.cluster_resources().get("GPU", 0)
@@ -140,7 +142,7 @@ def _train(ray: Any, config: TrainConfig, folder: JobFolder, num_steps: int) -> 
             name="ray",
             storage_path=str(folder.work),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(),
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
     # Ray Train would resume from what it remembers of an earlier run of this name; our checkpoints decide.
@@ -179,7 +181,7 @@ def _watch(log: Path, num_steps: int, stop: threading.Event) -> None:
             if lines:
                 last = json.loads(lines[-1])
                 if first:
-                    progress.restart(last["step"] - 1)
+                    progress.restart(last["step"])
                     first = False
                 progress.update(last["step"], f"loss {last['loss']:.3f}, {last['rows'] / last['seconds']:.0f} rows/s")
             if is_last:
@@ -227,6 +229,7 @@ def _train_worker(job: dict[str, Any]) -> None:
     if checkpoint:
         first_step, state = checkpoint
         restore_state(encoder.module, state, deepspeed_engine.set_moment(engine))
+    deepspeed_engine.set_num_updates(engine, first_step)
     samples = SampleTable(work / "samples.arrow")
     if is_chief:
         _cut_log(folder / LOG, first_step)

@@ -22,6 +22,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 from mme5core.backbones.protocol import PictureInputs
 from mme5core.demo.benchmark import IMAGE_INSTRUCTION
+from mme5core.demo.captions import INSTRUCTION_SHARE
 from mme5core.encoder import Encoder, PreparedBatch
 from mme5core.types import Content
 
@@ -31,6 +32,7 @@ MAX_TOKENS = 32
 CAPTION_CHUNK = 128  # captions of one forward pass, sorted by length
 TILE_SIZE, PATCH_SIZE = 48, 16
 WARMUP_SHARE = 0.1
+MUON_RATE, ADAM_RATE = 0.01, 8e-3
 INITIALIZER_RANGE = 0.08  # 1 / sqrt(width): the released 0.02 suits a width of 4096
 
 
@@ -75,7 +77,7 @@ def train_base(
     num_steps: int,
     batch_size: int,
     captions_per_picture: int = 2,
-    learning_rate: float = 2e-3,
+    learning_rate: float = ADAM_RATE,
     temperature: float = 0.05,
     seed: int = 0,
 ) -> Iterator[Progress]:
@@ -107,8 +109,7 @@ def train_base(
         image_B = [Content(image=b"") for _ in chosen]
         image_inputs = encoder.batches(
             image_B,
-            [IMAGE_INSTRUCTION if random_.random() < float(__import__("os").environ.get("IN", 0.5)) else None]
-            * batch_size,
+            [IMAGE_INSTRUCTION if random_.random() < INSTRUCTION_SHARE else None] * batch_size,
             batch_size=batch_size,
             max_batch_tokens=1 << 30,
             picture_inputs=[pictures[index] for index in chosen],
@@ -158,7 +159,7 @@ def _optimizers(masters: dict[str, Tensor], learning_rate: float) -> list[torch.
     return [
         torch.optim.Muon(
             list(matrices.values()),
-            lr=float(__import__("os").environ.get("MLR", "0.02")),
+            lr=MUON_RATE,
             momentum=0.95,
             weight_decay=0.01,
         ),
@@ -210,7 +211,9 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> MllamaConfig:
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     )
     return MllamaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE)
+        vision_config=vision,
+        text_config=text,
+        image_token_index=int(tokenizer.convert_tokens_to_ids(IMAGE)),  # type: ignore[arg-type]
     )
 
 

@@ -52,10 +52,14 @@ def candidates(pictures: list[Picture]) -> list[Picture]:
 def queries(pictures: list[Picture], *, seen: bool) -> list[dict[str, Any]]:
     """Text-to-image queries in the seven languages: on the unseen pairs, or on as many seen ones.
 
-    A name that two candidates share is no query. On the unseen side neither is a name that is spelt the same
-    for that picture in a language that may be seen: it would have been seen under another label.
+    A name that two candidates share is no query. On the unseen side neither is a name that may have been read with
+    this picture after all: spelt the same in a language that may be seen, a keyword there, or that of a
+    picture that looks the same.
     """
     found = candidates(pictures)
+    lookalikes: dict[str, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        lookalikes[picture.sha256].append(picture)
     rows = []
     for language in XTD_LANGUAGES:
         spelt = Counter(_fold(picture.emoji.names.get(language, "")) for picture in found)
@@ -71,12 +75,10 @@ def queries(pictures: list[Picture], *, seen: bool) -> list[dict[str, Any]]:
                 "language": language,
                 "positive_id": picture.key,
             }
-            held_out = held_out_languages(picture)
-            if language not in held_out:
+            alike = lookalikes[picture.sha256]
+            if language not in held_out_languages(picture):
                 seen_rows.append(row)
-            elif _fold(name) not in {
-                _fold(other) for code, other in picture.emoji.names.items() if code not in held_out
-            }:
+            elif all(language in held_out_languages(p) for p in alike) and _fold(name) not in _may_be_read(alike):
                 unseen_rows.append(row)
         if seen:
             seen_rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).digest())
@@ -84,6 +86,18 @@ def queries(pictures: list[Picture], *, seen: bool) -> list[dict[str, Any]]:
         else:
             rows.extend(unseen_rows)
     return rows
+
+
+def _may_be_read(pictures: list[Picture]) -> set[str]:
+    """Every name and keyword that may be seen with one of these pictures, folded."""
+    found = set()
+    for picture in pictures:
+        held_out = held_out_languages(picture)
+        found |= {_fold(name) for code, name in picture.emoji.names.items() if code not in held_out}
+        for code, words in picture.emoji.keywords.items():
+            if code not in held_out:
+                found |= {_fold(word) for word in words}
+    return found
 
 
 def neighbours(pictures: list[Picture]) -> list[dict[str, Any]]:

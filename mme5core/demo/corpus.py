@@ -63,10 +63,10 @@ def write_corpus(folder: Path, emoji: list[Emoji], font_file: Path) -> Iterator[
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[Emoji | None] = []
     spacing = max(1, len(emoji) // NUM_FAILED)
-    for index, item in enumerate(emoji):
+    for index, known in enumerate(emoji):
         if index % spacing == 0:
             rows.append(None)
-        rows.append(item)
+        rows.append(known)
     pictures: list[Picture] = []
     num_failed = 0
     for shard, start in enumerate(range(0, len(rows), ROWS_PER_SHARD)):

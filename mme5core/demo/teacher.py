@@ -130,14 +130,26 @@ class DemoTeacher(ThreadingHTTPServer):
         self.server_close()
 
 
+class UnknownLanguage(LookupError):
+    """Unicode has no names for a picture in the language asked for: the demo teacher refuses."""
+
+
 def write_answer(knowledge: Knowledge, prompt: str, pictures: Sequence[Image.Image], faults: Faults) -> dict[str, Any]:
-    """The whole answer to one prompt: descriptions, draft, evaluation, improvements, revision."""
+    """The whole answer to one prompt: descriptions, draft, evaluation, improvements, revision.
+
+    Raises:
+        UnknownLanguage: there is nothing to answer from.
+        ValueError: the prompt does not say what is wanted.
+    """
     task = _asked(prompt, "Task", r"\w+")
     combination = _asked(prompt, "Modality combination", r"\w+")
     language = re.search(r"^Language: .*\((\w+)\)$", prompt, re.MULTILINE)
     code = language[1] if language else "en"
     num_negatives = int(_asked(prompt, "Hard negatives", r"\d+"))
     entries = [knowledge.recognise(picture) for picture in pictures]
+    for entry in entries:
+        if code not in entry.names:
+            raise UnknownLanguage(f"no name of {entry.key} in {code!r}")
     random_ = random.Random(hashlib.sha256(prompt.encode() + b"".join(e.key.encode() for e in entries)).digest())
     draft = _sample(knowledge, entries, task, combination, code, num_negatives, random_)
     revision = _sample(knowledge, entries, task, combination, code, num_negatives, random_)
@@ -148,8 +160,8 @@ def write_answer(knowledge: Knowledge, prompt: str, pictures: Sequence[Image.Ima
     return {
         "images": [
             {
-                "general": f"A drawing of {_name(entry, 'en')}.",
-                "objects": ", ".join(entry.keywords.get("en", [])[:4]) or _name(entry, "en"),
+                "general": f"A drawing of {entry.names['en']}.",
+                "objects": ", ".join(entry.keywords.get("en", [])[:4]) or entry.names["en"],
                 "context": "A plain white background.",
                 "brainstorm": f"Others of the same kind ({entry.subgroup}) are easily taken for it.",
             }
@@ -183,7 +195,8 @@ def _sample(
     shown = list(entries)
     query = shown.pop(0) if "I" in query_side else None
     positive = shown.pop(0) if "I" in document_side else query
-    assert positive is not None
+    if positive is None:
+        raise ValueError(f"no picture for {combination}")
     if "T" in query_side:
         about = query or positive
         if task == "vqa":
@@ -224,7 +237,7 @@ def _keyword(entry: Entry, code: str, random_: random.Random) -> str:
 
 
 def _name(entry: Entry, code: str) -> str:
-    return entry.names.get(code) or entry.names["en"]
+    return entry.names[code]
 
 
 def _asked(prompt: str, label: str, pattern: str) -> str:
@@ -252,6 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if self.path != "/v1/chat/completions":
+            return self._send(404, _error("no such path"))
         faults = self.server.faults
         name = hashlib.sha256(body).hexdigest()
         with self.server.counting:
@@ -268,7 +283,9 @@ class _Handler(BaseHTTPRequestHandler):
             request = json.loads(body)
             prompt, pictures = _read_messages(request["messages"])
             answer = write_answer(self.server.knowledge, prompt, pictures, faults)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except UnknownLanguage as error:
+            return self._send(200, _completion("", "stop", len(prompt) // 4, refusal=str(error)))
+        except (ValueError, LookupError, TypeError, OSError, SyntaxError) as error:
             return self._send(400, _error(f"cannot read the request: {error}"))
         text = json.dumps(answer, ensure_ascii=False)
         finish_reason = "stop"
@@ -296,10 +313,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _read_messages(messages: list[dict[str, Any]]) -> tuple[str, list[Image.Image]]:
-    texts, pictures = [], []
+    texts: list[str] = []
+    pictures: list[Image.Image] = []
     for message in messages:
         content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        for part in parts:
             if part["type"] == "text":
                 texts.append(part["text"])
             else:
@@ -308,7 +327,7 @@ def _read_messages(messages: list[dict[str, Any]]) -> tuple[str, list[Image.Imag
     return "\n".join(texts), pictures
 
 
-def _completion(text: str, finish_reason: str, prompt_tokens: int) -> dict[str, Any]:
+def _completion(text: str, finish_reason: str, prompt_tokens: int, refusal: str | None = None) -> dict[str, Any]:
     completion_tokens = len(text) // 4
     return {
         "id": "demo",

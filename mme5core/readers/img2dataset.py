@@ -68,7 +68,7 @@ def _not_in_tar(sidecar: Path, in_tar: set[str]) -> Iterator[CorpusRow]:
     count = table.num_rows
     statuses = table["status"].to_pylist() if "status" in table.column_names else [None] * count
     errors = table["error_message"].to_pylist() if "error_message" in table.column_names else [None] * count
-    for key, status, error in zip(table["key"].to_pylist(), statuses, errors, strict=True):
+    for key, status, message in zip(table["key"].to_pylist(), statuses, errors, strict=True):
         if str(key) not in in_tar:
             reason = status if status and status != "success" else "missing_from_tar"
-            yield refuse(str(key), reason, error or "")
+            yield refuse(str(key), reason, message or "")

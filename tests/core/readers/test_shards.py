@@ -1,0 +1,96 @@
+"""Tests of what an `input` means: files, folders, globs, lists, and what is passed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mme5core.readers import InputError, find_shards, input_identity
+
+
+def folder_of(tmp_path: Path, *names: str) -> Path:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def names(*inputs: str | Path, **options: tuple[str, ...]) -> list[str]:
+    return [shard.name for shard in find_shards([str(text) for text in inputs], **options)]
+
+
+def test_a_folder_means_its_data_files_in_order_without_hidden_and_underscored_ones(tmp_path: Path) -> None:
+    data = ["00010.tar", "00002.tar", "b.jsonl", "a.parquet"]
+    folder = folder_of(tmp_path, *data, "_manifest.parquet", ".staged.parquet", "notes.txt", "sub/c.parquet")
+    (folder / "folder.tar").mkdir()
+    assert names(folder) == sorted(data)
+
+
+def test_the_parquet_beside_a_tar_is_the_tars(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "00000.tar", "00000.parquet", "00001.parquet")
+    assert names(folder) == ["00000.tar", "00001.parquet"]
+    assert names(folder / "*") == ["00000.tar", "00001.parquet"]
+
+
+def test_where_no_tars_are_read_the_parquet_beside_one_counts(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "00000.tar", "00000.parquet")
+    assert names(folder, suffixes=(".parquet",)) == ["00000.parquet"]
+
+
+def test_a_glob_means_its_matches_that_are_data(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "a1.jsonl", "a2.jsonl", "b1.jsonl", "a3.txt")
+    assert names(folder / "a*") == ["a1.jsonl", "a2.jsonl"]
+
+
+def test_a_list_keeps_its_order_and_gives_each_file_once(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "b.jsonl", "a.jsonl")
+    assert names(folder / "b.jsonl", folder, folder / "." / "a.jsonl") == ["b.jsonl", "a.jsonl"]
+
+
+def test_brackets_in_a_name_are_not_a_glob_where_such_a_file_is_there(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "set[x].jsonl")
+    assert names(folder / "set[x].jsonl") == ["set[x].jsonl"]
+
+
+def test_a_link_keeps_its_own_name_as_in_the_hubs_cache(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "blobs/0123abcd", "snapshots/readme.txt") / "snapshots"
+    (folder / "train.parquet").symlink_to(tmp_path / "blobs" / "0123abcd")
+    assert names(folder) == ["train.parquet"]
+    assert names(folder / "train.parquet") == ["train.parquet"]
+
+
+def test_a_missing_input_is_quoted_as_typed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"/gone\*\.tar': no such file or folder"):
+        find_shards([f"{tmp_path}/gone*.tar"])
+
+
+def test_one_missing_input_among_good_ones_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "a.jsonl")
+    with pytest.raises(InputError, match="gone"):
+        find_shards([str(folder), str(folder / "gone")])
+
+
+def test_a_folder_without_data_is_refused_with_the_formats_known(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no \.tar, \.parquet, \.jsonl file"):
+        find_shards([str(folder_of(tmp_path, "a.txt"))])
+
+
+def test_a_file_of_another_format_and_no_input_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.txt': not a \.tar"):
+        find_shards([str(folder_of(tmp_path, "a.txt") / "a.txt")])
+    with pytest.raises(InputError, match="no input given"):
+        find_shards([])
+
+
+def test_the_identity_is_of_names_and_sizes_and_not_of_the_place(tmp_path: Path) -> None:
+    here = find_shards([str(folder_of(tmp_path / "here", "a.jsonl", "b.jsonl"))])
+    there = find_shards([str(folder_of(tmp_path / "there", "a.jsonl", "b.jsonl"))])
+    identity = input_identity(here)
+    assert identity == input_identity(there)
+    assert len(identity) == 16
+    there[0].write_text("longer than before")
+    assert input_identity(there) != identity
+    assert input_identity(here[:1]) != identity
+    here[0].rename(here[0].with_name("c.jsonl"))
+    assert input_identity([here[0].with_name("c.jsonl"), here[1]]) != identity

@@ -1,0 +1,123 @@
+"""Tests of the Parquet reader: columns by their usual names, and every bad row with its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mme5core.readers import CorpusRow, read_rows
+from mme5core.readers.table import find_column
+from mme5core.schemas import IMAGE
+
+
+def rows_of(tmp_path: Path, columns: dict[str, Any], **options: Any) -> list[CorpusRow]:
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", **options)
+    return list(read_rows(tmp_path / "a.parquet"))
+
+
+def reasons(rows: list[CorpusRow]) -> list[tuple[str, str | None]]:
+    return [(row.id, row.refused.reason if row.refused else None) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["URL", "TEXT"], "TEXT"),
+        (["caption", "text"], "text"),
+        (["Caption", "content"], "Caption"),
+        (["Text", "TEXT"], "Text"),
+        (["textual"], None),
+        ([], None),
+    ],
+)
+def test_a_column_is_found_by_our_order_of_names_in_any_case(names: list[str], found: str | None) -> None:
+    assert find_column(names, ("text", "caption", "content")) == found
+
+
+def test_rows_carry_id_text_picture_and_instruction(tmp_path: Path) -> None:
+    columns = {"_id": ["a", "b"], "Caption": ["one", ""], "JPG": [None, b"\xff"], "instruction": ["Find:", None]}
+    assert rows_of(tmp_path, columns) == [CorpusRow("a", "one", None, "Find:"), CorpusRow("b", None, b"\xff", None)]
+
+
+def test_a_number_is_an_id_and_0_is_one_too(tmp_path: Path) -> None:
+    assert [row.id for row in rows_of(tmp_path, {"id": [0, 17], "text": ["a", "b"]})] == ["0", "17"]
+
+
+def test_a_row_without_id_is_named_by_file_and_position(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, {"id": ["x", None, ""], "text": ["a", "b", "c"]})
+    assert [row.id for row in rows] == ["x", "a.parquet:1", "a.parquet:2"]
+
+
+def test_positions_count_through_row_groups_and_batches(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, {"text": [str(number) for number in range(700)]}, row_group_size=300)
+    assert [(row.id, row.text) for row in rows] == [(f"a.parquet:{number}", str(number)) for number in range(700)]
+
+
+def test_a_picture_is_bytes_a_struct_or_a_path_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "p.png").write_bytes(b"png")
+    structs = [
+        {"bytes": b"jpg", "path": "gone.jpg"},
+        {"bytes": None, "path": "pictures/p.png"},
+        {"bytes": None, "path": str(tmp_path / "pictures" / "p.png")},
+    ]
+    found = rows_of(tmp_path, {"image": pa.array(structs, IMAGE)})
+    assert [row.image for row in found] == [b"jpg", b"png", b"png"]
+    assert rows_of(tmp_path, {"image_path": ["pictures/p.png"]})[0].image == b"png"
+
+
+def test_a_row_of_nothing_and_a_picture_that_is_gone_are_refused_by_id(tmp_path: Path) -> None:
+    columns = {"id": ["a", "b", "c", "d"], "text": ["", "x", None, "y"], "image": [None, "gone.jpg", "", None]}
+    expected = [("a", "empty_row"), ("b", "missing_image"), ("c", "empty_row"), ("d", None)]
+    assert reasons(rows_of(tmp_path, columns)) == expected
+
+
+def test_a_path_that_no_file_can_have_is_refused_and_the_next_row_is_read(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, {"id": ["a", "b"], "text": ["x", "y"], "image": ["nul\0inside.jpg", None]})
+    assert reasons(rows) == [("a", "missing_image"), ("b", None)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"text": [5]}, "text_not_a_string"),
+        ({"text": [["a", "b"]]}, "text_not_a_string"),
+        ({"text": ["a"], "instruction": [1.5]}, "instruction_not_a_string"),
+        ({"image": [7]}, "not_an_image"),
+    ],
+)
+def test_a_column_of_another_type_is_refused_row_by_row(tmp_path: Path, columns: dict[str, Any], reason: str) -> None:
+    assert reasons(rows_of(tmp_path, {"id": ["a"]} | columns)) == [("a", reason)]
+
+
+def test_a_file_without_text_or_picture_is_refused_as_a_whole(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, {"id": ["a", "b"], "url": ["u", "v"]})
+    assert reasons(rows) == [("a.parquet", "no_content_column")]
+
+
+def test_a_file_of_no_rows_gives_none(tmp_path: Path) -> None:
+    assert rows_of(tmp_path, {"text": pa.array([], pa.string())}) == []
+
+
+@pytest.mark.parametrize("num_bytes", [0, 4, 200])
+def test_a_truncated_file_is_one_broken_shard(tmp_path: Path, num_bytes: int) -> None:
+    rows_of(tmp_path, {"text": [str(number) for number in range(50)]})
+    file = tmp_path / "a.parquet"
+    file.write_bytes(file.read_bytes()[:num_bytes])
+    assert reasons(list(read_rows(file))) == [("a.parquet", "broken_shard")]
+
+
+def test_a_text_that_is_not_unicode_is_refused_and_raises_nothing(tmp_path: Path) -> None:
+    offsets, data = pa.array([0, 2, 4], pa.int32()).buffers()[1], pa.py_buffer(b"ok\xff\xfe")
+    texts = pa.StringArray.from_buffers(2, offsets, data)
+    rows = rows_of(tmp_path, {"id": ["a", "b"], "text": texts})
+    assert rows[-1].refused is not None
+
+
+def test_a_format_that_is_not_known_is_named_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown format '\.csv'.*'\.jsonl', '\.parquet', '\.tar'"):
+        read_rows(tmp_path / "a.csv")

@@ -1,0 +1,59 @@
+"""Tests of batch plans: every row once, one modality a batch, budgets kept."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mme5core.batching import plan_batches
+
+
+def random_rows(seed: int) -> tuple[list[int], list[bool]]:
+    random_ = random.Random(seed)
+    count = random_.randint(1, 60)
+    return [random_.randint(1, 30) for _ in range(count)], [random_.random() < 0.4 for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_row_is_in_one_batch_within_the_budgets_beside_its_own_modality(seed: int) -> None:
+    lengths, has_image = random_rows(seed)
+    batches = plan_batches(lengths, has_image, max_rows=5, max_tokens=40)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= 5
+        assert len(batch) * max(lengths[row] for row in batch) <= 40
+        assert len({has_image[row] for row in batch}) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_batch_ends_only_where_one_more_row_would_not_have_fitted(seed: int) -> None:
+    lengths, has_image = random_rows(seed)
+    batches = plan_batches(lengths, has_image, max_rows=5, max_tokens=40)
+    for batch, following in zip(batches, batches[1:], strict=False):
+        row = following[0]
+        too_wide = (len(batch) + 1) * lengths[row] > 40
+        assert len(batch) == 5 or too_wide or has_image[row] != has_image[batch[0]]
+
+
+def test_the_budget_counts_padding_and_not_true_tokens() -> None:
+    # 1 + 1 + 6 tokens are 8, but padded to 6 they are 18.
+    assert plan_batches([6, 1, 1], [False] * 3, max_rows=8, max_tokens=10) == [[1, 2], [0]]
+
+
+def test_a_row_above_the_budget_is_a_batch_of_its_own() -> None:
+    assert plan_batches([3, 50, 3], [False] * 3, max_rows=8, max_tokens=10) == [[0, 2], [1]]
+
+
+def test_the_longest_text_and_the_shortest_picture_row_do_not_meet() -> None:
+    assert plan_batches([4, 4], [True, False], max_rows=8, max_tokens=100) == [[1], [0]]
+
+
+def test_no_rows_are_no_batches() -> None:
+    assert plan_batches([], [], max_rows=1, max_tokens=1) == []
+
+
+@pytest.mark.parametrize(("max_rows", "max_tokens"), [(0, 5), (5, 0), (-1, 5)])
+def test_a_budget_of_nothing_is_refused(max_rows: int, max_tokens: int) -> None:
+    with pytest.raises(ValueError, match=f"got {max_rows} and {max_tokens}"):
+        plan_batches([1], [False], max_rows=max_rows, max_tokens=max_tokens)

@@ -1,0 +1,189 @@
+"""Tests of decoding: every odd picture of the web becomes RGB at its own size, or a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mme5core.images import BadImage, image_bytes, image_hash, load_rgb, to_jpeg
+
+
+def encoded(picture: Image.Image, file_format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=file_format, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png_of_header_alone(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def reason_of(image: object) -> str:
+    with pytest.raises(BadImage) as caught:
+        load_rgb(image)
+    return caught.value.reason
+
+
+def test_bytes_path_and_open_picture_give_the_same_pixels(tmp_path: Path) -> None:
+    picture = noise(5, 3)
+    (tmp_path / "a.png").write_bytes(encoded(picture, "PNG"))
+    for image in (encoded(picture, "PNG"), tmp_path / "a.png", str(tmp_path / "a.png"), picture):
+        found = load_rgb(image)
+        assert (found.mode, found.size, found.tobytes()) == ("RGB", (5, 3), picture.tobytes())
+
+
+def test_a_truncated_jpeg_is_refused_and_not_filled_with_grey() -> None:
+    whole = encoded(noise(64, 64), "JPEG")
+    assert load_rgb(whole).size == (64, 64)
+    assert reason_of(whole[: len(whole) // 2]) == "broken_image"
+
+
+def test_a_truncated_png_is_refused() -> None:
+    whole = encoded(noise(64, 64), "PNG")
+    assert reason_of(whole[: len(whole) // 2]) == "broken_image"
+
+
+@pytest.mark.parametrize("size", [(7, 1), (1, 7), (1, 1), (3, 200)])
+def test_a_thin_picture_keeps_its_size(size: tuple[int, int]) -> None:
+    assert load_rgb(encoded(noise(*size), "PNG")).size == size
+
+
+def test_cmyk_becomes_the_colour_that_its_ink_gives() -> None:
+    cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    red, green, blue = load_rgb(encoded(cyan, "JPEG", quality=95)).getpixel((8, 8))  # type: ignore[misc]
+    assert red < 40 < 200 < min(green, blue)
+
+
+def test_a_16_bit_grey_is_scaled_and_not_clipped() -> None:
+    values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    found = np.asarray(load_rgb(encoded(Image.fromarray(values), "PNG")))
+    assert found.tolist() == [[[0] * 3, [1] * 3, [128] * 3, [255] * 3]]
+
+
+def test_a_float_grey_has_its_own_largest_value_as_white() -> None:
+    values = np.array([[0.0, 1.0, 2.0, np.nan]], dtype=np.float32)
+    found = np.asarray(load_rgb(Image.fromarray(values)))[0, :, 0]
+    assert found.tolist() == [0, 127, 255, 0]
+
+
+def test_a_palette_with_alpha_is_put_on_white() -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putpixel((1, 0), 1)
+    found = load_rgb(encoded(picture, "PNG", transparency=0))
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("LA", (0, 51)), ("RGBA", (0, 0, 0, 51))])
+def test_alpha_mixes_with_white_in_its_share(mode: str, colour: tuple[int, ...]) -> None:
+    # 51 / 255 of black on white leaves four fifths of white.
+    found = load_rgb(encoded(Image.new(mode, (2, 2), colour), "PNG"))
+    assert found.getpixel((0, 0)) == (204, 204, 204)
+
+
+def test_an_rgb_picture_with_a_transparent_colour_is_put_on_white() -> None:
+    picture = Image.new("RGB", (2, 1), (10, 20, 30))
+    picture.putpixel((1, 0), (1, 2, 3))
+    found = load_rgb(encoded(picture, "PNG", transparency=(10, 20, 30)))
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (1, 2, 3)]
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert load_rgb(animation).getpixel((2, 2)) == (255, 0, 0)
+
+
+def test_exif_orientation_is_applied() -> None:
+    picture = Image.new("RGB", (32, 16), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned a quarter clockwise: what was left comes to the top
+    found = load_rgb(encoded(picture, "JPEG", exif=exif, quality=95))
+    assert found.size == (16, 32)
+    red, _, blue = found.getpixel((8, 4))  # type: ignore[misc]
+    assert blue > 200 > 50 > red
+
+
+@pytest.mark.parametrize("side", [30_000, 9_000])
+def test_a_header_that_claims_too_many_pixels_is_refused_undecoded(side: int) -> None:
+    assert reason_of(png_of_header_alone(side, side)) == "too_many_pixels"
+
+
+def test_the_limit_on_pixels_is_inclusive() -> None:
+    picture = encoded(noise(5, 4), "PNG")
+    assert load_rgb(picture, max_pixels=20).size == (5, 4)
+    with pytest.raises(BadImage, match="too_many_pixels: 5 x 4 is above 19 pixels"):
+        load_rgb(picture, max_pixels=19)
+
+
+def test_a_header_without_pixels_behind_it_is_a_broken_picture() -> None:
+    assert reason_of(png_of_header_alone(40, 40)) == "broken_image"
+
+
+def test_a_text_named_jpg_is_not_an_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("<html>404 Not Found</html>")
+    assert reason_of(tmp_path / "a.jpg") == "not_an_image"
+
+
+@pytest.mark.parametrize("data", [b"", bytearray(), memoryview(b"")])
+def test_no_bytes_are_an_empty_image(data: object) -> None:
+    assert reason_of(data) == "empty_image"
+
+
+@pytest.mark.parametrize("name", ["gone.jpg", ".", "x" * 300, "nul\0inside.jpg"])
+def test_a_path_that_cannot_be_read_is_a_missing_image(tmp_path: Path, name: str) -> None:
+    assert reason_of(str(tmp_path / name)) == "missing_image"
+
+
+def test_what_is_no_picture_at_all_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="got int"):
+        load_rgb(5)
+
+
+def test_the_hash_of_a_file_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:
+    data = encoded(noise(3, 3), "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    assert image_hash(data) == image_hash(tmp_path / "a.png") == hashlib.sha256(data).hexdigest()
+
+
+def test_open_pictures_of_other_shape_mode_or_pixels_have_other_hashes() -> None:
+    pictures = [Image.new("L", (4, 2)), Image.new("L", (2, 4)), Image.new("P", (4, 2)), Image.new("L", (4, 2), 1)]
+    assert len({image_hash(picture) for picture in pictures}) == 4
+    assert image_hash(Image.new("L", (4, 2))) == image_hash(pictures[0])
+
+
+def test_palette_pictures_of_other_colours_have_other_hashes() -> None:
+    red, blue = Image.new("P", (2, 2)), Image.new("P", (2, 2))
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    assert load_rgb(red).tobytes() != load_rgb(blue).tobytes()
+    assert image_hash(red) != image_hash(blue)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
+def test_an_open_picture_becomes_bytes_that_hold_the_same_picture(mode: str) -> None:
+    picture = noise(6, 4).convert(mode)
+    assert load_rgb(image_bytes(picture)).tobytes() == load_rgb(picture).tobytes()
+
+
+def test_jpeg_keeps_a_flat_colour_within_its_rounding() -> None:
+    found = load_rgb(to_jpeg(Image.new("RGB", (16, 16), (200, 100, 50))))
+    assert np.abs(np.asarray(found).astype(int) - [200, 100, 50]).max() <= 3

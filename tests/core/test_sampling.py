@@ -1,0 +1,86 @@
+"""Tests of batch sampling: reproducible, one combination a batch, no positive twice, no row left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from mme5core.sampling import BatchSampler
+
+
+def epoch_of(sampler: BatchSampler, epoch: int) -> list[list[int]]:
+    first, last = sampler.num_batches(epoch), sampler.num_batches(epoch + 1)
+    return [sampler.batch(step) for step in range(first, last)]
+
+
+def mixed(seed: int = 0) -> tuple[BatchSampler, list[str], list[int]]:
+    combinations = ["I2T", "T2I", "IT2T"] * 30
+    keys = [row % 23 for row in range(90)]
+    return BatchSampler(combinations, keys, batch_size=8, seed=seed, round_to=4), combinations, keys
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_batch_has_one_combination_and_no_positive_twice(epoch: int) -> None:
+    sampler, combinations, keys = mixed()
+    for batch in epoch_of(sampler, epoch):
+        assert len({combinations[row] for row in batch}) == 1
+        assert len({keys[row] for row in batch}) == len(batch)
+
+
+def test_batches_are_a_function_of_seed_and_step_alone() -> None:
+    forwards, backwards = mixed()[0], mixed()[0]
+    steps = list(range(forwards.num_batches(3)))
+    assert [forwards.batch(s) for s in steps] == [backwards.batch(s) for s in reversed(steps)][::-1]
+    assert [mixed(seed=1)[0].batch(s) for s in steps] != [forwards.batch(s) for s in steps]
+
+
+def test_epochs_differ_in_their_order() -> None:
+    sampler = mixed()[0]
+    assert epoch_of(sampler, 0) != epoch_of(sampler, 1)
+
+
+def test_the_combinations_are_not_trained_one_after_the_other() -> None:
+    sampler, combinations, _ = mixed()
+    order = [combinations[batch[0]] for batch in epoch_of(sampler, 0)]
+    assert order != sorted(order)
+
+
+@pytest.mark.parametrize("num_rows", [32, 33, 37, 39])
+def test_an_epoch_goes_through_every_row_once_but_for_less_than_a_multiple(num_rows: int) -> None:
+    sampler = BatchSampler(["T2T"] * num_rows, range(num_rows), batch_size=8, seed=0, round_to=4)
+    rows = [row for batch in epoch_of(sampler, 0) for row in batch]
+    assert len(set(rows)) == len(rows) == num_rows // 4 * 4
+
+
+@pytest.mark.parametrize("batch_size", [5, 10, 12])
+def test_a_full_batch_is_full_whatever_smaller_ones_are_rounded_to(batch_size: int) -> None:
+    sampler = BatchSampler(["T2T"] * 60, range(60), batch_size=batch_size, seed=0)
+    assert [len(batch) for batch in epoch_of(sampler, 0)] == [batch_size] * (60 // batch_size)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_waits_for_the_next_epoch_could_not_have_made_another_batch(seed: int) -> None:
+    keys = [0, 0, 0, 0, 1, 2]
+    sampler = BatchSampler(["T2T"] * len(keys), keys, batch_size=6, seed=seed, round_to=2)
+    left = set(range(len(keys))) - {row for batch in epoch_of(sampler, 0) for row in batch}
+    assert len({keys[row] for row in left}) < 2
+
+
+def test_what_waited_is_another_row_in_another_epoch() -> None:
+    sampler = BatchSampler(["T2T"] * 9, range(9), batch_size=8, seed=0)
+    left = {next(iter(set(range(9)) - set(epoch_of(sampler, epoch)[0]))) for epoch in range(12)}
+    assert len(left) > 1
+
+
+def test_batches_are_counted_over_parts_of_epochs() -> None:
+    sampler = BatchSampler(["T2T"] * 80, range(80), batch_size=8, seed=0)
+    assert [sampler.num_batches(n) for n in (0, 0.3, 1, 1.5, 2)] == [0, 3, 10, 15, 20]
+
+
+def test_rows_with_one_positive_are_no_batch() -> None:
+    with pytest.raises(ValueError, match="5 rows give no 2 with distinct positives"):
+        BatchSampler(["T2T"] * 5, ["same"] * 5, batch_size=2, seed=0)
+
+
+def test_a_batch_of_one_row_has_no_negative_and_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size must be >= 2, got 1"):
+        BatchSampler(["T2T"] * 5, range(5), batch_size=1, seed=0)

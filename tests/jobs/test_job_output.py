@@ -1,0 +1,217 @@
+"""The folder that a job writes: what is in it, whose it is, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mme5core.schemas import QUARANTINE
+from mme5core.types import Rejected
+from rayjobs.config import ConfigError
+from rayjobs.output import JobFolder, Run
+
+SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
+
+
+def folder_of(path: Path, *, job: str = "synth", seed: int = 0, source: str = "aaaa") -> JobFolder:
+    keys = {"seed": seed, "limit": None}
+    return JobFolder(path, Run(job, {"seed": seed, "output": str(path)}, f"{seed}-{source}", keys, {"input": source}))
+
+
+def tables(*sizes: int) -> Iterator[pa.Table]:
+    """Rows 0, 1, 2, ... in tables of these sizes."""
+    start = 0
+    for size in sizes:
+        numbers = list(range(start, start + size))
+        yield pa.table({"id": [f"r{n}" for n in numbers], "value": numbers}, schema=SCHEMA)
+        start += size
+
+
+def finish(folder: JobFolder, *, num_kept: int, refused: Counter[str] | None = None, pending: int = 0) -> Any:
+    refused = refused or Counter()
+    num_read = num_kept + sum(refused.values()) + pending
+    return folder.finish(unit="rows", num_read=num_read, num_kept=num_kept, refused=refused, pending=pending)
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((path / "_manifest.json").read_text())
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [((3, 4, 3), [4, 4, 2]), ((11,), [4, 4, 3]), ((4, 4), [4, 4]), ((1, 0, 2), [3]), ((0,), [0]), ((), [0])],
+)
+def test_parts_have_the_size_asked_for_and_the_rows_in_their_order(
+    tmp_path: Path, sizes: tuple[int, ...], expected: list[int]
+) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.open()
+    assert folder.write_parts(tables(*sizes), SCHEMA, rows_per_file=4) == sum(sizes)
+    parts = sorted((tmp_path / "out").glob("*.parquet"))
+    assert [part.name for part in parts] == [f"part-{n:05d}.parquet" for n in range(len(expected))]
+    assert [pq.read_metadata(part).num_rows for part in parts] == expected
+    read = pa.concat_tables([pq.read_table(part) for part in parts])
+    assert read.schema.equals(SCHEMA)
+    assert read["value"].to_pylist() == list(range(sum(sizes)))
+
+
+def test_parts_of_an_earlier_try_are_replaced(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.open()
+    folder.write_parts(tables(9), SCHEMA, rows_per_file=2)
+    folder.write_parts(tables(5), SCHEMA, rows_per_file=4)
+    parts = sorted((tmp_path / "out").glob("part-*"))
+    assert [pq.read_metadata(part).num_rows for part in parts] == [4, 1]
+
+
+def test_the_quarantine_holds_every_refused_input_and_is_counted_by_reason(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.open()
+    refused = [Rejected("c", "broken"), Rejected("a", "broken", "cut off"), Rejected("b", "empty"), Rejected("a", "x")]
+    assert folder.write_quarantine(refused) == {"broken": 2, "empty": 1, "x": 1}
+    table = pq.read_table(tmp_path / "out" / "_quarantine")
+    assert table.schema.equals(QUARANTINE)
+    assert [(row["id"], row["reason"], row["detail"]) for row in table.to_pylist()] == [
+        ("a", "broken", "cut off"),
+        ("a", "x", ""),
+        ("b", "empty", ""),
+        ("c", "broken", ""),
+    ]
+
+
+def test_an_empty_quarantine_is_an_empty_file(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.open()
+    assert folder.write_quarantine([]) == {}
+    assert pq.read_table(tmp_path / "out" / "_quarantine").num_rows == 0
+
+
+def test_the_manifest_says_what_lies_there(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out", seed=3)
+    assert folder.open() is None
+    num_kept = folder.write_parts(tables(5), SCHEMA, rows_per_file=3)
+    refused = folder.write_quarantine([Rejected("z", "empty"), Rejected("y", "broken")])
+    counters = finish(folder, num_kept=num_kept, refused=refused)
+    manifest = manifest_of(tmp_path / "out")
+    assert counters == manifest["counters"]
+    assert counters == {"read": 7, "kept": 5, "refused": {"broken": 1, "empty": 1}, "pending": 0}
+    assert (manifest["job"], manifest["unit"], manifest["fingerprint"]) == ("synth", "rows", "3-aaaa")
+    assert manifest["config"]["seed"] == 3 and manifest["versions"]["pyarrow"] == pa.__version__
+    rows = {"part-00000.parquet": 3, "part-00001.parquet": 2, "_quarantine/part-00000.parquet": 2}
+    assert {file["name"]: file["rows"] for file in manifest["files"]} == rows
+    for file in manifest["files"]:
+        data = (tmp_path / "out" / file["name"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize(("num_read", "pending"), [(6, 0), (8, 0), (7, 1)])
+def test_counters_that_do_not_add_up_are_not_written(tmp_path: Path, num_read: int, pending: int) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.open()
+    with pytest.raises(AssertionError, match="add up"):
+        folder.finish(unit="rows", num_read=num_read, num_kept=5, refused=Counter(empty=2), pending=pending)
+    assert not (tmp_path / "out" / "_manifest.json").exists()
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_success_comes_only_when_nothing_is_pending_and_then_the_work_is_gone(tmp_path: Path) -> None:
+    first = folder_of(tmp_path / "out")
+    first.open()
+    first.write_parts(tables(2), SCHEMA, rows_per_file=9)
+    finish(first, num_kept=2, pending=1)
+    assert not (tmp_path / "out" / "_SUCCESS").exists() and manifest_of(tmp_path / "out")["finished"] is False
+    assert first.work.is_dir()
+    del first
+    second = folder_of(tmp_path / "out")
+    assert second.open() is None
+    second.write_parts(tables(3), SCHEMA, rows_per_file=9)
+    finish(second, num_kept=3)
+    assert (tmp_path / "out" / "_SUCCESS").exists() and manifest_of(tmp_path / "out")["finished"] is True
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["_SUCCESS", "_manifest.json", "part-00000.parquet"]
+
+
+def test_a_done_folder_opened_again_gives_its_manifest_and_stays_as_it_is(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.open()
+    folder.write_parts(tables(2), SCHEMA, rows_per_file=9)
+    finish(folder, num_kept=2)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    assert folder_of(tmp_path / "out").open() == manifest_of(tmp_path / "out")
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_run_of_another_configuration_is_refused_naming_what_differs(tmp_path: Path, is_done: bool) -> None:
+    first = folder_of(tmp_path / "out", seed=3)
+    first.open()
+    if is_done:
+        finish(first, num_kept=0)
+    del first
+    with pytest.raises(ConfigError) as caught:
+        folder_of(tmp_path / "out", seed=4).open()
+    assert "seed: 3 there, 4 here" in str(caught.value) and "limit" not in str(caught.value)
+    with pytest.raises(ConfigError, match="input: 'aaaa' there, 'bbbb' here"):
+        folder_of(tmp_path / "out", seed=3, source="bbbb").open()
+    with pytest.raises(ConfigError, match="'synth'"):
+        folder_of(tmp_path / "out", seed=3, job="train").open()
+
+
+@pytest.mark.parametrize("foreign", ["holiday.jpg", "part-00000.parquet", "_SUCCESS"])
+def test_a_folder_with_files_of_another_kind_is_refused_and_left_alone(tmp_path: Path, foreign: str) -> None:
+    # Spark and Hadoop leave a _SUCCESS of their own.
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / foreign).write_text("not ours")
+    with pytest.raises(ConfigError, match="not empty"):
+        folder_of(out).open()
+    assert [(file.name, file.read_text()) for file in out.iterdir()] == [(foreign, "not ours")]
+
+
+def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match="not a folder"):
+        folder_of(tmp_path / "out").open()
+    with pytest.raises(ConfigError, match="below"):
+        folder_of(tmp_path / "out" / "below").open()
+
+
+def test_an_empty_folder_that_exists_may_be_used(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert folder_of(tmp_path / "out").open() is None
+
+
+def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    first = folder_of(tmp_path / "out")
+    first.open()
+    with pytest.raises(ConfigError, match="another run"):
+        folder_of(tmp_path / "out").open()
+    del first
+    assert folder_of(tmp_path / "out").open() is None
+
+
+def test_a_killed_run_leaves_a_folder_that_the_same_run_goes_on_with(tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from pathlib import Path; from rayjobs.output import JobFolder, Run\n"
+        f"path = Path({str(tmp_path / 'out')!r})\n"
+        "folder = JobFolder(path, Run('synth', {}, '0-aaaa', {'seed': 0, 'limit': None}, {'input': 'aaaa'}))\n"
+        "folder.open(); (folder.work / 'rows').mkdir(); (path / 'part-00007.parquet').touch()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root).returncode == -9
+    again = folder_of(tmp_path / "out")
+    assert again.open() is None and (again.work / "rows").is_dir()
+    again.write_parts(tables(3), SCHEMA, rows_per_file=9)
+    finish(again, num_kept=3)
+    assert [file["name"] for file in manifest_of(tmp_path / "out")["files"]] == ["part-00000.parquet"]

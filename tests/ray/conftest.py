@@ -1,0 +1,188 @@
+"""A corpus of a few dozen emoji, an untrained base model and a demo teacher, shared by the jobs' tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mme5core.demo import benchmark
+from mme5core.demo.annotations import find_font, load_emoji
+from mme5core.demo.corpus import Corpus, write_corpus
+from mme5core.demo.teacher import DemoTeacher, Entry, Faults, Knowledge
+from mme5core.images import load_rgb
+from mme5core.readers import read_rows
+from mme5core.schemas import CANDIDATES, HOLDOUT, NEIGHBOURS, QUERIES
+
+NUM_EMOJI = 48
+
+
+@dataclass(frozen=True)
+class World:
+    """What the jobs read."""
+
+    root: Path
+    corpus: Corpus
+    images: dict[str, bytes]
+
+    @property
+    def tars(self) -> str:
+        return f"{self.root}/corpus/*.tar"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: its summary line, and all that it printed."""
+
+    code: int
+    summary: dict[str, Any]
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    faces_and_animals = [e for e in load_emoji() if e.subgroup.startswith(("face-", "animal-"))][:NUM_EMOJI]
+    for item in write_corpus(root / "corpus", faces_and_animals, find_font()):
+        if isinstance(item, Corpus):
+            corpus = item
+    images = {
+        row.id: row.image for tar in sorted((root / "corpus").glob("*.tar")) for row in read_rows(tar) if row.image
+    }
+    _write(root / "neighbours" / "part-0.parquet", benchmark.neighbours(corpus.pictures), NEIGHBOURS)
+    _write(root / "holdout.parquet", benchmark.holdout_rows(corpus.pictures), HOLDOUT)
+    _write(root / "bench" / "queries.parquet", benchmark.queries(corpus.pictures, seen=False), QUERIES)
+    candidates = [
+        {"id": p.key, "text": None, "image": {"bytes": images[p.key], "path": p.key}}
+        for p in benchmark.candidates(corpus.pictures)
+    ]
+    _write(root / "bench" / "candidates.parquet", candidates, CANDIDATES)
+    return World(root, corpus, images)
+
+
+@pytest.fixture(scope="session")
+def base(world: World) -> Path:
+    from mme5core.demo.base_model import build_base
+    from mme5core.demo.captions import Captions
+
+    folder = world.root / "base"
+    build_base(folder, Captions(world.corpus.pictures).tokenizer_texts())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def knowledge(world: World) -> Knowledge:
+    entries = []
+    for picture in world.corpus.pictures:
+        held_out = benchmark.held_out_languages(picture)
+        entries.append(
+            Entry(
+                picture.key,
+                picture.emoji.subgroup,
+                {code: name for code, name in picture.emoji.names.items() if code not in held_out},
+                {code: list(words) for code, words in picture.emoji.keywords.items() if code not in held_out},
+            )
+        )
+    return Knowledge(entries, [load_rgb(world.images[entry.key]) for entry in entries])
+
+
+@pytest.fixture
+def teacher(knowledge: Knowledge) -> Iterator[DemoTeacher]:
+    with DemoTeacher(knowledge, Faults()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def samples(world: World, knowledge: Knowledge, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `synth` folder."""
+    output = tmp_path_factory.mktemp("samples") / "synth"
+    with DemoTeacher(knowledge) as server:
+        ended = run_job("synth", *synth_args(world, server, output), "samples_per_image=3")
+    assert ended.code == 0, ended.stderr
+    return output
+
+
+def synth_args(world: World, teacher: DemoTeacher, output: Path) -> list[str]:
+    return [
+        f"input={world.tars}",
+        f"output={output}",
+        f"neighbours={world.root}/neighbours",
+        f"holdout={world.root}/holdout.parquet",
+        f"teacher.base_url={teacher.base_url}",
+        "teacher.model=demo-teacher",
+    ]
+
+
+def train_args(samples: Path, base: Path, output: Path) -> list[str]:
+    return [
+        f"input={samples}",
+        f"model={base}",
+        f"output={output}",
+        "batch_size=16",
+        "learning_rate=1e-3",
+        "temperature=0.05",
+        "max_tokens=32",
+        "save_every=2",
+        "lora.rank=4",
+        "lora.alpha=8",
+        "lora.targets=all",
+    ]
+
+
+def command(job: str, *args: str) -> list[str]:
+    return [sys.executable, "-m", f"rayjobs.{job.replace('-', '_')}", *args]
+
+
+def run_job(job: str, *args: str, env: dict[str, str] | None = None, timeout_s: float = 240) -> Ended:
+    """Run a job as a user would, to its end."""
+    done = subprocess.run(
+        command(job, *args), capture_output=True, text=True, timeout=timeout_s, env=os.environ | (env or {})
+    )
+    lines = done.stdout.strip().splitlines()
+    summary = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    return Ended(done.returncode, summary, done.stdout, done.stderr)
+
+
+def kill_when(job: str, *args: str, ready: Callable[[], bool], timeout_s: float = 180) -> None:
+    """Start a job and SIGKILL it with all its children once `ready`; fails if it ends before."""
+    with subprocess.Popen(
+        command(job, *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            assert process.poll() is None, f"{job} ended with {process.returncode} before it could be killed"
+            assert time.monotonic() < deadline, f"{job} was not ready to be killed in {timeout_s} s"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def adds_up(folder: Path) -> dict[str, Any]:
+    """The counters of a finished folder, after checking them against what lies on disk."""
+    manifest = json.loads((folder / "_manifest.json").read_text())
+    counters: dict[str, Any] = manifest["counters"]
+    assert counters["read"] == counters["kept"] + sum(counters["refused"].values()) + counters["pending"]
+    quarantine = pq.read_table(folder / "_quarantine").to_pylist()
+    assert len(quarantine) == sum(counters["refused"].values())
+    return counters
+
+
+def read_parts(folder: Path) -> list[dict[str, Any]]:
+    return [row for file in sorted(folder.glob("part-*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def _write(file: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema), file)

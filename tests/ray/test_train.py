@@ -1,0 +1,69 @@
+"""`train` as a user runs it: two workers, one worker, killed in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mme5core import Content, Encoder
+from tests.ray.conftest import World, adds_up, kill_when, run_job, train_args
+
+pytestmark = pytest.mark.ray
+NUM_STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def two_workers(samples: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("train") / "two"
+    ended = run_job("train", *train_args(samples, base, output), f"num_steps={NUM_STEPS}", "num_workers=2")
+    assert ended.code == 0, ended.stderr
+    return output
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_folder_holds_a_model_that_loads_without_further_argument(two_workers: Path, base: Path) -> None:
+    counters = adds_up(two_workers)
+    assert counters["pending"] == 0 and counters["steps"] == NUM_STEPS
+    contents = [Content(text="un gato"), Content(text="a dog")]
+    trained = Encoder.load(two_workers / "model").embed(contents)
+    untrained = Encoder.load(base).embed(contents)
+    assert np.allclose(np.linalg.norm(trained, axis=1), 1, atol=1e-5)
+    assert np.abs(trained - untrained).max() > 1e-3
+
+
+def test_one_worker_gives_the_losses_of_two(two_workers: Path, samples: Path, base: Path, tmp_path: Path) -> None:
+    ended = run_job("train", *train_args(samples, base, tmp_path / "one"), f"num_steps={NUM_STEPS}", "num_workers=1")
+    assert ended.code == 0, ended.stderr
+    assert losses(tmp_path / "one") == pytest.approx(losses(two_workers), rel=1e-4)
+
+
+def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(
+    two_workers: Path, samples: Path, base: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "killed"
+    args = [*train_args(samples, base, output), f"num_steps={NUM_STEPS}", "num_workers=2"]
+    kill_when("train", *args, ready=lambda: (output / "checkpoints" / "step-00000004" / "meta.json").exists())
+    ended = run_job("train", *args)
+    assert ended.code == 0, ended.stderr
+    assert losses(output) == pytest.approx(losses(two_workers), abs=1e-6)
+
+
+def test_samples_with_too_few_negatives_are_refused_by_name(samples: Path, base: Path, tmp_path: Path) -> None:
+    ended = run_job("train", *train_args(samples, base, tmp_path / "out"), "num_negatives=2")
+    assert ended.code == 2
+    assert "no samples left" in ended.summary["reason"] and "too_few_negatives" in ended.summary["reason"]
+
+
+def test_a_file_that_holds_no_samples_is_one_line(world: World, base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "vectors.parquet"
+    pq.write_table(pq.read_table(world.root / "holdout.parquet"), file)
+    ended = run_job("train", f"input={file}", f"model={base}", f"output={tmp_path / 'out'}")
+    assert ended.code == 2
+    assert "no column 'id'" in ended.summary["reason"] and str(file) in ended.summary["reason"]
