@@ -60,11 +60,12 @@ def image_bytes(image: ImageRef) -> bytes:
     if isinstance(image, str | os.PathLike):
         try:
             return Path(image).read_bytes()
-        except OSError as error:
-            raise BadImage("missing_image", f"{image}: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise BadImage("missing_image", f"{image}: {getattr(error, 'strerror', None) or error}") from None
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
+        # TIFF where PNG has no such mode (CMYK, float, ...).
+        image.save(buffer, format="PNG" if image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA") else "TIFF")
         return buffer.getvalue()
     raise TypeError(f"a picture is a path, bytes or a PIL image, got {type(image).__name__}")
 
@@ -74,6 +75,8 @@ def image_hash(image: ImageRef) -> str:
     if isinstance(image, Image.Image):
         digest = hashlib.sha256(f"{image.mode}{image.size}".encode())
         digest.update(image.tobytes())
+        if image.palette is not None:
+            digest.update(image.palette.mode.encode() + image.palette.tobytes())
         return digest.hexdigest()
     return hashlib.sha256(image_bytes(image)).hexdigest()
 

@@ -22,6 +22,8 @@ def ranks(scores_QC: ArrayLike, positive_Q: ArrayLike) -> NDArray[np.int64]:
     """
     scores = np.asarray(scores_QC)
     positive = np.asarray(positive_Q)
+    if not positive.size:
+        positive = positive.astype(np.int64)  # an empty list is float64 to NumPy
     if scores.ndim != 2 or positive.shape != scores.shape[:1]:
         raise ValueError(f"scores [Q, C] and positive [Q] do not fit: {scores.shape} and {positive.shape}")
     if np.isnan(scores).any():
@@ -65,7 +67,7 @@ def mrr(scores_QC: ArrayLike, positive_Q: ArrayLike) -> float:
 def ndcg_at_k(scores_QC: ArrayLike, positive_Q: ArrayLike, k: int) -> float:
     """Mean of 1 / log2(1 + rank) for ranks up to k, else 0; with one relevant candidate the ideal DCG is 1.
 
-    >>> ndcg_at_k([[0.9, 0.5, 0.1]], [1], k=10) == 1 / np.log2(3)
+    >>> bool(ndcg_at_k([[0.9, 0.5, 0.1]], [1], k=10) == 1 / np.log2(3))
     True
     """
     _check_k(k)

@@ -74,7 +74,9 @@ class BatchSampler:
             random_.shuffle(rows)
             while rows:
                 batch, rows = self._take(rows)
-                batch = batch[: len(batch) // self._round_to * self._round_to]
+                if len(batch) < self._batch_size:
+                    whole = len(batch) // self._round_to * self._round_to
+                    batch, rows = batch[:whole], batch[whole:] + rows
                 if not batch:
                     break
                 batches.append(batch)

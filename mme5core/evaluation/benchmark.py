@@ -32,7 +32,10 @@ def read_benchmark(folder: Path) -> Benchmark:
     """
     queries = _read(folder / "queries.parquet", QUERIES.names)
     candidates = _read(folder / "candidates.parquet", CANDIDATES.names)
-    contents = [Content(row["text"] or None, (row["image"] or {}).get("bytes")) for row in candidates.to_pylist()]
+    try:
+        contents = [Content(row["text"] or None, (row["image"] or {}).get("bytes")) for row in candidates.to_pylist()]
+    except ValueError as error:
+        raise InputError(f"benchmark {str(folder)!r}: a candidate: {error}") from None
     found = Benchmark(
         folder.name,
         [
@@ -60,7 +63,10 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
     found: dict[str, np.ndarray] = {}
     models: dict[str, str] = {}
     for file in find_shards(inputs, suffixes=(".parquet",)):
-        parquet = pq.ParquetFile(file)
+        try:
+            parquet = pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
         schema = parquet.schema_arrow
         if not {"id", "embedding"} <= set(schema.names):
             raise InputError(f"{file}: no vectors; its columns are {', '.join(schema.names)}")
@@ -70,6 +76,9 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
         if len(models) > 1:
             raise InputError(f"vectors of different models: {' and '.join(models.values())}")
         for batch in parquet.iter_batches(columns=["id", "embedding"]):
+            batch = batch.filter(batch.column("embedding").is_valid())
+            if not batch.num_rows:
+                continue
             matrix = _matrix(batch.column("embedding"))
             for row, vector_id in enumerate(batch.column("id").to_pylist()):
                 if vector_id in keep:
@@ -78,9 +87,8 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
 
 
 def _matrix(column: pa.Array) -> np.ndarray:
-    width = column.type.list_size
     values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    matrix: np.ndarray = values.reshape(-1, width)
+    matrix: np.ndarray = values.reshape(len(column), -1)
     return matrix
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader
+from markupsafe import escape
 
 from mme5core.evaluation.retrieval import Ranking, Scores
 from mme5core.images import BadImage, load_rgb, to_jpeg
@@ -34,7 +35,7 @@ class ScoreSet:
 def table(sets: Sequence[ScoreSet]) -> str:
     """A plain table: a row per language and the mean, a group of columns per set."""
     width = max(len(column) for column in COLUMNS)
-    name_width = max(len(_language_name(code)) for s in sets for code in s.scores.by_language)
+    name_width = max(len("mean"), *(len(_language_name(code)) for s in sets for code in s.scores.by_language))
     group = (width + 1) * len(COLUMNS) - 1
     lines = ["  ".join([" " * name_width, *(f"{s.name:<{group}}"[:group] for s in sets)])]
     header = " ".join(f"{column:>{width}}" for column in COLUMNS)
@@ -74,14 +75,19 @@ def choose_examples(rankings: Sequence[Ranking], count: int) -> list[Ranking]:
     by_language: dict[str, list[Ranking]] = {}
     for ranking in rankings:
         by_language.setdefault(ranking.query.language, []).append(ranking)
-    chosen = []
-    languages = sorted(by_language)
-    for number in range(min(count, len(rankings))):
-        found = sorted(by_language[languages[number % len(languages)]], key=lambda r: (r.rank, r.query.id))
-        # Within a language the share of the way from best to worst grows from example to example.
-        share = (number // len(languages) + 0.5) / max(1, -(-count // len(languages)))
-        chosen.append(found[min(len(found) - 1, int(share * len(found)))])
-    return chosen
+    shares = dict.fromkeys(sorted(by_language), 0)
+    left = min(count, len(rankings))
+    while left:
+        for language in shares:
+            if left and shares[language] < len(by_language[language]):
+                shares[language] += 1
+                left -= 1
+    picked = {}
+    for language, share in shares.items():
+        found = sorted(by_language[language], key=lambda r: (r.rank, r.query.id))
+        picked[language] = [found[int((place + 0.5) / share * len(found))] for place in range(share)]
+    rounds = range(max(shares.values(), default=0))
+    return [picked[language][turn] for turn in rounds for language in shares if turn < shares[language]]
 
 
 def _example(ranking: Ranking, contents: Mapping[str, Content]) -> dict[str, object]:
@@ -130,7 +136,8 @@ def _chart(sets: Sequence[ScoreSet]) -> str:
         y = CHART_TOP + plot_height * (1 - tick / 100)
         svg.write(f'<line x1="{CHART_LEFT}" x2="{CHART_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         svg.write(f'<text x="{CHART_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick / 100:.2f}</text>')
-    for number, code in enumerate(groups):
+    for number, group in enumerate(groups):
+        code, label = group, escape(group)
         middle = CHART_LEFT + step * (number + 0.5)
         for place, score_set in enumerate(sets):
             scores = score_set.scores.mean if code == "mean" else score_set.scores.by_language.get(code)
@@ -141,9 +148,9 @@ def _chart(sets: Sequence[ScoreSet]) -> str:
             svg.write(
                 f'<rect x="{x:.1f}" y="{CHART_TOP + plot_height - height:.1f}" width="{bar - 2:.1f}" '
                 f'height="{height:.1f}" fill="{COLOURS[place % len(COLOURS)]}">'
-                f"<title>{code}: {scores['recall@10']:.3f}</title></rect>"
+                f"<title>{label}: {scores['recall@10']:.3f}</title></rect>"
             )
-        svg.write(f'<text x="{middle:.1f}" y="{CHART_HEIGHT - 8}" text-anchor="middle">{code}</text>')
+        svg.write(f'<text x="{middle:.1f}" y="{CHART_HEIGHT - 8}" text-anchor="middle">{label}</text>')
     svg.write("</svg>")
     return svg.getvalue()
 

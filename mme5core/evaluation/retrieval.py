@@ -90,7 +90,9 @@ def _rank(
     place: Mapping[str, int],
 ) -> list[Ranking]:
     query_QD = np.stack([vectors[query.id] for query in queries]).astype(np.float32)
-    scores_QC = query_QD @ candidate_CD.T
+    # Summed in float64, kept in float32: float32 sums of equal vectors differ by their place in the matrix, and
+    # equal candidates would no longer tie.
+    scores_QC = (query_QD.astype(np.float64) @ candidate_CD.T.astype(np.float64)).astype(np.float32)
     found = ranks(scores_QC, [place[query.positive_id] for query in queries])
     num_shown = min(NUM_SHOWN, scores_QC.shape[1])
     first_QK = np.argsort(-scores_QC, axis=1, kind="stable")[:, :num_shown]

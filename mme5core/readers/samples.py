@@ -131,7 +131,7 @@ def _check(row: dict[str, Any], num_negatives: int, seen: set[str]) -> Rejected 
                 load_rgb(content.image)
     except BadImage as error:
         return Rejected(sample_id, error.reason, error.detail)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         return Rejected(sample_id, "bad_content", str(error))
     if len(sample.negatives) < num_negatives:
         return Rejected(sample_id, "too_few_negatives", f"{len(sample.negatives)} of {num_negatives}")
@@ -152,8 +152,12 @@ def _mapped(row: dict[str, Any], num_negatives: int) -> dict[str, Any]:
 
 def _content(value: dict[str, Any] | None) -> Content:
     value = value or {}
-    image = value.get("image") or {}
-    return Content(value.get("text") or None, image.get("bytes") or None)
+    image = value.get("image")
+    if image is None:
+        return Content(value.get("text") or None)
+    if not image.get("bytes"):
+        raise ValueError("a picture without bytes")
+    return Content(value.get("text") or None, image["bytes"])
 
 
 def count_by(values: Sequence[str]) -> dict[str, int]:

@@ -23,7 +23,7 @@ def find_shards(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES) ->
     Raises:
         InputError: naming the input for which there is no file.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for text in inputs:
         matches = [Path(match) for match in sorted(glob.glob(text))] or [Path(text)]
         files: list[Path] = []
@@ -40,10 +40,11 @@ def find_shards(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES) ->
         for file in files:
             if file.suffix not in suffixes:
                 raise InputError(f"input {str(file)!r}: not a {', '.join(suffixes)} file")
-            found[file.resolve()] = None
+            # By its target each once; by its own name, as a link of the hub's cache points at a blob without suffix.
+            found.setdefault(file.resolve(), file.absolute())
     if not found:
         raise InputError("no input given")
-    return list(found)
+    return list(found.values())
 
 
 def input_identity(shards: Sequence[Path]) -> str:

@@ -42,7 +42,7 @@ def read(shard: Path) -> Iterator[CorpusRow]:
             for record in batch.to_pylist():
                 yield row_of(record, columns, shard, position)
                 position += 1
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         yield refuse(shard.name, "broken_shard", str(error).splitlines()[0])
 
 
@@ -65,6 +65,8 @@ def row_of(record: dict[str, Any], columns: dict[str, str | None], shard: Path, 
         return refuse(row_id, "text_not_a_string", type(text).__name__)
     if instruction is not None and not isinstance(instruction, str):
         return refuse(row_id, "instruction_not_a_string", type(instruction).__name__)
+    if not is_unicode(text or "") or not is_unicode(instruction or ""):
+        return refuse(row_id, "text_not_unicode", "half a surrogate pair")
     try:
         image = _image(values["image"], shard.parent)
     except BadImage as error:
@@ -72,6 +74,14 @@ def row_of(record: dict[str, Any], columns: dict[str, str | None], shard: Path, 
     if image is None and not text:
         return refuse(row_id, "empty_row", "neither text nor picture")
     return CorpusRow(row_id, text or None, image, instruction or None)
+
+
+def is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _image(value: Any, folder: Path) -> bytes | None:

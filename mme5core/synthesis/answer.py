@@ -65,6 +65,8 @@ def _check_text(value: Any, field: str, sample_id: str) -> Rejected | None:
         return Rejected(sample_id, "missing_field", field)
     if not isinstance(value, str) or not value.strip():
         return Rejected(sample_id, "empty_field", field)
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        return Rejected(sample_id, "not_unicode", field)
     # A picture token in a text would promise a picture that is not there, and read as one.
     if _IMAGE_TOKEN.search(value) or _SPECIAL_TOKEN.search(value):
         return Rejected(sample_id, "image_token", f"{field}: {value[:80]!r}")

@@ -94,14 +94,15 @@ def plan_image(image_id: str, settings: PlanSettings) -> list[PlannedSample]:
 
     A combination that needs similar pictures is drawn only where there are enough of them.
     """
-    return [_draw(image_id, index, settings) for index in range(settings.samples_per_image)]
+    drawn = (_draw(image_id, index, settings) for index in range(settings.samples_per_image))
+    return [plan for plan in drawn if plan is not None]
 
 
-def _draw(image_id: str, index: int, settings: PlanSettings) -> PlannedSample:
+def _draw(image_id: str, index: int, settings: PlanSettings) -> PlannedSample | None:
     key = f"{settings.digest} {image_id} {index}"
     random_ = random.Random(hashlib.sha256(key.encode()).digest())
-    neighbours = [other for other in settings.neighbours.get(image_id, ()) if other != image_id]
-    tasks = {task: weight for task, weight in settings.tasks.items() if weight > 0}
+    neighbours = [other for other in dict.fromkeys(settings.neighbours.get(image_id, ())) if other != image_id]
+    tasks = {task: weight for task, weight in sorted(settings.tasks.items()) if weight > 0}
     task = random_.choices(list(tasks), weights=list(tasks.values()))[0]
     possible = [c for c in COMBINATIONS[task] if _num_needed(c, settings) <= len(neighbours)]
     combination = random_.choice(possible)
@@ -120,6 +121,8 @@ def _draw(image_id: str, index: int, settings: PlanSettings) -> PlannedSample:
         negative_images = tuple(random_.sample(pool, settings.num_negatives))
     shown = [image for image in (query_image, positive_image, *negative_images) if image]
     language = _draw_language(shown, settings, random_)
+    if language is None:
+        return None
     return PlannedSample(
         f"{image_id}-{index}", task, combination, language, query_image, positive_image, negative_images
     )
@@ -135,11 +138,10 @@ def _at(ranks: range, neighbours: Sequence[str]) -> list[str]:
     return list(neighbours[ranks.start - 1 : ranks.stop - 1])
 
 
-def _draw_language(image_ids: Sequence[str], settings: PlanSettings, random_: random.Random) -> str:
+def _draw_language(image_ids: Sequence[str], settings: PlanSettings, random_: random.Random) -> str | None:
     held_out = frozenset[str]().union(*(settings.holdout.get(image, frozenset()) for image in image_ids))
     codes = [code for code in (settings.languages or LANGUAGES) if code not in held_out]
     if not codes:
-        # Every language asked for is held out for these pictures; English is nobody's benchmark language.
-        return "en"
+        return None
     weights = [1.0 if settings.languages else language_weight(code) for code in codes]
     return random_.choices(codes, weights=weights)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -30,7 +31,7 @@ def test_every_row_is_in_one_batch_within_the_budgets_beside_its_own_modality(se
 def test_a_batch_ends_only_where_one_more_row_would_not_have_fitted(seed: int) -> None:
     lengths, has_image = random_rows(seed)
     batches = plan_batches(lengths, has_image, max_rows=5, max_tokens=40)
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         row = following[0]
         too_wide = (len(batch) + 1) * lengths[row] > 40
         assert len(batch) == 5 or too_wide or has_image[row] != has_image[batch[0]]

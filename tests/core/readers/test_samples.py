@@ -99,7 +99,7 @@ BAD: dict[str, tuple[Row, str]] = {
     "no query": ({"query": None}, "bad_content"),
     "a negative that is null": ({"negatives": [None]}, "bad_content"),
     "a text as picture": ({"query": content("q", b"<html>")}, "not_an_image"),
-    "half a picture": ({"negatives": [content("n", png(0)[:50])]}, "broken_image"),
+    "half a picture": ({"negatives": [content("n", png(0)[:45])]}, "broken_image"),
     "its positive as negative": (
         {"positive": content("p", png(3)), "negatives": [content("p", png(3))]},
         "positive_among_negatives",

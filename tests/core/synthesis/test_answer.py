@@ -1,0 +1,172 @@
+"""Tests of the teacher's answer: the revision becomes the sample, and every defect has its reason."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mme5core.synthesis.answer import (
+    IMAGE_DOCUMENT_INSTRUCTION,
+    IMAGE_TEXT_DOCUMENT_INSTRUCTION,
+    parse_answer,
+)
+from mme5core.synthesis.plan import PlannedSample
+from mme5core.types import Content, Rejected, Sample
+
+IMAGES = {name: name.encode() for name in "qpab"}
+REVISION = {
+    "instruction": "Find the animal.",
+    "query": "una domanda",
+    "positive": "gatto",
+    "negatives": ["cane", "lupo"],
+}
+DRAFT = {"instruction": "draft", "query": "draft", "positive": "draft", "negatives": ["draft 1", "draft 2"]}
+
+
+def planned(combination: str) -> PlannedSample:
+    query, _, document = combination.partition("2")
+    has_document_picture = "I" in document
+    return PlannedSample(
+        "s",
+        "retrieval",
+        combination,
+        "it",
+        "q" if "I" in query else None,
+        "p" if has_document_picture else None,
+        ("a", "b") if has_document_picture else (),
+    )
+
+
+def parsed(
+    combination: str = "IT2T", *, num_negatives: int = 2, finish_reason: str | None = "stop", **changes: Any
+) -> Sample | Rejected:
+    text = json.dumps({"draft": DRAFT, "revision": REVISION | changes}, ensure_ascii=False)
+    return parse_answer(text, finish_reason, planned(combination), IMAGES, num_negatives=num_negatives)
+
+
+def reason_of(found: Sample | Rejected) -> str:
+    assert isinstance(found, Rejected)
+    assert found.id == "s"
+    return found.reason
+
+
+def test_the_revision_and_never_the_draft_becomes_the_sample() -> None:
+    negatives = (Content("cane"), Content("lupo"))
+    expected = Sample("s", Content("una domanda", b"q"), Content("gatto"), negatives, "Find the animal.", None, "synth")
+    assert parsed() == expected
+
+
+@pytest.mark.parametrize("combination", ["I2T", "IT2T", "T2I", "T2IT", "I2I", "IT2I", "IT2IT"])
+def test_the_sample_has_the_modalities_of_its_plan_on_both_sides(combination: str) -> None:
+    sample = parsed(combination)
+    assert isinstance(sample, Sample)
+    assert sample.modality_combination == combination
+    assert [negative.modality for negative in sample.negatives] == [sample.positive.modality] * 2
+
+
+def test_documents_with_text_and_picture_keep_both_together_in_order() -> None:
+    sample = parsed("T2IT")
+    assert isinstance(sample, Sample)
+    assert sample.query == Content("una domanda")
+    assert (sample.positive, *sample.negatives) == (
+        Content("gatto", b"p"),
+        Content("cane", b"a"),
+        Content("lupo", b"b"),
+    )
+
+
+def test_documents_with_pictures_have_the_instruction_of_their_kind() -> None:
+    found = {combination: parsed(combination) for combination in ("I2T", "T2I", "T2IT")}
+    instructions = {name: sample.document_instruction for name, sample in found.items() if isinstance(sample, Sample)}
+    assert instructions == {"I2T": None, "T2I": IMAGE_DOCUMENT_INSTRUCTION, "T2IT": IMAGE_TEXT_DOCUMENT_INSTRUCTION}
+
+
+def test_texts_are_stripped_and_negatives_cut_to_the_number_wanted() -> None:
+    sample = parsed(query=" q\n", positive="\tp ", negatives=[" a ", "b", "c"], instruction=" i ")
+    assert isinstance(sample, Sample)
+    texts = [content.text for content in (sample.query, sample.positive, *sample.negatives)]
+    assert [sample.instruction, *texts] == ["i", "q", "p", "a", "b"]
+
+
+def test_fields_that_the_combination_has_not_are_not_looked_at() -> None:
+    assert isinstance(parsed("I2I", query="", positive=None, negatives="none"), Sample)
+    assert isinstance(parsed("I2T", query=None), Sample)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "reason"),
+    [
+        ('{"revision": ', "length", "cut_off"),
+        (json.dumps({"revision": REVISION}), "length", "cut_off"),
+        (json.dumps({"revision": REVISION}), "content_filter", "refusal"),
+        ("", "stop", "refusal"),
+        (" \n", None, "refusal"),
+        ("I cannot help with that.", "stop", "not_json"),
+        ('{"revision": ', "stop", "not_json"),
+        ("[]", "stop", "missing_field"),
+        ("null", "stop", "missing_field"),
+        (json.dumps({"draft": REVISION}), "stop", "missing_field"),
+        (json.dumps({"revision": [REVISION]}), "stop", "missing_field"),
+    ],
+)
+def test_an_answer_without_a_revision_is_refused_by_what_it_is(
+    text: str, finish_reason: str | None, reason: str
+) -> None:
+    assert reason_of(parse_answer(text, finish_reason, planned("IT2T"), IMAGES, num_negatives=1)) == reason
+
+
+@pytest.mark.parametrize("field", ["instruction", "query", "positive", "negatives"])
+def test_a_field_that_is_missing_or_empty_is_named(field: str) -> None:
+    missing = parsed(**{field: None})
+    assert (reason_of(missing), missing) == ("missing_field", Rejected("s", "missing_field", field))
+    empty = parsed(**{field: ["cane", " "] if field == "negatives" else " \n"})
+    assert empty == Rejected("s", "empty_field", field)
+
+
+@pytest.mark.parametrize("field", ["instruction", "query", "positive", "negatives"])
+@pytest.mark.parametrize(
+    "token", ["<image>", "<|image|>", "<image_1>", "<|image_pad|>", "<|vision_start|>", "<|begin_of_text|>"]
+)
+def test_a_token_of_the_model_in_a_text_is_refused(field: str, token: str) -> None:
+    text = f"see {token} here"
+    assert reason_of(parsed(**{field: ["cane", text] if field == "negatives" else text})) == "image_token"
+
+
+@pytest.mark.parametrize("text", ["a < b > c", "the image", "<b>bold</b>", "| image |", "imago <3"])
+def test_ordinary_signs_are_no_token(text: str) -> None:
+    assert isinstance(parsed(query=text), Sample)
+
+
+@pytest.mark.parametrize("negative", ["gatto", " Gatto\n", "GATTO"])
+def test_a_positive_among_the_negatives_is_refused_in_any_spelling(negative: str) -> None:
+    assert reason_of(parsed(negatives=["cane", negative, "lupo"])) == "positive_equals_negative"
+
+
+@pytest.mark.parametrize("negatives", [[], ["cane"], ["cane", "cane"], ["cane", " cane "]])
+def test_too_few_different_negatives_are_refused(negatives: list[str]) -> None:
+    assert reason_of(parsed(negatives=negatives)) == "too_few_negatives"
+
+
+def test_documents_that_differ_by_their_picture_may_share_a_text() -> None:
+    sample = parsed("IT2IT", positive="gatto", negatives=["gatto", "gatto"])
+    assert isinstance(sample, Sample)
+    assert sample.negatives == (Content("gatto", b"a"), Content("gatto", b"b"))
+    assert reason_of(parsed("IT2IT", negatives=["gatto"])) == "too_few_negatives"
+
+
+def test_half_a_character_is_refused_and_a_whole_one_kept() -> None:
+    # A surrogate without its partner fits into no UTF-8 file: the sample could not be written.
+    whole, half = (
+        parse_answer(
+            json.dumps({"revision": REVISION}).replace("gatto", escape),
+            "stop",
+            planned("IT2T"),
+            IMAGES,
+            num_negatives=2,
+        )
+        for escape in (r"\ud83d\ude3a", r"\ud83d")
+    )
+    assert isinstance(whole, Sample) and whole.positive.text == "\U0001f63a"
+    assert isinstance(half, Rejected)

@@ -1,0 +1,167 @@
+"""Tests of the plan: reproducible draws, pictures by rank, weights in their share, holdouts never drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from mme5core.languages import LANGUAGES, language_weight
+from mme5core.synthesis.plan import COMBINATIONS, PlannedSample, PlanSettings, plan_image
+
+NEIGHBOURS = {"p": [f"n{rank}" for rank in range(1, 16)]}
+RETRIEVAL = {"retrieval": 1.0}
+MANY = 400
+
+
+def plans(
+    image_id: str = "p",
+    *,
+    tasks: Mapping[str, float] = RETRIEVAL,
+    num_negatives: int = 2,
+    neighbours: Mapping[str, list[str]] = NEIGHBOURS,
+    samples_per_image: int = MANY,
+    languages: list[str] | None = None,
+    holdout: Mapping[str, frozenset[str]] | None = None,
+    seed: int = 0,
+) -> list[PlannedSample]:
+    settings = PlanSettings(seed, samples_per_image, tasks, languages, num_negatives, neighbours, holdout or {})
+    return plan_image(image_id, settings)
+
+
+def test_a_plan_is_a_function_of_seed_picture_and_index() -> None:
+    assert plans() == plans()
+    assert plans(samples_per_image=3) == plans()[:3]
+    assert [plan.id for plan in plans(samples_per_image=3)] == ["p-0", "p-1", "p-2"]
+    assert plans(seed=1) != plans()
+    other = plans("q", neighbours={"q": NEIGHBOURS["p"]})
+    assert [plan.modality_combination for plan in other] != [plan.modality_combination for plan in plans()]
+
+
+def test_equal_settings_give_equal_plans_in_whatever_order_the_tasks_are_written() -> None:
+    one, other = {"vqa": 1.0, "retrieval": 3.0}, {"retrieval": 3.0, "vqa": 1.0}
+    assert PlanSettings(tasks=one) == PlanSettings(tasks=other)
+    assert plans(tasks=one) == plans(tasks=other)
+
+
+def test_every_combination_of_a_task_is_drawn_and_no_other() -> None:
+    for task, combinations in COMBINATIONS.items():
+        found = plans(tasks={task: 1.0})
+        assert {plan.modality_combination for plan in found} == set(combinations)
+        assert {plan.task for plan in found} == {task}
+
+
+@pytest.mark.parametrize("num_negatives", [0, 1, 3])
+def test_pictures_are_those_that_the_combination_shows(num_negatives: int) -> None:
+    for plan in plans(num_negatives=num_negatives):
+        has_document_picture = "I" in plan.document_modality
+        assert (plan.query_image is not None) == ("I" in plan.query_modality)
+        assert (plan.positive_image is not None) == has_document_picture
+        assert len(plan.negative_images) == (num_negatives if has_document_picture else 0)
+        assert plan.image_ids == tuple(
+            image for image in (plan.query_image, plan.positive_image, *plan.negative_images) if image is not None
+        )
+        assert len(set(plan.image_ids)) == len(plan.image_ids)
+        assert "p" in plan.image_ids
+
+
+def test_the_planned_picture_is_the_positive_of_a_text_query() -> None:
+    found = [plan for plan in plans() if plan.query_modality == "T"]
+    assert {plan.positive_image for plan in found} == {"p"}
+
+
+def test_positives_have_ranks_1_to_3_and_negatives_4_to_10() -> None:
+    found = plans()
+    positives = {plan.positive_image for plan in found if plan.query_image and plan.positive_image}
+    assert positives == {"n1", "n2", "n3"}
+    negatives = {image for plan in found for image in plan.negative_images}
+    assert negatives == {f"n{rank}" for rank in range(4, 11)}
+
+
+def test_too_few_far_neighbours_are_made_up_from_the_nearest_without_the_positive() -> None:
+    found = plans(neighbours={"p": ["n1", "n2", "n3", "n4"]}, num_negatives=3)
+    image_to_image = [plan for plan in found if plan.query_image and plan.positive_image]
+    assert {frozenset((plan.positive_image, *plan.negative_images)) for plan in image_to_image} == {
+        frozenset(("n1", "n2", "n3", "n4"))
+    }
+
+
+@pytest.mark.parametrize(
+    ("num_neighbours", "possible"),
+    [
+        (1, {"I2T", "IT2T"}),
+        (2, {"I2T", "IT2T", "T2I", "T2IT"}),
+        (3, set(COMBINATIONS["retrieval"])),
+    ],
+)
+def test_a_combination_is_drawn_only_where_similar_pictures_suffice(num_neighbours: int, possible: set[str]) -> None:
+    found = plans(neighbours={"p": NEIGHBOURS["p"][:num_neighbours]}, num_negatives=2)
+    assert {plan.modality_combination for plan in found} == possible
+
+
+def test_a_picture_is_never_its_own_neighbour() -> None:
+    found = plans(neighbours={"p": ["p", "n1", "n2", "n3"]}, num_negatives=2)
+    assert all(plan.image_ids.count("p") == 1 for plan in found)
+
+
+def test_a_neighbour_that_two_sources_name_is_one_picture() -> None:
+    found = plans(neighbours={"p": [name for name in NEIGHBOURS["p"][:8] for _ in range(2)]}, num_negatives=3)
+    assert all(len(set(plan.image_ids)) == len(plan.image_ids) for plan in found)
+
+
+def test_tasks_are_drawn_by_weight_and_never_at_weight_0() -> None:
+    counts = Counter(plan.task for plan in plans(tasks={"classification": 0, "vqa": 1, "retrieval": 3}))
+    assert set(counts) == {"vqa", "retrieval"}
+    # 0.75 of 400, within four standard deviations.
+    assert abs(counts["retrieval"] - 300) < 4 * (MANY * 0.75 * 0.25) ** 0.5
+
+
+def test_languages_that_are_given_are_equally_likely() -> None:
+    counts = Counter(plan.language for plan in plans(languages=["en", "yi"]))
+    assert abs(counts["yi"] - MANY / 2) < 4 * (MANY / 4) ** 0.5
+
+
+def test_all_languages_are_drawn_by_their_weights() -> None:
+    counts = Counter(plan.language for plan in plans(samples_per_image=2000))
+    share = language_weight("en") / sum(map(language_weight, LANGUAGES))
+    assert abs(counts["en"] - 2000 * share) < 4 * (2000 * share * (1 - share)) ** 0.5
+    assert len(counts) > 80
+
+
+def test_what_is_held_out_for_any_picture_shown_is_not_drawn() -> None:
+    found = plans(languages=["it", "es", "ru"], holdout={"p": frozenset(["it"]), "n5": frozenset(["es"])})
+    with_n5 = [plan.language for plan in found if "n5" in plan.image_ids]
+    assert set(with_n5) == {"ru"}
+    assert {plan.language for plan in found} == {"es", "ru"}
+
+
+@pytest.mark.parametrize("languages", [["en", "it"], ["it"], None])
+def test_a_holdout_of_every_language_leaves_no_sample_in_one_of_them(languages: list[str] | None) -> None:
+    held_out = frozenset(LANGUAGES)
+    found = plans(languages=languages, holdout={"p": held_out}, samples_per_image=5)
+    assert [plan.language for plan in found if plan.language in held_out] == []
+
+
+def test_the_digest_covers_what_every_draw_depends_on() -> None:
+    base = PlanSettings()
+    changes = [{"seed": 1}, {"tasks": RETRIEVAL}, {"languages": ["it"]}, {"num_negatives": 2}]
+    assert len({base.digest, *(replace(base, **change).digest for change in changes)}) == 5  # type: ignore[arg-type]
+    assert replace(base, samples_per_image=9).digest == base.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {"vqq": 1.0}}, "unknown task 'vqq'; known: classification, vqa, retrieval"),
+        ({"tasks": {}}, "sum > 0"),
+        ({"tasks": {"vqa": 0.0}}, "sum > 0"),
+        ({"tasks": {"vqa": 2.0, "retrieval": -1.0}}, "weights >= 0"),
+        ({"languages": ["it", "xx"]}, "unknown language 'xx'"),
+        ({"languages": []}, "languages is empty"),
+    ],
+)
+def test_settings_from_which_nothing_can_be_drawn_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PlanSettings(**changes)  # type: ignore[arg-type]
