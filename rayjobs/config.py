@@ -100,6 +100,7 @@ class SynthConfig(InputJobConfig):
     tasks: dict[str, float] = _key(
         {"classification": 1.0, "vqa": 1.0, "retrieval": 2.0}, "share of each task, relative"
     )
+    combinations: dict[str, float] = _key({}, "share of each modality combination within its task, relative; else 1")
     num_negatives: int = _key(1, "hard negatives per sample", ge=1)
     neighbours: str | None = _key(None, "folder or file of similar pictures, for samples with a picture document")
     holdout: str | None = _key(None, "Parquet of (image_id, language) pairs never to draw: a benchmark's")

@@ -54,11 +54,22 @@ def build(module: nn.Module, config: dict[str, Any]) -> Any:
     return engine
 
 
-def set_num_updates(engine: Any, count: int) -> None:
-    """Tell Adam how many updates came before: its bias correction depends on it."""
-    for state in engine.optimizer.optimizer.state.values():
-        if "step" in state:
-            state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), count)
+def create_moments(engine: Any, num_updates: int) -> None:
+    """Give Adam its moments before the first update, so that stored ones can be put in their place.
+
+    Args:
+        num_updates: how many updates came before; Adam's bias correction depends on it.
+    """
+    zero = engine.optimizer
+    for group in zero.optimizer.param_groups:
+        for flat in group["params"]:
+            zero.optimizer.state[flat] = {
+                "step": torch.tensor(float(num_updates)),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+    # DeepSpeed does this after its first step: it maps each parameter to its part of the flat moments.
+    zero._lazy_init_hp_params_optimizer_state()
 
 
 def moment_of(engine: Any) -> Callable[[nn.Parameter, str], Tensor]:

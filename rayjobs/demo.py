@@ -167,7 +167,7 @@ def _train_base(config: DemoConfig, root: Path, cached: Path) -> None:
         for step in train_base(
             encoder,
             prepared,
-            captions.draw,
+            captions,
             num_steps=config.base_steps,
             batch_size=config.base_batch_size,
             seed=config.seed,

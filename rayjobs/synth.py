@@ -148,6 +148,7 @@ def plan_settings(config: SynthConfig) -> PlanSettings:
             config.seed,
             config.samples_per_image,
             config.tasks,
+            config.combinations,
             config.languages,
             config.num_negatives,
             neighbours,

@@ -228,8 +228,8 @@ def _train_worker(job: dict[str, Any]) -> None:
     checkpoint = load_latest(folder / "checkpoints")
     if checkpoint:
         first_step, state = checkpoint
+        deepspeed_engine.create_moments(engine, first_step)
         restore_state(encoder.module, state, deepspeed_engine.set_moment(engine))
-    deepspeed_engine.set_num_updates(engine, first_step)
     samples = SampleTable(work / "samples.arrow")
     if is_chief:
         _cut_log(folder / LOG, first_step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +21,14 @@ from transformers import (
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from mme5core.backbones.protocol import PictureInputs
-from mme5core.demo.benchmark import IMAGE_INSTRUCTION
-from mme5core.demo.captions import INSTRUCTION_SHARE
+from mme5core.demo.captions import Captions
 from mme5core.encoder import Encoder, PreparedBatch
 from mme5core.types import Content
 
 BOS, EOS, PAD, IMAGE = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|image|>"
 VOCAB_SIZE = 8192
 MAX_TOKENS = 32
-CAPTION_CHUNK = 128  # captions of one forward pass, sorted by length
+CHUNK_ROWS = 128  # rows of one forward pass, sorted by length
 TILE_SIZE, PATCH_SIZE = 48, 16
 WARMUP_SHARE = 0.1
 MUON_RATE, ADAM_RATE = 0.01, 8e-3
@@ -72,7 +71,7 @@ def open_cross_attention(model: torch.nn.Module, gate: float = 0.5) -> None:
 def train_base(
     encoder: Encoder,
     pictures: Sequence[PictureInputs],
-    draw_caption: Callable[[int, random.Random], tuple[str, str | None]],
+    captions: Captions,
     *,
     num_steps: int,
     batch_size: int,
@@ -84,7 +83,7 @@ def train_base(
     """Contrastive training of all weights, in place: a caption should find its picture, the picture its captions.
 
     Args:
-        draw_caption: of a picture's index, a text and an instruction or None.
+        captions: of the same pictures, in the same order.
         batch_size: pictures in one step; each comes with `captions_per_picture` captions.
     """
     random_ = random.Random(seed)
@@ -109,16 +108,16 @@ def train_base(
         image_B = [Content(image=b"") for _ in chosen]
         image_inputs = encoder.batches(
             image_B,
-            [IMAGE_INSTRUCTION if random_.random() < INSTRUCTION_SHARE else None] * batch_size,
-            batch_size=batch_size,
+            [captions.draw_image_instruction(random_) for _ in chosen],
+            batch_size=CHUNK_ROWS,
             max_batch_tokens=1 << 30,
             picture_inputs=[pictures[index] for index in chosen],
         )
-        drawn = [draw_caption(index, random_) for _ in range(captions_per_picture) for index in chosen]
+        drawn = [captions.draw(index, random_) for _ in range(captions_per_picture) for index in chosen]
         text_inputs = encoder.batches(
             [Content(text) for text, _ in drawn],
             [instruction for _, instruction in drawn],
-            batch_size=CAPTION_CHUNK,
+            batch_size=CHUNK_ROWS,
             max_batch_tokens=1 << 30,
         )
         image_BD = module([_in_bfloat16(batch) for batch in image_inputs])

@@ -54,6 +54,7 @@ class PlannedSample:
 class PlanSettings:
     """What samples are drawn from.
 
+    `combinations` weighs the modality combinations within their task, 1 where it names none.
     `languages` None means all 93, high-resource ones more often; given ones are equally likely.
     `neighbours` maps a picture to its similar ones, nearest first. `holdout` maps a picture to the languages
     that no sample with it may be in.
@@ -65,6 +66,7 @@ class PlanSettings:
     seed: int = 0
     samples_per_image: int = 1
     tasks: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(COMBINATIONS, 1.0))
+    combinations: Mapping[str, float] = field(default_factory=dict)
     languages: Sequence[str] | None = None
     num_negatives: int = 1
     neighbours: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -76,6 +78,10 @@ class PlanSettings:
                 raise ValueError(f"unknown task {task!r}; known: {', '.join(COMBINATIONS)}")
         if min(self.tasks.values(), default=0) < 0 or sum(self.tasks.values()) <= 0:
             raise ValueError(f"tasks must have weights >= 0 with a sum > 0, got {dict(self.tasks)}")
+        known = sorted({c for combinations in COMBINATIONS.values() for c in combinations})
+        for combination, weight in self.combinations.items():
+            if combination not in known or weight < 0:
+                raise ValueError(f"combinations: {combination!r}: {weight}; weights >= 0 for any of {', '.join(known)}")
         for language in self.languages or ():
             if language not in LANGUAGES:
                 raise ValueError(f"unknown language {language!r}; known: {' '.join(LANGUAGES)}")
@@ -85,7 +91,15 @@ class PlanSettings:
     @property
     def digest(self) -> str:
         """What the draws depend on besides the picture; neighbours and holdout act per picture."""
-        text = json.dumps([self.seed, sorted(self.tasks.items()), list(self.languages or ()), self.num_negatives])
+        text = json.dumps(
+            [
+                self.seed,
+                sorted(self.tasks.items()),
+                sorted(self.combinations.items()),
+                list(self.languages or ()),
+                self.num_negatives,
+            ]
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -105,7 +119,10 @@ def _draw(image_id: str, index: int, settings: PlanSettings) -> PlannedSample | 
     tasks = {task: weight for task, weight in sorted(settings.tasks.items()) if weight > 0}
     task = random_.choices(list(tasks), weights=list(tasks.values()))[0]
     possible = [c for c in COMBINATIONS[task] if _num_needed(c, settings) <= len(neighbours)]
-    combination = random_.choice(possible)
+    weights = [settings.combinations.get(combination, 1.0) for combination in possible]
+    if not sum(weights):
+        return None
+    combination = random_.choices(possible, weights=weights)[0]
     query_image: str | None = image_id
     positive_image: str | None = None
     negative_images: tuple[str, ...] = ()

@@ -53,8 +53,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, "HOME": str(home)}
     process = subprocess.Popen(
         [
-            RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-            "--num-cpus=2", f"--temp-dir={temp}", "--include-dashboard=true", "--block", "--disable-usage-stats",
+            RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}", "--num-cpus=2", f"--temp-dir={temp}", "--include-dashboard=true",
+            "--block", "--disable-usage-stats",
         ],
         env=env,
         stdout=subprocess.DEVNULL,

@@ -1,0 +1,180 @@
+"""The encoder on a real mllama of random weights: what it sees, and that batch mates do not matter."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mme5core import Content, Encoder
+from mme5core.adapters import add_adapter
+from mme5core.images import load_rgb
+
+
+@pytest.fixture(scope="module")
+def encoder(base: Path) -> Encoder:
+    return Encoder.load(base)
+
+
+def picture(seed: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def mixed() -> list[Content]:
+    texts = ["a cat", "a dog on a red sofa, asleep", "猫", "x"]
+    return (
+        [Content(text) for text in texts]
+        + [Content(image=picture(seed)) for seed in range(3)]
+        + [Content(text, picture(9)) for text in texts[:2]]
+    )
+
+
+def test_a_rows_embedding_does_not_depend_on_its_batch_mates(encoder: Encoder) -> None:
+    contents = mixed()
+    alone = np.concatenate([encoder.embed([content]) for content in contents])
+    together = encoder.embed(contents)
+    order = np.random.default_rng(0).permutation(len(contents))
+    shuffled = encoder.embed([contents[place] for place in order], batch_size=3)
+    assert np.abs(together - alone).max() < 1e-5
+    assert np.abs(shuffled - alone[order]).max() < 1e-5
+    # Pictures matter at all: with closed gates the equalities above would hold for any code.
+    assert np.abs(alone[4] - alone[5]).max() > 1e-2
+
+
+def test_vectors_are_float32_of_unit_length_in_the_callers_order(encoder: Encoder) -> None:
+    vectors = encoder.embed(mixed())
+    assert vectors.dtype == np.float32 and vectors.shape == (9, encoder.dimension)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert encoder.embed([]).shape == (0, encoder.dimension)
+
+
+def test_the_tokens_are_those_that_the_published_processor_makes(encoder: Encoder, base: Path) -> None:
+    processor = AutoProcessor.from_pretrained(base)
+    ids = encoder.token_ids([Content("a cat"), Content("a cat", picture(1))], [None, "Find:"])
+    assert ids[0] == processor(text="a cat")["input_ids"][0]
+    expected = processor(text="<|image|><|begin_of_text|>Find: a cat\n", images=picture(1))["input_ids"][0]
+    assert ids[1] == list(expected)
+    bos, image = encoder.backbone.tokenizer.bos_token_id, encoder.backbone.image_token_id  # type: ignore[attr-defined]
+    assert ids[0][:2] == [bos, bos] and ids[1][:3] == [bos, image, bos]
+
+
+def test_the_embedding_is_the_normed_last_state_of_the_whole_published_model(encoder: Encoder, base: Path) -> None:
+    processor = AutoProcessor.from_pretrained(base)
+    model = AutoModelForImageTextToText.from_pretrained(base).eval()
+    inputs = processor(
+        text="<|image|><|begin_of_text|>Represent the given image.\n", images=picture(2), return_tensors="pt"
+    )
+    with torch.inference_mode():
+        state = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
+    expected = torch.nn.functional.normalize(state, dim=0).numpy()
+    found = encoder.embed([Content(image=picture(2))], "Represent the given image.")[0]
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_padding_on_the_left_finds_the_same_last_token(encoder: Encoder) -> None:
+    batch = next(iter(encoder.batches([Content("a cat"), Content("a")], [None] * 2, batch_size=2, max_batch_tokens=99)))
+    right = encoder.embed_batch(batch.inputs)
+    mask = batch.inputs["attention_mask"]
+    moved = {name: torch.stack([row.roll(int((m == 0).sum())) for row, m in zip(v, mask, strict=True)])
+             for name, v in batch.inputs.items()}  # fmt: skip
+    moved["position_ids"] = (moved["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    assert np.abs(encoder.embed_batch(moved) - right).max() < 1e-5
+
+
+def test_a_picture_is_the_same_as_path_bytes_and_pil(encoder: Encoder, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture(3).save(buffer, "PNG")
+    (tmp_path / "p.png").write_bytes(buffer.getvalue())
+    forms = [picture(3), buffer.getvalue(), str(tmp_path / "p.png"), tmp_path / "p.png"]
+    vectors = encoder.embed([Content(image=form) for form in forms])
+    assert np.abs(vectors - vectors[0]).max() == 0
+
+
+@pytest.mark.parametrize("size", [(64, 1), (64, 3), (1, 64), (3, 64), (1, 1), (5000, 1)])
+def test_slivers_are_read_as_pictures_and_not_as_channels(encoder: Encoder, size: tuple[int, int]) -> None:
+    inputs = encoder.backbone.prepare_picture(load_rgb(picture(4, size)))
+    assert inputs["pixel_values"].shape[-3] == 3
+    red = encoder.backbone.prepare_picture(Image.new("RGB", size, (255, 0, 0)))["pixel_values"]
+    assert red[..., 0, 0, 0].item() > red[..., 1, 0, 0].item()
+
+
+def test_a_bad_picture_is_named_by_its_place(encoder: Encoder) -> None:
+    with pytest.raises(ValueError, match="content 1: not_an_image"):
+        encoder.embed([Content("a"), Content(image=b"no picture")])
+
+
+def test_instructions_are_one_for_all_or_one_each(encoder: Encoder) -> None:
+    contents = [Content("a cat"), Content("a dog")]
+    one, each = encoder.embed(contents, "Find:"), encoder.embed(contents, ["Find:", None])
+    assert np.abs(one[0] - each[0]).max() < 1e-6 and np.abs(one[1] - each[1]).max() > 1e-3
+    with pytest.raises(ValueError, match="1 instructions for 2 contents"):
+        encoder.embed(contents, ["Find:"])
+
+
+def test_an_adapter_travels_with_its_style_and_finds_its_base_also_after_a_move(base: Path, tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    shutil.copytree(base, world / "base")
+    encoder = Encoder.load(world / "base")
+    encoder.max_tokens = 17
+    encoder.module.model = add_adapter(
+        encoder.module.model, rank=4, alpha=8, dropout=0.0, targets="language", train_embeddings=True
+    )
+    with torch.no_grad():
+        for name, parameter in encoder.module.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    expected = encoder.embed(mixed())
+    encoder.save(world / "model")
+    assert np.abs(Encoder.load(world / "base").embed(mixed()) - expected).max() > 1e-3
+    world.rename(tmp_path / "moved")
+    loaded = Encoder.load(tmp_path / "moved" / "model")
+    assert loaded.max_tokens == 17 and loaded.prompt_style == "mme5"
+    assert np.abs(loaded.embed(mixed()) - expected).max() < 1e-5
+    encoder.save(tmp_path / "whole", include_base=True)
+    assert np.abs(Encoder.load(tmp_path / "whole").embed(mixed()) - expected).max() < 1e-5
+
+
+def test_a_model_on_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    encoder = Encoder.load(tmp_path / "base")
+    encoder.module.model = add_adapter(
+        encoder.module.model, rank=2, alpha=4, dropout=0.0, targets=["q_proj"], train_embeddings=False
+    )
+    encoder.save(tmp_path / "model")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"note": "another"}))
+    with pytest.raises(ValueError, match="is not the one that"):
+        Encoder.load(tmp_path / "model")
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(ValueError, match="no longer there"):
+        Encoder.load(tmp_path / "model")
+
+
+def test_what_cannot_be_a_model_is_refused_in_one_line(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a folder, and not a hub id"):
+        Encoder.load(tmp_path / "nothing")
+    for pattern, part in (
+        ("tokenizer*", "no tokenizer"),
+        ("p*_config.json", "no image processor"),
+        ("*.safetensors", "no weights"),
+    ):
+        folder = tmp_path / part
+        shutil.copytree(base, folder, ignore=shutil.ignore_patterns(pattern))
+        with pytest.raises(ValueError, match=part):
+            Encoder.load(folder)
+    with pytest.raises(ValueError, match="unknown dtype 'float99'"):
+        Encoder.load(base, dtype="float99")
+    with pytest.raises(ValueError, match="unknown prompt style"):
+        Encoder.load(base, prompt_style="nope")
+    with pytest.raises(ValueError, match="match no linear layer"):
+        add_adapter(
+            Encoder.load(base).module.model, rank=2, alpha=4, dropout=0, targets=["nope"], train_embeddings=False
+        )
