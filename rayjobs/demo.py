@@ -31,7 +31,7 @@ from rayjobs.output import JobFolder, Run, write_json
 from rayjobs.progress import Progress, duration
 
 PICTURES = "pictures.parquet"
-BASE_SOURCES = ("annotations.py", "corpus.py", "benchmark.py", "captions.py", "base_model.py")
+BASE_SOURCES = ("annotations.py", "corpus.py", "benchmark.py", "captions.py", "instructions.py", "base_model.py")
 ENTRIES = pa.schema(
     [
         ("key", pa.string()),
@@ -137,8 +137,6 @@ def make_base(config: DemoConfig, root: Path) -> dict[str, Any]:
 
 
 def _train_base(config: DemoConfig, root: Path, cached: Path) -> None:
-    import logging
-
     import torch
     from transformers import logging as transformers_logging
 
@@ -149,7 +147,8 @@ def _train_base(config: DemoConfig, root: Path, cached: Path) -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("deepspeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which transformers imports, warns on stdout
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     pictures = _read_pictures(root)
     captions = Captions(pictures)

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,8 @@ def plan_corpus(index: Index, settings: PlanSettings) -> tuple[list[PlannedSampl
         if first.setdefault(key, image_id) != image_id:
             refused.append(Rejected(image_id, "duplicate_image", f"the same bytes as {first[key]}"))
     good = set(first.values())
-    settings = PlanSettings(
-        **{name: getattr(settings, name) for name in PlanSettings.__dataclass_fields__}
-        | {"neighbours": {q: [c for c in found if c in good] for q, found in settings.neighbours.items()}}
+    settings = replace(
+        settings, neighbours={q: [c for c in found if c in good] for q, found in settings.neighbours.items()}
     )
     plans = [plan for image_id in first.values() for plan in plan_image(image_id, settings)]
     per_sample = [
@@ -145,14 +144,14 @@ def plan_settings(config: SynthConfig) -> PlanSettings:
             holdout[row["image_id"]].add(row["language"])
     try:
         return PlanSettings(
-            config.seed,
-            config.samples_per_image,
-            config.tasks,
-            config.combinations,
-            config.languages,
-            config.num_negatives,
-            neighbours,
-            {image_id: frozenset(languages) for image_id, languages in holdout.items()},
+            seed=config.seed,
+            samples_per_image=config.samples_per_image,
+            tasks=config.tasks,
+            combinations=config.combinations,
+            languages=config.languages,
+            num_negatives=config.num_negatives,
+            neighbours=neighbours,
+            holdout={image_id: frozenset(languages) for image_id, languages in holdout.items()},
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -178,11 +177,13 @@ def _ask_all(
     missing = [plan for plan in plans if plan.id not in answered]
     if not missing:
         return None
-    ledger = (
-        ray.remote(Ledger)
-        .options(num_cpus=0, max_concurrency=1000)
-        .remote(config.budget.model_dump(), config.prices.model_dump(), *_spent(done))
-    )
+    ledger = None
+    if config.budget.calls is not None or config.budget.usd is not None:
+        ledger = (
+            ray.remote(Ledger)
+            .options(num_cpus=0, max_concurrency=1000)
+            .remote(config.budget.model_dump(), config.prices.model_dump(), *_spent(done))
+        )
     table = pa.Table.from_pylist(list(_with_pictures(missing, index)), PLAN)
     num_blocks = max(config.num_workers, -(-len(missing) // PLAN_ROWS_PER_BATCH))
     key = os.environ.get("OPENAI_API_KEY")
@@ -283,7 +284,8 @@ class AskTeacher:
             # Made here: they belong to the actor's event loop, which does not run yet in __init__.
             settings = dict(self._settings)
             self._slots = asyncio.Semaphore(settings.pop("concurrency"))
-            self._teacher = Teacher(**settings, api_key=self._api_key, allow_call=self._allow_call)
+            allow_call = self._allow_call if self._ledger is not None else None
+            self._teacher = Teacher(**settings, api_key=self._api_key, allow_call=allow_call)
         rows = await asyncio.gather(*(self._one(record) for record in batch.to_pylist()))
         try:
             self._flush()
@@ -341,7 +343,8 @@ class AskTeacher:
                 self._stop = Stop(cli.RESUMABLE, f"{error} at {self._settings['base_url']}; run again when it is there")
             return {"reason": "teacher_unavailable", "detail": str(error), "calls": error.calls}
         self._num_unreachable = 0
-        await self._ledger.spend.remote(answer.prompt_tokens, answer.completion_tokens)
+        if self._ledger is not None:
+            await self._ledger.spend.remote(answer.prompt_tokens, answer.completion_tokens)
         usage = {
             "calls": answer.calls,
             "prompt_tokens": answer.prompt_tokens,

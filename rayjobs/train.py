@@ -263,6 +263,7 @@ def _train_worker(job: dict[str, Any]) -> None:
         staged = work / ".model"
         shutil.rmtree(staged, ignore_errors=True)
         encoder.save(staged)
+        shutil.rmtree(work / "model", ignore_errors=True)  # a run that was killed after this line left one
         staged.rename(work / "model")
 
 

@@ -108,15 +108,15 @@ def train_base(
         image_B = [Content(image=b"") for _ in chosen]
         image_inputs = encoder.batches(
             image_B,
-            [captions.draw_image_instruction(random_) for _ in chosen],
+            [None] * batch_size,
             batch_size=CHUNK_ROWS,
             max_batch_tokens=1 << 30,
             picture_inputs=[pictures[index] for index in chosen],
         )
         drawn = [captions.draw(index, random_) for _ in range(captions_per_picture) for index in chosen]
         text_inputs = encoder.batches(
-            [Content(text) for text, _ in drawn],
-            [instruction for _, instruction in drawn],
+            [Content(text) for text in drawn],
+            [None] * len(drawn),
             batch_size=CHUNK_ROWS,
             max_batch_tokens=1 << 30,
         )

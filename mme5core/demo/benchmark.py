@@ -8,10 +8,9 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from mme5core.demo.corpus import Picture
+from mme5core.demo.instructions import QUERY_INSTRUCTION
 from mme5core.languages import XTD_LANGUAGES
 
-QUERY_INSTRUCTION = "Retrieve an image of this caption."
-IMAGE_INSTRUCTION = "Represent the given image."
 NUM_HELD_OUT = 1
 """Of the seven benchmark languages, how many nobody may see a picture's name in."""
 NUM_NEIGHBOURS = 10

@@ -23,37 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mme5core.demo.instructions import INSTRUCTIONS
+
 MODEL = "demo-teacher"
 THUMBNAIL = 16
-
-_INSTRUCTIONS = {
-    "classification": (
-        "Identify the kind of thing that this picture shows.",
-        "Name the category that the picture belongs to.",
-        "Tell which of the labels fits the picture.",
-    ),
-    "vqa": ("Answer the question about the picture.", "Give a short answer to the question on this picture."),
-    "T2I": (
-        "Find the picture that this phrase names.",
-        "Retrieve an image that matches the given words.",
-        "Which image does this caption belong to?",
-        "Find me a picture for this description.",
-        "Retrieve the image with this caption.",
-        "Find an image of what is named here.",
-        "Select the picture that shows this.",
-        "Get the image that the caption describes.",
-    ),
-    "I2T": (
-        "Find the words that name this picture.",
-        "Retrieve a caption for the given image.",
-        "What is this picture called?",
-    ),
-    "I2I": ("Find a picture that is closely related to this one.", "Retrieve a variant of the given image."),
-    "IT2T": ("Find the words for the picture, given a hint.",),
-    "T2IT": ("Find a picture with its caption for this phrase.",),
-    "IT2I": ("Find a related picture, given this one and its name.",),
-    "IT2IT": ("Retrieve a related picture with its caption.",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +66,19 @@ class Knowledge:
     def __init__(self, entries: Sequence[Entry], pictures: Sequence[Image.Image]) -> None:
         self.entries = list(entries)
         self._thumbnails = np.stack([_thumbnail(picture) for picture in pictures])
+        self._by_look: dict[bytes, Entry] = {}
+        for look, entry in zip(self._thumbnails, entries, strict=True):
+            self._by_look.setdefault(look.tobytes(), entry)
         self._by_subgroup: dict[str, list[Entry]] = defaultdict(list)
         for entry in entries:
             self._by_subgroup[entry.subgroup].append(entry)
 
     def recognise(self, picture: Image.Image) -> Entry:
         """The entry whose picture looks most like this one."""
-        difference = self._thumbnails - _thumbnail(picture)
+        look = _thumbnail(picture)
+        if (known := self._by_look.get(look.tobytes())) is not None:
+            return known
+        difference = self._thumbnails - look
         return self.entries[int(np.einsum("nd,nd->n", difference, difference).argmin())]
 
     def siblings(self, entry: Entry, language: str) -> list[Entry]:
@@ -197,9 +176,8 @@ def _sample(
     random_: random.Random,
 ) -> dict[str, Any]:
     query_side, _, document_side = combination.partition("2")
-    sample: dict[str, Any] = {
-        "instruction": random_.choice(_INSTRUCTIONS.get(task if task != "retrieval" else combination, ("",)))
-    }
+    kind = combination if task == "retrieval" else task
+    sample: dict[str, Any] = {"instruction": random_.choice(INSTRUCTIONS[kind])}
     shown = list(entries)
     query = shown.pop(0) if "I" in query_side else None
     positive = shown.pop(0) if "I" in document_side else query

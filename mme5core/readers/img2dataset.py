@@ -41,11 +41,12 @@ def _read_tar(shard: Path) -> Iterator[CorpusRow]:
                 if not member.isfile() or suffix.lower() not in IMAGE_SUFFIXES:
                     continue
                 stream = tar.extractfile(member)
-                data = stream.read() if stream else b""
-                if len(data) < member.size:
+                try:
+                    data = stream.read() if stream else b""
+                except tarfile.ReadError:
                     yield refuse(key, "broken_shard", f"{shard.name} ends inside this picture")
-                else:
-                    yield CorpusRow(key, image=data, offset=member.offset_data)
+                    raise
+                yield CorpusRow(key, image=data, offset=member.offset_data)
             end = tar.offset
         # tarfile takes a header that it cannot read for the end; the true end is a block of zeros.
         if read_picture(shard, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -50,7 +50,7 @@ class PlannedSample:
         return (*leading, *self.negative_images)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanSettings:
     """What samples are drawn from.
 

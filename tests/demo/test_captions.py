@@ -9,8 +9,9 @@ from collections import defaultdict
 import pytest
 
 from mme5core.demo.benchmark import held_out_languages, queries
-from mme5core.demo.captions import INSTRUCTIONS, Captions
+from mme5core.demo.captions import LINE_SHARE, Captions
 from mme5core.demo.corpus import Picture
+from mme5core.demo.instructions import QUERY_INSTRUCTION
 from mme5core.languages import XTD_LANGUAGES
 
 
@@ -35,9 +36,7 @@ def drawn(all_pictures: list[Picture]) -> dict[str, set[str]]:
     found = defaultdict(set)
     for index in range(0, len(all_pictures), 10):
         for _ in range(40):
-            text, instruction = captions.draw(index, random_)
-            assert instruction is None or instruction in INSTRUCTIONS
-            found[all_pictures[index].key].add(text)
+            found[all_pictures[index].key].add(captions.draw(index, random_).removesuffix("\n"))
     return found
 
 
@@ -90,7 +89,7 @@ def test_the_tokenizer_reads_every_name_that_may_be_drawn_and_none_that_is_held_
 ) -> None:
     chosen = all_pictures[::50]
     texts = set(Captions(chosen).tokenizer_texts())
-    assert set(INSTRUCTIONS) <= texts and {picture.emoji.english_name for picture in chosen} <= texts
+    assert QUERY_INSTRUCTION in texts and {picture.emoji.english_name for picture in chosen} <= texts
     names = [name for picture in chosen for name in picture.emoji.names.values()]
     for picture in chosen:
         for code in held_out_languages(picture) & picture.emoji.names.keys():
@@ -102,5 +101,10 @@ def test_the_same_random_state_draws_the_same_captions(all_pictures: list[Pictur
     captions = Captions(all_pictures[:20])
     first = [captions.draw(index, random.Random(index)) for index in range(20)]
     assert first == [captions.draw(index, random.Random(index)) for index in range(20)]
-    several = {captions.draw(3, random.Random(seed)) for seed in range(20)}
-    assert len(several) > 5 and any(i for _, i in several) and not all(i for _, i in several)
+    assert len({captions.draw(3, random.Random(seed)) for seed in range(20)}) > 5
+
+
+def test_some_captions_end_their_line(all_pictures: list[Picture]) -> None:
+    captions = Captions(all_pictures[:20])
+    lines = sum(captions.draw(3, random.Random(seed)).endswith("\n") for seed in range(1000))
+    assert abs(lines / 1000 - LINE_SHARE) < 0.06

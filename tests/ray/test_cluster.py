@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,6 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     temp = Path("/tmp") / f"mme5-ray-{os.getpid()}"
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2, "HOME": str(home)}
+    env["PATH"] = f"{RAY.parent}:{env['PATH']}"  # as in an activated environment
     process = subprocess.Popen(
         [
             RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={dashboard}",
@@ -67,7 +69,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         wait_for(dashboard)
         yield env
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
         shutil.rmtree(temp, ignore_errors=True)
 

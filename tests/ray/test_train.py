@@ -50,6 +50,8 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(
     output = tmp_path / "killed"
     args = [*train_args(samples, base, output), f"num_steps={NUM_STEPS}", "num_workers=2"]
     kill_when("train", *args, ready=lambda: (output / "checkpoints" / "step-00000004" / "meta.json").exists())
+    (output / "_work" / "model").mkdir(exist_ok=True)
+    (output / "_work" / "model" / "half").touch()  # as a kill at the very end leaves it
     ended = run_job("train", *args)
     assert ended.code == 0, ended.stderr
     assert losses(output) == pytest.approx(losses(two_workers), abs=1e-6)

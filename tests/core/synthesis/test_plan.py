@@ -20,6 +20,7 @@ def plans(
     image_id: str = "p",
     *,
     tasks: Mapping[str, float] = RETRIEVAL,
+    combinations: Mapping[str, float] | None = None,
     num_negatives: int = 2,
     neighbours: Mapping[str, list[str]] = NEIGHBOURS,
     samples_per_image: int = MANY,
@@ -27,7 +28,16 @@ def plans(
     holdout: Mapping[str, frozenset[str]] | None = None,
     seed: int = 0,
 ) -> list[PlannedSample]:
-    settings = PlanSettings(seed, samples_per_image, tasks, languages, num_negatives, neighbours, holdout or {})
+    settings = PlanSettings(
+        seed=seed,
+        samples_per_image=samples_per_image,
+        tasks=tasks,
+        combinations=combinations or {},
+        languages=languages,
+        num_negatives=num_negatives,
+        neighbours=neighbours,
+        holdout=holdout or {},
+    )
     return plan_image(image_id, settings)
 
 
@@ -116,6 +126,15 @@ def test_tasks_are_drawn_by_weight_and_never_at_weight_0() -> None:
     assert set(counts) == {"vqa", "retrieval"}
     # 0.75 of 400, within four standard deviations.
     assert abs(counts["retrieval"] - 300) < 4 * (MANY * 0.75 * 0.25) ** 0.5
+
+
+def test_combinations_are_drawn_by_weight_within_their_task() -> None:
+    counts = Counter(plan.modality_combination for plan in plans(combinations={"T2I": 6, "I2T": 2, "T2IT": 0}))
+    # 6, 2 and four of weight 1.
+    assert counts["T2IT"] == 0 and len(counts) == 6
+    assert abs(counts["T2I"] - MANY / 2) < 4 * (MANY / 4) ** 0.5
+    assert plans(combinations={"T2I": 0}, neighbours={}, tasks=RETRIEVAL) != []
+    assert plans(combinations={"I2T": 0, "T2I": 0, "T2IT": 0, "IT2T": 0}, neighbours={}, tasks=RETRIEVAL) == []
 
 
 def test_languages_that_are_given_are_equally_likely() -> None:
