@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -26,6 +27,7 @@ from rayjobs.progress import Progress
 from rayjobs.scan import shards_of
 
 LOG = Path("log") / "metrics.jsonl"
+OWNER = "owner"
 POLL_EVERY_S = 0.5
 
 
@@ -123,12 +125,14 @@ def _train(ray: Any, config: TrainConfig, folder: JobFolder, num_steps: int) -> 
     use_gpu = bool(num_gpus) if config.use_gpu is None else config.use_gpu
     if use_gpu and num_gpus < config.num_workers:
         raise ConfigError(f"num_workers={config.num_workers} need a GPU each; the cluster has {num_gpus:.0f}")
+    owner = secrets.token_hex(8)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={
             "config": config.model_dump(),
             "folder": str(folder.path),
             "work": str(folder.work),
+            "owner": owner,
             "num_steps": num_steps,
             "threads": _threads_per_worker(config.num_workers) if not use_gpu else 0,
         },
@@ -145,6 +149,7 @@ def _train(ray: Any, config: TrainConfig, folder: JobFolder, num_steps: int) -> 
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
+    (folder.work / OWNER).write_text(owner)
     # Ray Train would resume from what it remembers of an earlier run of this name; our checkpoints decide.
     shutil.rmtree(folder.work / "ray", ignore_errors=True)
     stop_watching = threading.Event()
@@ -251,6 +256,7 @@ def _train_worker(job: dict[str, Any]) -> None:
         autocast=config["autocast"],
         picture_cache_bytes=config["picture_cache_mb"] << 20,
     ):
+        _check_owner(work, job["owner"])
         if is_chief:
             with (folder / LOG).open("a") as log:
                 log.write(json.dumps(asdict(result) | {"time": time.time()}) + "\n")
@@ -260,10 +266,10 @@ def _train_worker(job: dict[str, Any]) -> None:
                 save_checkpoint(folder / "checkpoints", result.step, state, keep=config["keep_checkpoints"])
     # Under ZeRO-1 and 2 every process holds the updated weights; rank 0's are the model.
     if is_chief:
-        staged = work / ".model"
+        staged = work / f".model-{job['owner']}"
         shutil.rmtree(staged, ignore_errors=True)
         encoder.save(staged)
-        shutil.rmtree(work / "model", ignore_errors=True)  # a run that was killed after this line left one
+        _check_owner(work, job["owner"])
         staged.rename(work / "model")
 
 
@@ -286,6 +292,20 @@ def _read_summary(folder: JobFolder) -> dict[str, Any]:
     lines = (folder.path / LOG).read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     return {"training": summary | {"first_loss": losses[0], "last_loss": losses[-1]}}
+
+
+def _check_owner(work: Path, owner: str) -> None:
+    """Stop the workers of a run whose driver was killed: they may live on while the next run is under way.
+
+    Raises:
+        RuntimeError: the folder belongs to another run by now.
+    """
+    try:
+        found = (work / OWNER).read_text()
+    except FileNotFoundError:
+        found = ""
+    if found != owner:
+        raise RuntimeError("another run of this folder has taken over")
 
 
 def _cut_log(log: Path, first_step: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -155,8 +156,10 @@ def run_job(job: str, *args: str, env: dict[str, str] | None = None, timeout_s: 
     return Ended(done.returncode, summary, done.stdout, done.stderr)
 
 
-def kill_when(job: str, *args: str, ready: Callable[[], bool], timeout_s: float = 180) -> None:
-    """Start a job and SIGKILL it with all its children once `ready`; fails if it ends before."""
+def kill_when(
+    job: str, *args: str, ready: Callable[[], bool], timeout_s: float = 180, driver_only: bool = False
+) -> None:
+    """Start a job and SIGKILL it, with Ray and its workers or alone, once `ready`; fails if it ends before."""
     with subprocess.Popen(
         command(job, *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
@@ -165,7 +168,11 @@ def kill_when(job: str, *args: str, ready: Callable[[], bool], timeout_s: float 
             assert process.poll() is None, f"{job} ended with {process.returncode} before it could be killed"
             assert time.monotonic() < deadline, f"{job} was not ready to be killed in {timeout_s} s"
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+        children = [] if driver_only else psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         process.wait()
 
 

@@ -13,7 +13,7 @@ from mme5core import Content, Encoder
 from tests.ray.conftest import World, adds_up, kill_when, run_job, train_args
 
 pytestmark = pytest.mark.ray
-NUM_STEPS = 8
+NUM_STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,19 @@ def test_one_worker_gives_the_losses_of_two(two_workers: Path, samples: Path, ba
     assert losses(tmp_path / "one") == pytest.approx(losses(two_workers), rel=1e-4)
 
 
+@pytest.mark.parametrize("driver_only", [False, True], ids=["the whole cluster", "the driver alone"])
 def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(
-    two_workers: Path, samples: Path, base: Path, tmp_path: Path
+    driver_only: bool, two_workers: Path, samples: Path, base: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "killed"
     args = [*train_args(samples, base, output), f"num_steps={NUM_STEPS}", "num_workers=2"]
-    kill_when("train", *args, ready=lambda: (output / "checkpoints" / "step-00000004" / "meta.json").exists())
-    (output / "_work" / "model").mkdir(exist_ok=True)
-    (output / "_work" / "model" / "half").touch()  # as a kill at the very end leaves it
+
+    def ready() -> bool:
+        return (output / "checkpoints" / "step-00000004" / "meta.json").exists()
+
+    kill_when("train", *args, ready=ready, driver_only=driver_only)
+    if not driver_only:
+        assert len(losses(output)) < NUM_STEPS and not (output / "_work" / "model").exists()
     ended = run_job("train", *args)
     assert ended.code == 0, ended.stderr
     assert losses(output) == pytest.approx(losses(two_workers), abs=1e-6)
