@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from mme5core.model_folder import (
     check_model_files,
     find_base,
     has_adapter,
+    model_identity,
     read_settings,
 )
 from mme5core.prompt_styles import DEFAULT_STYLE, check_style, render
@@ -82,12 +84,14 @@ class Encoder:
         prompt_style: str = DEFAULT_STYLE,
         max_tokens: int = MAX_TOKENS,
         base: str = "",
+        merged_adapter: Path | None = None,
     ) -> None:
         self.module = EmbeddingModel(model, backbone)
         self.backbone = backbone
         self.prompt_style = check_style(prompt_style)
         self.max_tokens = max_tokens
         self.base = base
+        self._merged_adapter = merged_adapter
 
     @classmethod
     def load(
@@ -116,9 +120,12 @@ class Encoder:
                 style, or a base that is not the one the adapter was trained on.
         """
         check_model_files(path)
-        settings, base = read_settings(path), find_base(path)
+        base = find_base(path)
         if adapter is None and has_adapter(path):
             adapter = path
+        settings = read_settings(path if adapter is None else adapter)
+        if settings.get("base_identity") not in (None, model_identity(base)):
+            raise ValueError(f"the adapter at {str(adapter)!r} was trained on another base than {base!r}")
         torch_dtype = _torch_dtype(dtype)
         tokenizer, image_processor = _load_processors(base)
         config = AutoConfig.from_pretrained(base)
@@ -132,6 +139,7 @@ class Encoder:
             prompt_style=prompt_style or settings.get("prompt_style", DEFAULT_STYLE),
             max_tokens=settings.get("max_tokens", MAX_TOKENS),
             base=base,
+            merged_adapter=Path(adapter) if adapter is not None and merge_adapter else None,
         )
         encoder.module.to(default_device() if device == "auto" else torch.device(device)).eval()
         return encoder
@@ -236,8 +244,7 @@ class Encoder:
     def save(self, folder: str | os.PathLike[str], *, include_base: bool = False) -> None:
         """Write the adapter, prompt style and pooling; the base by reference, or whole with `include_base`.
 
-        Raises:
-            ValueError: there is no adapter and the base is not to be included: nothing would be saved.
+        An adapter that `load` folded into the weights is copied from where it came.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -247,17 +254,20 @@ class Encoder:
             "pooling": "last",
             "normalize": True,
             "max_tokens": self.max_tokens,
+            "dimension": self.dimension,
         }
         model: Any = self.module.model
         is_adapted = hasattr(model, "peft_config")
-        if include_base or not is_adapted:
-            if not include_base:
-                raise ValueError("this encoder has no adapter apart from its base; use include_base=True")
+        if include_base:
             (model.merge_and_unload() if is_adapted else model).save_pretrained(folder)
             self.backbone.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
             self.backbone.image_processor.save_pretrained(folder)  # type: ignore[attr-defined]
         else:
-            model.save_pretrained(folder)
+            if is_adapted:
+                model.save_pretrained(folder)
+            elif self._merged_adapter is not None:
+                for name in ("adapter_config.json", "adapter_model.safetensors"):
+                    shutil.copy(self._merged_adapter / name, folder / name)
             settings |= base_reference(self.base, folder)
         (folder / ENCODER_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 

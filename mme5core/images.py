@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def load_rgb(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         # In place where there is no orientation: a copy of each picture would double the decode's memory.
         picture = ImageOps.exif_transpose(picture) or picture
         return _to_rgb(picture)
-    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, IndexError, TypeError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error) as error:
         raise BadImage("broken_image", str(error)) from None
 
 

@@ -55,11 +55,14 @@ def find_base(path: Path_) -> str:
     relative = settings.get("base_relative")
     if not relative:
         return str(settings["base"])  # a hub id
+    others = []
     for candidate in (folder / relative, Path(settings["base"])):
         if candidate.is_dir():
-            if settings.get("base_identity") not in (None, model_identity(candidate)):
-                raise ValueError(f"the base at {candidate} is not the one that {folder} was trained on")
-            return str(candidate)
+            if settings.get("base_identity") in (None, model_identity(candidate)):
+                return str(candidate)
+            others.append(candidate)
+    if others:
+        raise ValueError(f"the base at {others[0]} is not the one that {folder} was trained on")
     raise ValueError(f"{folder} was trained on the base {settings['base']}, which is no longer there")
 
 
@@ -100,10 +103,21 @@ def check_model_files(path: Path_) -> None:
 
 
 def model_width(path: Path_) -> int | None:
-    """Width of a model's vectors by its configuration; None for a hub id, which is not here yet."""
-    file = Path(find_base(path)) / "config.json"
+    """Width of a model's vectors: as `save` wrote it, else by the base's configuration; None where neither is here."""
+    stored = read_settings(path).get("dimension")
+    if stored:
+        return int(stored)
+    base = find_base(path)
+    file = Path(base) / "config.json"
     if not file.is_file():
-        return None
+        if Path(base).is_dir():
+            return None
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(base, "config.json"))
+        except (OSError, ValueError, RuntimeError):
+            return None
     config = _read_json(file)
     width = config.get("text_config", config).get("hidden_size")
     return int(width) if width else None

@@ -42,7 +42,7 @@ class JobFailed(RuntimeError):
     """A failure that a person can act on; the message is one line."""
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """SIGTERM or Ctrl-C: what is done is kept."""
 
 

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,13 +37,17 @@ def connected(*, dashboard: bool = False) -> Iterator[Any]:
 
     options: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True}
     if is_local:
-        options |= {"include_dashboard": dashboard, "object_store_memory": OBJECT_STORE_BYTES}
+        # "local": a cluster that somebody started on this machine is joined only where RAY_ADDRESS says so.
+        options |= {"address": "local", "include_dashboard": dashboard, "object_store_memory": OBJECT_STORE_BYTES}
         options |= {"num_cpus": _num_cpus(), "_temp_dir": _temp_dir()}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise JobFailed(f"cannot connect to Ray: {first}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray put one of its own there, which ends with another code
     _quiet()
     try:
         yield ray

@@ -230,8 +230,13 @@ def load_config(job: str, recipe: str | None, overrides: Sequence[str]) -> JobCo
 
 
 def resolve_paths(config: JobConfig) -> JobConfig:
-    """The configuration with an absolute output: workers run in other folders."""
-    return config.model_copy(update={"output": str(Path(config.output).expanduser().resolve())})
+    """The configuration with absolute folders: workers run in other ones."""
+    update = {"output": str(Path(config.output).expanduser().resolve())}
+    for name in ("model", "adapter"):
+        value = getattr(config, name, None)
+        if value and Path(value).expanduser().is_dir():
+            update[name] = str(Path(value).expanduser().resolve())
+    return config.model_copy(update=update)
 
 
 def fingerprint(config: JobConfig, **identities: str) -> str:

@@ -234,12 +234,18 @@ def _finish(
     places = done.find(usable["key"].combine_chunks())
     refused = index.refused()
     reasons = done.column("reason")
-    is_bad = np.asarray(pc.is_valid(reasons))[places] if len(done) else np.zeros(0, dtype=bool)
+    is_bad = np.asarray(pc.is_valid(reasons))[places] if len(done) else np.zeros(len(places), dtype=bool)
+    is_missing = places < 0  # its content is not what it was when the corpus was scanned
+    is_bad &= ~is_missing
     bad = np.flatnonzero(is_bad)
     for row, place in zip(bad, places[bad], strict=True):
         detail = done.column("detail")[int(place)].as_py()
         refused.append(Rejected(usable["id"][int(row)].as_py(), reasons[int(place)].as_py(), detail or ""))
-    good = np.flatnonzero(~is_bad)
+    good = np.flatnonzero(~is_bad & ~is_missing)
+    refused += [
+        Rejected(usable["id"][int(row)].as_py(), "changed_since_scan", "its content changed while the job ran")
+        for row in np.flatnonzero(is_missing)
+    ]
     schema = vectors(dimension).with_metadata(_file_metadata(folder, config))
     num_kept = folder.write_parts(
         _vector_tables(usable, good, done, places), schema, rows_per_file=config.rows_per_file

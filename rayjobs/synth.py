@@ -181,7 +181,7 @@ def _ask_all(
     if config.budget.calls is not None or config.budget.usd is not None:
         ledger = (
             ray.remote(Ledger)
-            .options(num_cpus=0, max_concurrency=1000)
+            .options(num_cpus=0)
             .remote(config.budget.model_dump(), config.prices.model_dump(), *_spent(done))
         )
     table = pa.Table.from_pylist(list(_with_pictures(missing, index)), PLAN)
@@ -329,14 +329,14 @@ class AskTeacher:
         system, user = build_prompt(plan, num_negatives=self._num_negatives)
         try:
             answer = await self._teacher.ask(system, user, list(images.values()), answer_schema(plan))
-        except BudgetSpent:
+        except BudgetSpent as error:
             self._stop = Stop(cli.RESUMABLE, "the budget is spent; raise budget.calls or budget.usd to go on")
-            return {}
+            return {"calls": error.calls}
         except TeacherMisconfigured as error:
             self._stop = Stop(cli.BAD_INPUT, str(error))
             return {}
         except TeacherRejected as error:
-            return {"status": REFUSED, "reason": "teacher_rejected", "detail": str(error), "calls": 1}
+            return {"status": REFUSED, "reason": "teacher_rejected", "detail": str(error), "calls": error.calls}
         except TeacherUnavailable as error:
             self._num_unreachable = self._num_unreachable + 1 if error.unreachable else 0
             if self._num_unreachable >= UNREACHABLE_IN_A_ROW:

@@ -45,11 +45,11 @@ def run(config: TrainConfig) -> cli.Outcome:
     refused, num_read = _map_samples(config, shards, folder)
     samples = SampleTable(folder.work / "samples.arrow")
     num_steps = _count_steps(config, samples, Counter(rejected.reason for rejected in refused))
-    if not (folder.work / "model").is_dir():
+    if not (folder.path / "model").is_dir():
         with connected(dashboard=True) as ray:
             _train(ray, config, folder, num_steps)
-    shutil.rmtree(folder.path / "model", ignore_errors=True)
-    shutil.copytree(folder.work / "model", folder.path / "model")
+    for left_over in folder.path.glob(".model-*"):
+        shutil.rmtree(left_over)
     counters = folder.finish(
         unit="training samples",
         num_read=num_read,
@@ -266,11 +266,11 @@ def _train_worker(job: dict[str, Any]) -> None:
                 save_checkpoint(folder / "checkpoints", result.step, state, keep=config["keep_checkpoints"])
     # Under ZeRO-1 and 2 every process holds the updated weights; rank 0's are the model.
     if is_chief:
-        staged = work / f".model-{job['owner']}"
+        staged = folder / f".model-{job['owner']}"  # as deep as `model`: it names its base by a relative path too
         shutil.rmtree(staged, ignore_errors=True)
         encoder.save(staged)
         _check_owner(work, job["owner"])
-        staged.rename(work / "model")
+        staged.rename(folder / "model")
 
 
 def _write_model_card(work: Path, encoder: Any) -> None:

@@ -28,7 +28,7 @@ class Benchmark:
 def read_benchmark(folder: Path) -> Benchmark:
     """
     Raises:
-        InputError: a file or column is missing, or an id stands twice.
+        InputError: a file or column is missing, or an id stands twice, or for a query and a candidate.
     """
     queries = _read(folder / "queries.parquet", QUERIES.names)
     candidates = _read(folder / "candidates.parquet", CANDIDATES.names)
@@ -50,6 +50,10 @@ def read_benchmark(folder: Path) -> Benchmark:
             raise InputError(f"benchmark {str(folder)!r}: a {what} id stands twice")
         if not ids:
             raise InputError(f"benchmark {str(folder)!r}: no {what}")
+    both = set(found.candidate_ids).intersection(q.id for q in found.queries)
+    if both:
+        # Vectors are found by id: one of the two would be taken for the other.
+        raise InputError(f"benchmark {str(folder)!r}: {min(both)!r} is the id of a query and of a candidate")
     return found
 
 
@@ -81,6 +85,8 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
                 continue
             matrix = _matrix(batch.column("embedding"))
             for row, vector_id in enumerate(batch.column("id").to_pylist()):
+                if vector_id in found:
+                    raise InputError(f"{file}: a second vector of id {vector_id!r}")
                 if vector_id in keep:
                     found[vector_id] = matrix[row]
     return found

@@ -77,7 +77,7 @@ def score(benchmark: Benchmark, vectors: Mapping[str, np.ndarray]) -> tuple[Scor
     for start in range(0, len(scored), QUERIES_AT_ONCE):
         rankings += _rank(scored[start : start + QUERIES_AT_ONCE], vectors, candidate_CD, candidate_ids, place)
     by_language = _by_language(rankings)
-    names = [name for name in next(iter(by_language.values())) if name != "num_queries"]
+    names = list(next(iter(by_language.values())))
     mean = {name: float(np.mean([values[name] for values in by_language.values()])) for name in names}
     return Scores(by_language, mean, len(rankings), len(candidate_ids), rankings), refused
 
@@ -111,6 +111,5 @@ def _by_language(rankings: Sequence[Ranking]) -> dict[str, dict[str, float]]:
         rank_Q = np.asarray(found[language])
         result[language] = {f"recall@{k}": float(np.mean(rank_Q <= k)) for k in KS} | {
             "mrr": float(np.mean(1.0 / rank_Q)),
-            "num_queries": len(rank_Q),
         }
     return result

@@ -23,4 +23,10 @@ class CorpusRow:
 
 
 def refuse(row_id: str, reason: str, detail: str = "") -> CorpusRow:
+    row_id, detail = writable(row_id), writable(detail)
     return CorpusRow(row_id, refused=Rejected(row_id, reason, detail))
+
+
+def writable(text: str) -> str:
+    """The text with what UTF-8 cannot hold written out: a name in another encoding, half a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode()

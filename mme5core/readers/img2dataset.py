@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mme5core.readers.corpus_row import CorpusRow, refuse
+from mme5core.readers.corpus_row import CorpusRow, refuse, writable
 
 IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"))
 
@@ -38,6 +38,7 @@ def _read_tar(shard: Path) -> Iterator[CorpusRow]:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 key, _, suffix = Path(member.name).name.partition(".")
+                key = writable(key)
                 if not member.isfile() or suffix.lower() not in IMAGE_SUFFIXES:
                     continue
                 stream = tar.extractfile(member)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.images import BadImage, image_bytes
-from mme5core.readers.corpus_row import CorpusRow, refuse
+from mme5core.readers.corpus_row import CorpusRow, refuse, writable
 
 # The first of each that a file has is taken, in any case.
 ID_COLUMNS = ("id", "_id", "key", "docid", "sample_id")
@@ -59,7 +59,7 @@ def find_column(names: list[str], wanted: tuple[str, ...]) -> str | None:
 def row_of(record: dict[str, Any], columns: dict[str, str | None], shard: Path, position: int) -> CorpusRow:
     """One record as a row; what cannot be one is refused with its id."""
     values = {role: record.get(name) if name else None for role, name in columns.items()}
-    row_id = f"{shard.name}:{position}" if values["id"] in (None, "") else str(values["id"])
+    row_id = f"{shard.name}:{position}" if values["id"] in (None, "") else writable(str(values["id"]))
     text, instruction = values["text"], values["instruction"]
     if text is not None and not isinstance(text, str):
         return refuse(row_id, "text_not_a_string", type(text).__name__)

@@ -29,6 +29,10 @@ class Answer:
 class TeacherRejected(Exception):
     """The server will never answer this request (400): the sample is refused."""
 
+    def __init__(self, message: str, calls: int) -> None:
+        super().__init__(message)
+        self.calls = calls
+
 
 class TeacherUnavailable(Exception):
     """No answer this time (429, 5xx, timeout, connection): the sample is left for the next run."""
@@ -45,6 +49,10 @@ class TeacherMisconfigured(Exception):
 
 class BudgetSpent(Exception):
     """Another call is not paid for."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__("the budget is spent")
+        self.calls = calls
 
 
 class Teacher:
@@ -87,7 +95,7 @@ class Teacher:
         content += [{"type": "image_url", "image_url": {"url": data_url(data)}} for data in images]
         for attempt in range(1, self._max_attempts + 1):
             if self._allow_call is not None and not await self._allow_call():
-                raise BudgetSpent
+                raise BudgetSpent(attempt - 1)
             try:
                 return await self._request(system, content, schema, attempt)
             except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -96,11 +104,11 @@ class Teacher:
                 raise TeacherMisconfigured(f"the teacher knows no model {self.model!r} at this address") from None
             except openai.APIStatusError as error:
                 if error.status_code not in (408, 409, 429) and error.status_code < 500:
-                    raise TeacherRejected(f"{error.status_code}: {_first_line(error)}") from None
+                    raise TeacherRejected(f"{error.status_code}: {_first_line(error)}", attempt) from None
                 failure, wait_s = f"{error.status_code} from the teacher", _retry_after(error)
             except (openai.APIConnectionError, openai.APITimeoutError) as error:
                 failure, wait_s = _connection_failure(error), None
-            except openai.APIResponseValidationError:
+            except (openai.APIResponseValidationError, ValueError, AttributeError, TypeError):
                 failure, wait_s = "an answer that is not of the protocol", None
             if attempt == self._max_attempts:
                 unreachable = failure.startswith("cannot reach")

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mme5core import Content, Encoder
 from mme5core.adapters import add_adapter
 from mme5core.images import load_rgb
+from mme5core.model_folder import model_width
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +179,19 @@ def test_what_cannot_be_a_model_is_refused_in_one_line(base: Path, tmp_path: Pat
         add_adapter(
             Encoder.load(base).module.model, rank=2, alpha=4, dropout=0, targets=["nope"], train_embeddings=False
         )
+
+
+def test_a_loaded_encoder_can_be_saved_again(base: Path, tmp_path: Path) -> None:
+    contents = [Content(text="un gato"), Content(text="a dog")]
+    Encoder.load(base).save(tmp_path / "reference")
+    assert np.array_equal(Encoder.load(tmp_path / "reference").embed(contents), Encoder.load(base).embed(contents))
+    adapted = Encoder.load(base)
+    adapted.module.model = add_adapter(
+        adapted.module.model, rank=2, alpha=4, dropout=0.0, targets="all", train_embeddings=False
+    )
+    adapted.save(tmp_path / "model")
+    loaded = Encoder.load(tmp_path / "model")
+    loaded.save(tmp_path / "again")
+    again = Encoder.load(tmp_path / "again")
+    assert np.array_equal(again.embed(contents), loaded.embed(contents))
+    assert model_width(tmp_path / "again") == again.dimension

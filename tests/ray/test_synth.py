@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from mme5core.demo.benchmark import held_out_languages
 from mme5core.demo.teacher import DemoTeacher, Faults, Knowledge
-from tests.ray.conftest import Ended, World, adds_up, kill_when, read_parts, run_job, synth_args
+from tests.ray.conftest import Ended, World, adds_up, command, kill_when, read_parts, run_job, synth_args
 
 pytestmark = pytest.mark.ray
 
@@ -113,3 +116,21 @@ def no_traceback(ended: Ended) -> bool:
 
 def _without_time(rows: list[dict[str, Any]]) -> list[str]:
     return [json.dumps(row, sort_keys=True, default=lambda value: value.hex()) for row in rows]
+
+
+def test_sigterm_stops_with_code_3_and_a_summary(world: World, knowledge: Knowledge, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with DemoTeacher(knowledge, Faults(delay_s=0.3)) as slow:
+        args = [*synth_args(world, slow, output), "samples_per_image=3", "teacher.concurrency=2"]
+        with subprocess.Popen(
+            command("synth", *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            deadline = time.monotonic() + 120
+            while not list(output.glob("_work/rows/*.arrow")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 3, stderr
+    assert json.loads(stdout.splitlines()[-1])["code"] == 3
+    assert "Traceback" not in stderr

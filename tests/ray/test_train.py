@@ -56,7 +56,7 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(
 
     kill_when("train", *args, ready=ready, driver_only=driver_only)
     if not driver_only:
-        assert len(losses(output)) < NUM_STEPS and not (output / "_work" / "model").exists()
+        assert len(losses(output)) < NUM_STEPS and not (output / "model").exists()
     ended = run_job("train", *args)
     assert ended.code == 0, ended.stderr
     assert losses(output) == pytest.approx(losses(two_workers), abs=1e-6)

@@ -75,6 +75,7 @@ def test_a_missing_a_broken_and_a_foreign_file_are_input_errors_that_name_it(tmp
         ([], None, "no query"),
         (None, [], "no candidate"),
         (None, [CANDIDATE | {"image": None}], "candidate"),
+        ([QUERY | {"id": "c"}], None, "'c' is the id of a query and of a candidate"),
     ],
 )
 def test_a_benchmark_that_cannot_be_scored_is_an_input_error(
@@ -117,3 +118,9 @@ def test_a_file_without_vectors_and_a_broken_one_are_input_errors(tmp_path: Path
     for name, message in (("a.parquet", "no vectors; its columns are id, text"), ("b.parquet", "b.parquet")):
         with pytest.raises(InputError, match=message):
             read_vectors([str(tmp_path / name)], ["a"])
+
+
+def test_a_second_vector_of_an_id_is_an_input_error(tmp_path: Path) -> None:
+    files = [vectors_at(tmp_path / f"{name}.parquet", {"q": [1.0, 0.0]}) for name in "ab"]
+    with pytest.raises(InputError, match="a second vector of id 'q'"):
+        read_vectors(files, ["q"])

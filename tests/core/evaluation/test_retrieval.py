@@ -40,7 +40,7 @@ def slow_scores(benchmark: Benchmark, vectors: Vectors) -> dict[str, dict[str, f
         found[query.language].append(1 + sum(value >= own for value in similarity.values()))
     return {
         language: {f"recall@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in KS}
-        | {"mrr": sum(1 / rank for rank in ranks) / len(ranks), "num_queries": len(ranks)}
+        | {"mrr": sum(1 / rank for rank in ranks) / len(ranks)}
         for language, ranks in found.items()
     }
 
