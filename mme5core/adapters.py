@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
@@ -91,8 +90,3 @@ def check_adapter_file(file: Path) -> None:
         empty = [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]  # noqa: SIM118
     if empty:
         raise ValueError(f"{file}: {len(empty)} of its tensors are empty ({empty[0]})")
-
-
-def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that training changes, by name."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}

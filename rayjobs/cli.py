@@ -16,7 +16,15 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
-from rayjobs.config import CONFIGS, ConfigError, JobConfig, load_config, recipe_names, resolve_paths
+from rayjobs.config import (
+    CONFIGS,
+    ConfigError,
+    JobConfig,
+    load_config,
+    recipe_names,
+    resolve_paths,
+    without_credentials,
+)
 
 # What the libraries below print of themselves; the job's own lines are what people read. Workers inherit it.
 QUIET_ENV = {
@@ -62,7 +70,7 @@ def main(job: str, verbs: dict[str, Verb], argv: Sequence[str] | None = None) ->
     summary = {
         "job": job,
         "code": outcome.code,
-        "reason": outcome.reason,
+        "reason": without_credentials(outcome.reason),
         "output": output,
         "counters": outcome.counters,
     }
@@ -99,6 +107,7 @@ def _run(job: str, verbs: dict[str, Verb], argv: list[str]) -> tuple[Outcome, st
 
 
 def _end(job: str, code: int, reason: str) -> Outcome:
+    reason = without_credentials(reason)
     print(f"{job}: {reason}", file=sys.stderr)
     return Outcome(code=code, reason=reason)
 
@@ -176,5 +185,5 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str,
 def _dry_run(job: str, config: JobConfig) -> Outcome:
     from rayjobs.dry_run import describe
 
-    print(describe(job, config))
+    print(without_credentials(describe(job, config)))
     return Outcome(reason="dry run: nothing was done")

@@ -254,6 +254,18 @@ def fingerprint(config: JobConfig, **identities: str) -> str:
 _PATHS = ("input", "model", "adapter", "neighbours", "holdout", "benchmark")
 
 
+_CREDENTIALS = re.compile(r"//[^/@\s\"]+@")
+
+
+def without_credentials(text: str) -> str:
+    """The text without the user and password of addresses in it.
+
+    >>> without_credentials("http://me:secret@host:8000/v1")
+    'http://host:8000/v1'
+    """
+    return _CREDENTIALS.sub("//", text)
+
+
 def row_keys(config: JobConfig) -> dict[str, Any]:
     """The keys that change rows, as stored beside the fingerprint to say what differs."""
     return {".".join(path): value for path, value, field in walk(config) if changes_rows(field)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -57,14 +58,12 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
     shards = shards_of(config.input, suffixes=(".tar",))
     settings = plan_settings(config)
     ids, num_refused = [], 0
-    for shard in shards:
-        for row in read_rows(shard):
-            if row.refused is None:
-                ids.append(row.id)
-            else:
-                num_refused += 1
-            if config.limit and len(ids) + num_refused >= config.limit:
-                break
+    rows = (row for shard in shards for row in read_rows(shard))
+    for row in itertools.islice(rows, config.limit):
+        if row.refused is None:
+            ids.append(row.id)
+        else:
+            num_refused += 1
     plans = [plan for image_id in dict.fromkeys(ids) for plan in plan_image(image_id, settings)]
     lines = _files(shards)
     lines.append(f"{len(ids):,} pictures, {num_refused:,} rows without one; {len(plans):,} samples planned")

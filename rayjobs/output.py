@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import time
 from collections import Counter
@@ -22,12 +21,10 @@ import pyarrow.parquet as pq
 
 from mme5core.schemas import QUARANTINE
 from mme5core.types import Rejected
-from rayjobs.config import ConfigError
+from rayjobs.config import ConfigError, without_credentials
 
 MANIFEST, SUCCESS, WORK, QUARANTINE_FOLDER = "_manifest.json", "_SUCCESS", "_work", "_quarantine"
 VERSIONED = ("mme5", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pillow", "openai")
-
-_CREDENTIALS = re.compile(r"//[^/@\s\"]+@")  # user and password of an address
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +156,7 @@ class JobFolder:
             "fingerprint": self.run.fingerprint,
             "identities": self.run.identities,
             "keys": json.loads(json.dumps(self.run.keys, default=str)),
-            "config": json.loads(_CREDENTIALS.sub("//", json.dumps(self.run.config, default=str))),
+            "config": json.loads(without_credentials(json.dumps(self.run.config, default=str))),
         }
 
     def _check_same(self, earlier: dict[str, Any]) -> None:

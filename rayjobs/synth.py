@@ -161,12 +161,15 @@ def _read_columns(path: str, schema: pa.Schema, key: str) -> pa.Table:
     """The columns of a schema from a Parquet file or folder."""
     tables = []
     for file in shards_of([path], suffixes=(".parquet",)):
-        found = pq.read_schema(file).names
+        try:
+            found = pq.read_schema(file).names
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"{key} {str(file)!r} cannot be read ({str(error).splitlines()[0]})") from None
         for name in schema.names:
             if name not in found:
                 raise ConfigError(f"{key} {str(file)!r} has no column {name!r}; it has {', '.join(found)}")
-        tables.append(pq.read_table(file, columns=schema.names))
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        tables.append(pq.read_table(file, columns=schema.names).select(schema.names).cast(schema))
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _ask_all(
