@@ -44,7 +44,13 @@ def test_one_worker_gives_the_losses_of_two(two_workers: Path, samples: Path, ba
     assert losses(tmp_path / "one") == pytest.approx(losses(two_workers), rel=1e-4)
 
 
-@pytest.mark.parametrize("driver_only", [False, True], ids=["the whole cluster", "the driver alone"])
+@pytest.mark.parametrize(
+    "driver_only",
+    [
+        pytest.param(False, id="the whole cluster"),
+        pytest.param(True, id="the driver alone", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(
     driver_only: bool, two_workers: Path, samples: Path, base: Path, tmp_path: Path
 ) -> None:
