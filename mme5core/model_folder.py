@@ -134,7 +134,7 @@ def model_identity(path: Path_) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.suffix in _DECIDES and file.is_file():
-            content = _without_paths(file) if file.name in _HOLDS_A_PATH else _ends(file)
+            content = _without_paths(file) if file.name in _HOLDS_A_PATH else file_ends(file, SAMPLE_BYTES)
             digest.update(f"{file.relative_to(folder)}:{len(content)}:".encode())
             digest.update(content)
     return digest.hexdigest()[:16]
@@ -157,11 +157,12 @@ def _without_paths(file: Path) -> bytes:
     return json.dumps(kept, sort_keys=True).encode()
 
 
-def _ends(file: Path) -> bytes:
+def file_ends(file: Path, num_bytes: int) -> bytes:
+    """A small file whole; of one above 2 x `num_bytes` its size and that much of either end."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        if size <= 2 * SAMPLE_BYTES:
+        if size <= 2 * num_bytes:
             return stream.read()
-        head = stream.read(SAMPLE_BYTES)
-        stream.seek(-SAMPLE_BYTES, os.SEEK_END)
+        head = stream.read(num_bytes)
+        stream.seek(-num_bytes, os.SEEK_END)
         return str(size).encode() + head + stream.read()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mme5core.model_folder import file_ends
+
 SUFFIXES = (".tar", ".parquet", ".jsonl")
-WHOLE_BYTES, END_BYTES = 1 << 20, 1 << 16
+END_BYTES = 1 << 19
 
 
 class InputError(ValueError):
@@ -56,13 +57,8 @@ def input_identity(shards: Sequence[Path]) -> str:
     """
     digest = hashlib.sha256()
     for shard in shards:
-        size = shard.stat().st_size
-        digest.update(f"{shard.name}:{size}\n".encode())
-        with shard.open("rb") as stream:
-            digest.update(stream.read(WHOLE_BYTES if size <= WHOLE_BYTES else END_BYTES))
-            if size > WHOLE_BYTES:
-                stream.seek(-END_BYTES, os.SEEK_END)
-                digest.update(stream.read())
+        digest.update(f"{shard.name}:{shard.stat().st_size}\n".encode())
+        digest.update(file_ends(shard, END_BYTES))
     return digest.hexdigest()[:16]
 
 

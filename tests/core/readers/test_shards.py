@@ -89,6 +89,9 @@ def test_the_identity_is_of_names_and_sizes_and_not_of_the_place(tmp_path: Path)
     identity = input_identity(here)
     assert identity == input_identity(there)
     assert len(identity) == 16
+    text = there[0].read_text()
+    there[0].write_text(text[::-1])  # another content of the same size
+    assert there[0].read_text() != text and input_identity(there) != identity
     there[0].write_text("longer than before")
     assert input_identity(there) != identity
     assert input_identity(here[:1]) != identity
