@@ -83,7 +83,7 @@ def test_a_file_of_another_format_and_no_input_at_all_are_refused(tmp_path: Path
         find_shards([])
 
 
-def test_the_identity_is_of_names_and_sizes_and_not_of_the_place(tmp_path: Path) -> None:
+def test_the_identity_is_of_names_and_content_and_not_of_the_place(tmp_path: Path) -> None:
     here = find_shards([str(folder_of(tmp_path / "here", "a.jsonl", "b.jsonl"))])
     there = find_shards([str(folder_of(tmp_path / "there", "a.jsonl", "b.jsonl"))])
     identity = input_identity(here)
