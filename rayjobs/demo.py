@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -279,11 +279,11 @@ def _write_side_files(root: Path, pictures: list[Picture], tars: Path) -> None:
         {"id": picture.key, "text": None, "image": {"bytes": data[picture.key], "path": picture.key}}
         for picture in benchmark.candidates(pictures)
     ]
-    for name, seen in (("unseen", False), ("seen", True)):
-        queries = benchmark.queries(pictures, seen=seen)
-        _write(root / "benchmark" / name / "queries.parquet", queries, QUERIES)
-        _write(root / "benchmark" / name / "candidates.parquet", candidates, CANDIDATES)
-        _write(root / "benchmark" / "queries" / f"{name}.parquet", queries, QUERIES)
+    for split in get_args(benchmark.Split):
+        queries = benchmark.queries(pictures, split)
+        _write(root / "benchmark" / split / "queries.parquet", queries, QUERIES)
+        _write(root / "benchmark" / split / "candidates.parquet", candidates, CANDIDATES)
+        _write(root / "benchmark" / "queries" / f"{split}.parquet", queries, QUERIES)
     rows = []
     for picture in pictures:
         held_out = benchmark.held_out_languages(picture)

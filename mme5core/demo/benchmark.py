@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter, defaultdict
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
 from mme5core.demo.corpus import Picture
 from mme5core.demo.instructions import QUERY_INSTRUCTION
 from mme5core.languages import XTD_LANGUAGES
 
-NUM_HELD_OUT = 1
-"""Of the seven benchmark languages, how many nobody may see a picture's name in."""
+VALIDATION_LANGUAGES = ("pt", "fr", "uk", "ja", "cs", "hu", "vi")
+"""What settings are chosen on: other languages than the benchmark's, so that a choice cannot fit the scores."""
 NUM_NEIGHBOURS = 10
+
+Split = Literal["unseen", "seen", "validation"]
 
 
 def held_out_languages(picture: Picture) -> frozenset[str]:
-    """The benchmark languages in which this picture's name is unseen.
+    """The languages in which this picture's name is unseen: one of the benchmark's, one of the validation's.
 
     An emoji and its skin-tone variant share them: the toned picture's name spells out the plain one's.
     """
@@ -25,7 +28,7 @@ def held_out_languages(picture: Picture) -> frozenset[str]:
     def order(language: str) -> bytes:
         return hashlib.sha256(f"holdout {picture.emoji.without_tone} {language}".encode()).digest()
 
-    return frozenset(sorted(XTD_LANGUAGES, key=order)[:NUM_HELD_OUT])
+    return frozenset([min(XTD_LANGUAGES, key=order), min(VALIDATION_LANGUAGES, key=order)])
 
 
 def holdout_rows(pictures: list[Picture]) -> list[dict[str, str]]:
@@ -48,8 +51,9 @@ def candidates(pictures: list[Picture]) -> list[Picture]:
     return result
 
 
-def queries(pictures: list[Picture], *, seen: bool) -> list[dict[str, Any]]:
-    """Text-to-image queries in the seven languages: on the unseen pairs, or on as many seen ones.
+def queries(pictures: list[Picture], split: Split) -> list[dict[str, Any]]:
+    """Text-to-image queries: on the unseen pairs in the benchmark's seven languages or in those of the validation,
+    or on as many seen pairs in the benchmark's languages.
 
     A name that two candidates share is no query. On the unseen side neither is a name that may have been read with
     this picture after all: spelt the same in a language that may be seen, a keyword there, or that of a
@@ -60,7 +64,8 @@ def queries(pictures: list[Picture], *, seen: bool) -> list[dict[str, Any]]:
     for picture in pictures:
         lookalikes[picture.sha256].append(picture)
     rows = []
-    for language in XTD_LANGUAGES:
+    languages: Collection[str] = VALIDATION_LANGUAGES if split == "validation" else XTD_LANGUAGES
+    for language in languages:
         spelt = Counter(_fold(picture.emoji.names.get(language, "")) for picture in found)
         unseen_rows, seen_rows = [], []
         for picture in found:
@@ -68,7 +73,7 @@ def queries(pictures: list[Picture], *, seen: bool) -> list[dict[str, Any]]:
             if not name or spelt[_fold(name)] > 1:
                 continue
             row = {
-                "id": f"{'seen' if seen else 'unseen'}-{language}-{picture.key}",
+                "id": f"{split}-{language}-{picture.key}",
                 "text": name,
                 "instruction": QUERY_INSTRUCTION,
                 "language": language,
@@ -79,7 +84,7 @@ def queries(pictures: list[Picture], *, seen: bool) -> list[dict[str, Any]]:
                 seen_rows.append(row)
             elif all(language in held_out_languages(p) for p in alike) and _fold(name) not in _may_be_read(alike):
                 unseen_rows.append(row)
-        if seen:
+        if split == "seen":
             seen_rows.sort(key=lambda row: hashlib.sha256(row["id"].encode()).digest())
             rows.extend(seen_rows[: len(unseen_rows)])
         else:

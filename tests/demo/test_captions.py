@@ -57,7 +57,7 @@ def test_no_draw_is_in_a_held_out_language(all_pictures: list[Picture], drawn: d
 
 def test_no_text_that_may_be_drawn_is_what_an_unseen_query_asks(all_pictures: list[Picture]) -> None:
     by_key = {picture.key: picture for picture in all_pictures}
-    asked = queries(all_pictures, seen=False)
+    asked = queries(all_pictures, "unseen")
     assert len(asked) > 1000
     drawable = set()
     for row in asked:
@@ -77,7 +77,7 @@ def test_no_look_of_an_unseen_query_is_read_about_in_its_language(all_pictures: 
     by_key = {picture.key: picture for picture in all_pictures}
     read = [
         (row["language"], row["text"], double.emoji.names[row["language"]])
-        for row in queries(all_pictures, seen=False)
+        for row in queries(all_pictures, "unseen")
         for double in by_look[by_key[row["positive_id"]].sha256]
         if row["language"] in double.emoji.names.keys() - held_out_languages(double)
     ]

@@ -11,8 +11,8 @@ import pytest
 
 from mme5core.demo.annotations import Emoji
 from mme5core.demo.benchmark import (
-    NUM_HELD_OUT,
     NUM_NEIGHBOURS,
+    VALIDATION_LANGUAGES,
     candidates,
     held_out_languages,
     holdout_rows,
@@ -34,22 +34,35 @@ def made_up(key: str, name: str, names: dict[str, str], *, character: str, look:
 
 @pytest.fixture(scope="module")
 def unseen(all_pictures: list[Picture]) -> list[dict[str, Any]]:
-    return queries(all_pictures, seen=False)
+    return queries(all_pictures, "unseen")
 
 
 @pytest.fixture(scope="module")
 def seen(all_pictures: list[Picture]) -> list[dict[str, Any]]:
-    return queries(all_pictures, seen=True)
+    return queries(all_pictures, "seen")
 
 
 def test_the_holdout_names_every_pair_that_is_unseen(all_pictures: list[Picture]) -> None:
     rows = holdout_rows(all_pictures)
     pairs = {(row["image_id"], row["language"]) for row in rows}
-    assert len(pairs) == len(rows) == NUM_HELD_OUT * len(all_pictures)
+    assert len(pairs) == len(rows) == 2 * len(all_pictures)
     assert pairs == {(p.key, code) for p in all_pictures for code in held_out_languages(p)}
-    # Each of the seven is held out about as often as the others.
+    # One of the benchmark's and one of the validation's for each, each of the seven about as often as the others.
     share = Counter(language for _, language in pairs)
-    assert set(share) == set(XTD_LANGUAGES) and min(share.values()) > 0.5 * len(pairs) / 7
+    for languages in (XTD_LANGUAGES, VALIDATION_LANGUAGES):
+        counts = [share.pop(code) for code in languages]
+        assert sum(counts) == len(all_pictures) and min(counts) > 0.5 * len(all_pictures) / 7
+    assert not share
+
+
+def test_the_validation_asks_of_held_out_pairs_in_other_languages_than_the_benchmark(
+    all_pictures: list[Picture],
+) -> None:
+    assert not set(VALIDATION_LANGUAGES) & set(XTD_LANGUAGES)
+    pairs = {(row["image_id"], row["language"]) for row in holdout_rows(all_pictures)}
+    rows = queries(all_pictures, "validation")
+    assert len(rows) > 1000 and {row["language"] for row in rows} == set(VALIDATION_LANGUAGES)
+    assert all((row["positive_id"], row["language"]) in pairs for row in rows)
 
 
 def test_an_emoji_and_its_toned_variant_are_held_out_in_the_same_languages(all_pictures: list[Picture]) -> None:
@@ -80,8 +93,8 @@ def test_an_unseen_query_is_not_spelt_as_a_name_in_a_language_that_may_be_seen(
         assert fold(row["text"]) not in readable
     asked = {(row["positive_id"], row["language"]) for row in unseen}
     for picture in candidates(all_pictures):
-        for code in held_out_languages(picture):
-            others = {fold(n) for c, n in picture.emoji.names.items() if c != code}
+        for code in held_out_languages(picture) & set(XTD_LANGUAGES):
+            others = {fold(n) for c, n in picture.emoji.names.items() if c not in held_out_languages(picture)}
             if fold(picture.emoji.names.get(code, "")) in others:
                 num_spelt_the_same += 1
                 assert (picture.key, code) not in asked
@@ -91,12 +104,12 @@ def test_an_unseen_query_is_not_spelt_as_a_name_in_a_language_that_may_be_seen(
 
 def test_a_name_in_full_width_or_capitals_counts_as_spelt_the_same() -> None:
     probe = made_up("0", "x", {}, character="\U0001f916")
-    (language,) = held_out_languages(probe)
-    other = next(code for code in ("de", "fr") if code != language)
+    (language,) = held_out_languages(probe) & set(XTD_LANGUAGES)
+    other = "de"
     same = made_up("0", "x", {language: "ＲＯＢＯＴ", other: "Robot"}, character="\U0001f916")
     differs = made_up("0", "x", {language: "ＲＯＢＯＴＯ", other: "Robot"}, character="\U0001f916")
-    assert [row["language"] for row in queries([same], seen=False)] == []
-    assert [row["language"] for row in queries([differs], seen=False)] == [language]
+    assert [row["language"] for row in queries([same], "unseen")] == []
+    assert [row["language"] for row in queries([differs], "unseen")] == [language]
 
 
 def test_a_name_that_two_candidates_share_is_no_query(
@@ -133,7 +146,7 @@ def test_every_query_has_one_candidate_and_an_id_of_its_own(
 def test_queries_do_not_depend_on_how_often_they_are_drawn(
     all_pictures: list[Picture], seen: list[dict[str, Any]]
 ) -> None:
-    assert queries(all_pictures, seen=True) == seen
+    assert queries(all_pictures, "seen") == seen
 
 
 def test_neighbours_never_hold_the_picture_itself_nor_its_double(all_pictures: list[Picture]) -> None:

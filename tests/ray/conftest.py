@@ -64,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     }
     _write(root / "neighbours" / "part-0.parquet", benchmark.neighbours(corpus.pictures), NEIGHBOURS)
     _write(root / "holdout.parquet", benchmark.holdout_rows(corpus.pictures), HOLDOUT)
-    _write(root / "bench" / "queries.parquet", benchmark.queries(corpus.pictures, seen=False), QUERIES)
+    _write(root / "bench" / "queries.parquet", benchmark.queries(corpus.pictures, "unseen"), QUERIES)
     candidates = [
         {"id": p.key, "text": None, "image": {"bytes": images[p.key], "path": p.key}}
         for p in benchmark.candidates(corpus.pictures)
