@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM
 
-from mme5core.backbones import Backbone, backbone_for
-from mme5core.backbones.protocol import PictureInputs
+from mme5core.backbones import Backbone, load_backbone
+from mme5core.backbones.loading import first_line, load_config
+from mme5core.backbones.protocol import PictureInputs, PictureSize
 from mme5core.batching import plan_batches
-from mme5core.images import load_rgb
+from mme5core.images import load_rgb, picture_size
 from mme5core.model_folder import (
     ENCODER_FILE,
     base_reference,
     check_model_files,
+    config_width,
     find_base,
     has_adapter,
     model_identity,
@@ -60,11 +62,8 @@ class EmbeddingModel(nn.Module):
         return vector_ND[back]
 
     def embed_batch(self, inputs: dict[str, Tensor]) -> Tensor:
-        state_BSD = self.backbone.last_hidden_state(self.model, inputs)
-        last_B = _last_real_position(inputs["attention_mask"])
-        pooled_BD = state_BSD[torch.arange(len(last_B), device=last_B.device), last_B]
         # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
-        return F.normalize(pooled_BD.float(), dim=-1)
+        return F.normalize(self.backbone.pooled(self.model, inputs).float(), dim=-1)
 
 
 class Encoder:
@@ -104,16 +103,18 @@ class Encoder:
         *,
         merge_adapter: bool = True,
         attention: str | None = None,
+        remote_code: bool = False,
     ) -> Encoder:
         """An encoder from a checkpoint folder, a `train` model folder, an adapter folder or a hub id.
 
         Args:
             adapter: a LoRA adapter folder to put on the checkpoint.
-            prompt_style: None takes the one stored with the model, else "mme5".
+            prompt_style: None takes the one stored with the model, else "mme5" ("plain" for dual encoders).
             device: "auto" is the first accelerator, else the CPU.
             dtype: "auto" is the checkpoint's own; else a torch name such as "bfloat16".
             merge_adapter: fold the adapter into the weights (faster); False keeps it apart, for training.
             attention: transformers' `attn_implementation`; None: the library's choice.
+            remote_code: run code that comes with the checkpoint. It can do anything that you can.
 
         Raises:
             ValueError: no model there, no tokenizer or image processor beside it, an unknown family, dtype or
@@ -127,16 +128,15 @@ class Encoder:
         if settings.get("base_identity") not in (None, model_identity(base)):
             raise ValueError(f"the adapter at {str(adapter)!r} was trained on another base than {base!r}")
         torch_dtype = _torch_dtype(dtype)
-        tokenizer, image_processor = _load_processors(base)
-        config = AutoConfig.from_pretrained(base)
-        backbone = backbone_for(config.model_type, tokenizer, image_processor)
-        model = _load_model(base, torch_dtype, attention)
+        config = load_config(base, remote_code=remote_code)
+        backbone = load_backbone(base, config, remote_code=remote_code)
+        model = _load_model(base, torch_dtype, attention, remote_code)
         if adapter is not None:
             model = _with_adapter(model, Path(adapter), merge=merge_adapter)
         encoder = cls(
             model,
             backbone,
-            prompt_style=prompt_style or settings.get("prompt_style", DEFAULT_STYLE),
+            prompt_style=prompt_style or settings.get("prompt_style", backbone.default_style),
             max_tokens=settings.get("max_tokens", MAX_TOKENS),
             base=base,
             merged_adapter=Path(adapter) if adapter is not None and merge_adapter else None,
@@ -151,7 +151,9 @@ class Encoder:
     @property
     def dimension(self) -> int:
         config: Any = self.module.model.config
-        return int(getattr(config, "text_config", config).hidden_size)
+        width = config_width(config.to_dict())
+        assert width is not None, "a loaded configuration has its defaults"
+        return width
 
     def embed(
         self,
@@ -223,7 +225,8 @@ class Encoder:
             render(content, instruction, style=self.prompt_style, image_prefix=self.backbone.image_prefix)
             for content, instruction in zip(contents, instructions, strict=True)
         ]
-        return self.backbone.token_ids(prompts, max_tokens=self.max_tokens)
+        sizes = [self._picture_size(content, place) for place, content in enumerate(contents)]
+        return self.backbone.token_ids(prompts, sizes, max_tokens=self.max_tokens)
 
     def prepare_picture(self, content: Content, *, place: int | None = None) -> PictureInputs:
         """The tensors of a content's picture; a bad one is named by its `place` in the caller's list."""
@@ -232,6 +235,14 @@ class Encoder:
         except ValueError as error:
             where = "" if place is None else f"content {place}: "
             raise ValueError(f"{where}{error}") from None
+
+    def _picture_size(self, content: Content, place: int) -> PictureSize | None:
+        if content.image is None:
+            return None
+        try:
+            return picture_size(content.image)
+        except ValueError as error:
+            raise ValueError(f"content {place}: {error}") from None
 
     def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs on the model's device, pictures in the model's dtype."""
@@ -285,12 +296,6 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _last_real_position(attention_mask_BS: Tensor) -> Tensor:
-    """Index of the last 1 of each row, whatever side the padding is on."""
-    positions = torch.arange(1, attention_mask_BS.shape[1] + 1, device=attention_mask_BS.device)
-    return (attention_mask_BS * positions).argmax(dim=1)
-
-
 def _torch_dtype(dtype: str) -> torch.dtype | str:
     if dtype == "auto":
         return "auto"
@@ -300,31 +305,20 @@ def _torch_dtype(dtype: str) -> torch.dtype | str:
     return value
 
 
-def _load_processors(base: str) -> tuple[Any, Any]:
+def _load_model(base: str, dtype: torch.dtype | str, attention: str | None, remote_code: bool) -> Any:
+    kwargs = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"no tokenizer in {base!r} ({_first_line(error)})") from None
-    try:
-        # The PIL backend everywhere: torchvision rounds differently, and is not always there.
-        image_processor = AutoImageProcessor.from_pretrained(base, backend="pil")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"no image processor in {base!r} ({_first_line(error)})") from None
-    return tokenizer, image_processor
-
-
-def _load_model(base: str, dtype: torch.dtype | str, attention: str | None) -> Any:
-    try:
-        return AutoModel.from_pretrained(base, dtype=dtype, attn_implementation=attention)
+        try:
+            return AutoModel.from_pretrained(base, **kwargs)
+        except ValueError:
+            if not remote_code:
+                raise
+            return AutoModelForCausalLM.from_pretrained(base, **kwargs)  # all that some remote code offers
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the model at {base!r}: {_first_line(error)}") from None
+        raise ValueError(f"cannot load the model at {base!r}: {first_line(error)}") from None
 
 
 def _with_adapter(model: Any, adapter: Path, *, merge: bool) -> Any:
     from mme5core.adapters import load_adapter
 
     return load_adapter(model, adapter, merge=merge)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mme5core.types import ImageRef
 
@@ -52,6 +52,21 @@ def load_rgb(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _to_rgb(picture)
     except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error) as error:
         raise BadImage("broken_image", str(error)) from None
+
+
+def picture_size(image: ImageRef) -> tuple[int, int]:
+    """Width and height of what `load_rgb` would give, from the file's header alone.
+
+    Raises:
+        BadImage: as `load_rgb`, as far as the header shows it.
+    """
+    picture = _open(image)
+    try:
+        is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error) as error:
+        raise BadImage("broken_image", str(error)) from None
+    width, height = picture.size
+    return (height, width) if is_turned else (width, height)
 
 
 def image_bytes(image: ImageRef) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
 SAMPLE_BYTES = 4_000_000
+
+DUAL_ENCODERS = ("clip", "siglip", "siglip2", "vision-text-dual-encoder", "jina_clip")
+"""Families with a tower for texts and one for pictures, by `model_type`."""
 
 # Where the base lies is not what the model is: both folders may move together.
 _HOLDS_A_PATH = {ENCODER_FILE: ("base", "base_relative"), ADAPTER_FILE: ("base_model_name_or_path",)}
@@ -118,8 +122,28 @@ def model_width(path: Path_) -> int | None:
             file = Path(hf_hub_download(base, "config.json"))
         except (OSError, ValueError, RuntimeError):
             return None
-    config = _read_json(file)
-    width = config.get("text_config", config).get("hidden_size")
+    width = config_width(_read_json(file))
+    if width is None:
+        # What equals its family's default is often not written.
+        from transformers import AutoConfig
+
+        try:
+            width = config_width(AutoConfig.from_pretrained(file.parent).to_dict())
+        except (OSError, ValueError):
+            return None
+    return width
+
+
+def config_width(config: Mapping[str, Any]) -> int | None:
+    """Width of the vectors of a model with this configuration: the language model's, or a dual encoder's projection.
+
+    None where the configuration leaves it to a default.
+    """
+    text = config.get("text_config") or config
+    if config.get("model_type") in DUAL_ENCODERS:
+        width = config.get("projection_dim") or text.get("projection_size") or text.get("hidden_size")
+    else:
+        width = text.get("hidden_size")
     return int(width) if width else None
 
 

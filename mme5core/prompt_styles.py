@@ -15,7 +15,12 @@ def _mme5(content: Content, instruction: str | None, image_prefix: str) -> str:
     return image_prefix + text if content.image is not None else text
 
 
-PROMPT_STYLES = {"mme5": _mme5}
+def _plain(content: Content, instruction: str | None, image_prefix: str) -> str:
+    # What a model sees that was never trained on instructions, as CLIP: they would only blur its texts.
+    return image_prefix + (content.text or "") if content.image is not None else content.text or ""
+
+
+PROMPT_STYLES = {"mme5": _mme5, "plain": _plain}
 
 
 def render(content: Content, instruction: str | None, *, style: str, image_prefix: str) -> str:
@@ -32,6 +37,8 @@ def render(content: Content, instruction: str | None, *, style: str, image_prefi
     '<image>Represent the given image.\n'
     >>> render(Content(text=" a cat "), None, style="mme5", image_prefix="<image>")
     ' a cat '
+    >>> render(Content(text="a cat"), "Find the picture:", style="plain", image_prefix="")
+    'a cat'
 
     Raises:
         ValueError: for an unknown style.

@@ -23,7 +23,14 @@ LAYERS = (
     {"images", "metrics", "schemas", "languages", "model_folder", "content_key"},
     {"types"},
 )
-HUGGING_FACE = ("mme5core.backbones", "mme5core.encoder", "mme5core.adapters", "mme5core.demo", "rayjobs.demo")
+HUGGING_FACE = (
+    "mme5core.backbones",
+    "mme5core.encoder",
+    "mme5core.adapters",
+    "mme5core.demo",
+    "mme5core.model_folder",  # a configuration only, where config.json leaves the width to a default
+    "rayjobs.demo",
+)
 UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 WITHOUT_TORCH = """
 import contextlib, importlib, io, sys

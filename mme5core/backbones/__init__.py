@@ -1,24 +1,52 @@
-"""VLM families behind one protocol, chosen by the checkpoint's `model_type`."""
+"""Model families behind one protocol, chosen by the checkpoint's `model_type`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from mme5core.backbones.any_vlm import AnyVlm
+from mme5core.backbones.dual_encoder import DualEncoder
+from mme5core.backbones.llava_next import LlavaNext
+from mme5core.backbones.llava_onevision import LlavaOnevision
+from mme5core.backbones.loading import load_image_processor, load_processor, load_tokenizer
 from mme5core.backbones.mllama import Mllama
+from mme5core.backbones.phi3_v import Phi3V
 from mme5core.backbones.protocol import Backbone
+from mme5core.backbones.qwen2_5_vl import Qwen25VL
+from mme5core.backbones.qwen2_vl import Qwen2VL
+from mme5core.backbones.qwen3_vl import Qwen3VL
+from mme5core.model_folder import DUAL_ENCODERS
 
-BACKBONES: dict[str, type[Backbone]] = {"mllama": Mllama}
+BACKBONES: dict[str, type[Any]] = {
+    "mllama": Mllama,
+    "qwen2_vl": Qwen2VL,
+    "qwen2_5_vl": Qwen25VL,
+    "qwen3_vl": Qwen3VL,
+    "llava_next": LlavaNext,
+    "llava_onevision": LlavaOnevision,
+    "phi3_v": Phi3V,
+} | dict.fromkeys(DUAL_ENCODERS, DualEncoder)
 
 
-def backbone_for(model_type: str, tokenizer: Any, image_processor: Any) -> Backbone:
-    """The backbone of a checkpoint.
+def load_backbone(base: str, config: Any, *, remote_code: bool = False) -> Backbone:
+    """The backbone of a checkpoint: by its family's name, else `AnyVlm`.
 
     Raises:
-        ValueError: for a family that has no file here.
+        ValueError: no tokenizer or processor there, or a model that does not take both pictures and texts.
     """
-    if model_type not in BACKBONES:
-        raise ValueError(f"unknown backbone {model_type!r}; known: {sorted(BACKBONES)}")
-    return BACKBONES[model_type](tokenizer, image_processor)
+    tokenizer = load_tokenizer(base, remote_code=remote_code)
+    family = BACKBONES.get(config.model_type)
+    if family is not None:
+        image_processor = load_image_processor(base, remote_code=remote_code)
+        backbone: Backbone = family(tokenizer, image_processor, config)
+        return backbone
+    if not hasattr(config, "vision_config"):
+        raise ValueError(
+            f"{base!r} is a {config.model_type!r}, which takes no pictures; known families: {sorted(BACKBONES)}, "
+            "and any other image-text model of transformers"
+        )
+    processor = load_processor(base, remote_code=remote_code)
+    return AnyVlm(tokenizer, processor.image_processor, config, processor)
 
 
-__all__ = ["BACKBONES", "Backbone", "backbone_for"]
+__all__ = ["BACKBONES", "Backbone", "load_backbone"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,31 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mme5core.backbones.protocol import PictureInputs, pad_right
+from mme5core.backbones.protocol import (
+    Features,
+    PictureInputs,
+    PictureSize,
+    base_model,
+    last_real_state,
+    pad_right,
+)
+
+PIXELS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
 
 
 class Mllama:
     image_prefix = "<|image|><|begin_of_text|>"
+    default_style = "mme5"
+    tower = ("vision_model", "multi_modal_projector")
 
-    def __init__(self, tokenizer: Any, image_processor: Any) -> None:
+    def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
 
-    def token_ids(self, prompts: list[str], *, max_tokens: int) -> list[list[int]]:
+    def token_ids(
+        self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
+    ) -> list[list[int]]:
         # The processor puts a BOS before a text without picture and the tokenizer one before everything, so the
         # published checkpoints were trained on "BOS BOS text" and "BOS image BOS text".
         bos = self.tokenizer.bos_token
@@ -32,24 +46,29 @@ class Mllama:
         # The layout is stated: left to guess, the processor takes a side of 1 or 3 pixels for the channels.
         pixels = np.asarray(_thick_enough(picture, self.image_processor.size["height"]))
         features = self.image_processor([[pixels]], input_data_format="channels_last", return_tensors="pt")
-        return {
-            "pixel_values": features["pixel_values"][0],
-            "aspect_ratio_ids": features["aspect_ratio_ids"][0],
-            "aspect_ratio_mask": features["aspect_ratio_mask"][0],
-        }
+        return {name: features[name][0] for name in PIXELS}
 
-    def collate(self, token_ids: list[list[int]], pictures: list[PictureInputs] | None) -> dict[str, Tensor]:
+    def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
         input_ids, attention_mask = pad_right(token_ids, self.tokenizer.pad_token_id)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if pictures is not None:
-            for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
-                inputs[name] = torch.stack([picture[name] for picture in pictures])
+            inputs |= {name: torch.stack([picture[name] for picture in pictures]) for name in PIXELS}
             inputs["cross_attention_mask"] = self._cross_attention_mask(input_ids, inputs["aspect_ratio_mask"])
         return inputs
 
-    def last_hidden_state(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        state: Tensor = model(**inputs, use_cache=False).last_hidden_state
-        return state
+    def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
+        base = base_model(model)
+        inputs = {name: torch.stack([picture[name] for picture in pictures]) for name in PIXELS}
+        # [B, 1, tiles, patches, D]: one picture a row, and to the cross-attention all its tiles are one sequence.
+        state = base.multi_modal_projector(base.vision_model(**inputs).last_hidden_state)
+        return [(picture_SD,) for picture_SD in state.flatten(1, -2)]
+
+    def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
+        if features is not None:
+            inputs = {name: value for name, value in inputs.items() if name not in PIXELS}
+            inputs["cross_attention_states"] = torch.stack([feature for (feature,) in features])
+        state_BSD = model(**inputs, use_cache=False).last_hidden_state
+        return last_real_state(state_BSD, inputs["attention_mask"])
 
     def _cross_attention_mask(self, input_ids_BS: Tensor, tile_mask_B1T: Tensor) -> Tensor:
         """[B, S, 1, T]: from the picture's token on, every token reads the picture's real tiles."""

@@ -1,7 +1,8 @@
-"""What the encoder asks of a VLM family: prompts, prepared pictures, batches, last hidden states."""
+"""What the encoder asks of a model family: prompts, prepared pictures, batches, tower features, pooled states."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -9,35 +10,60 @@ from PIL import Image
 from torch import Tensor, nn
 
 PictureInputs = dict[str, Tensor]
-"""One prepared picture: the processor's tensors, without a batch axis."""
+"""One prepared picture: the processor's tensors, as the family's `collate` takes them."""
+
+Features = tuple[Tensor, ...]
+"""What the vision tower makes of one picture, as the language model takes it."""
+
+PictureSize = tuple[int, int]
+"""Width and height in pixels, EXIF orientation applied."""
 
 
 class Backbone(Protocol):
-    """One VLM family. Shapes: B rows, S tokens (padded right), D width of the language model."""
+    """One model family. Shapes: B rows, S tokens (padded right), D width of the embedding."""
 
     image_prefix: str
     """What stands for the picture before the text, in this family."""
+    default_style: str
+    """The prompt style of a checkpoint that has none stored."""
+    tower: tuple[str, ...]
+    """The parts of the model, by name, through which a picture goes before it meets a text."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any) -> None: ...
+    def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None: ...
 
-    def token_ids(self, prompts: list[str], *, max_tokens: int) -> list[list[int]]:
-        """Token ids as tokenizer and processor would make them together, cut on the right."""
+    def token_ids(
+        self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
+    ) -> list[list[int]]:
+        """Token ids as tokenizer and processor would make them together, the text cut on the right.
+
+        Args:
+            sizes: of each row's picture; None for a row without. Where pictures take tokens of the row, they come
+                on top of `max_tokens` and are never cut.
+        """
         ...
 
     def prepare_picture(self, picture: Image.Image) -> PictureInputs:
         """The tensors that the family's image processor makes of one RGB picture."""
         ...
 
-    def collate(self, token_ids: list[list[int]], pictures: list[PictureInputs] | None) -> dict[str, Tensor]:
+    def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
         """One batch of one modality: all rows with a picture, or (None) all without."""
         ...
 
-    def last_hidden_state(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """[B, S, D] after the final norm; never through the LM head, never with a KV cache."""
+    def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
+        """What the vision tower makes of each picture; the part of the forward pass that texts do not touch."""
+        ...
+
+    def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
+        """[B, D], not yet normalised; never through the LM head, never with a KV cache.
+
+        Args:
+            features: of the rows' pictures, in their order, in place of the pixels in `inputs`.
+        """
         ...
 
 
-def pad_right(token_ids: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_right(token_ids: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Ids and attention mask, both int64 [B, S].
 
     >>> ids, mask = pad_right([[5, 6, 7], [8]], pad_id=0)
@@ -51,3 +77,15 @@ def pad_right(token_ids: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
         input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         attention_mask[row, : len(ids)] = 1
     return input_ids, attention_mask
+
+
+def last_real_state(state_BSD: Tensor, attention_mask_BS: Tensor) -> Tensor:
+    """[B, D]: each row's state at the last 1 of its mask, whatever side the padding is on."""
+    positions = torch.arange(1, attention_mask_BS.shape[1] + 1, device=attention_mask_BS.device)
+    last_B = (attention_mask_BS * positions).argmax(dim=1)
+    return state_BSD[torch.arange(len(last_B), device=last_B.device), last_B]
+
+
+def base_model(model: nn.Module) -> Any:
+    """The model under its adapter, if there is one."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mme5core.images import BadImage, image_bytes, image_hash, load_rgb, to_jpeg
+from mme5core.images import BadImage, image_bytes, image_hash, load_rgb, picture_size, to_jpeg
 
 
 def encoded(picture: Image.Image, file_format: str, **options: Any) -> bytes:
@@ -187,3 +187,14 @@ def test_an_open_picture_becomes_bytes_that_hold_the_same_picture(mode: str) -> 
 def test_jpeg_keeps_a_flat_colour_within_its_rounding() -> None:
     found = load_rgb(to_jpeg(Image.new("RGB", (16, 16), (200, 100, 50))))
     assert np.abs(np.asarray(found).astype(int) - [200, 100, 50]).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_by_the_header_is_that_of_the_loaded_picture(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, "JPEG", exif=exif)
+    assert picture_size(buffer.getvalue()) == load_rgb(buffer.getvalue()).size
+    with pytest.raises(BadImage, match="not_an_image"):
+        picture_size(b"no picture")

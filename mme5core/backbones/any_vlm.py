@@ -1,0 +1,87 @@
+"""Any other image-text model of transformers, through its own processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from mme5core.backbones.picture_tokens import PictureTokens
+from mme5core.backbones.protocol import PictureInputs, PictureSize
+
+_TEXT_INPUTS = frozenset(("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"))
+
+
+class AnyVlm(PictureTokens):
+    """A family of which we know nothing: its processor says what a picture is in tokens and in tensors.
+
+    The price is a vision tower that runs for every row, since we do not know what it gives.
+    """
+
+    tower: tuple[str, ...] = ()
+    pixels: tuple[str, ...] = ()
+
+    def __init__(self, tokenizer: Any, image_processor: Any, config: Any, processor: Any) -> None:
+        self.image_token = str(getattr(processor, "image_token", None) or "<image>")
+        self.image_prefix = f"{self.image_token}\n"
+        self._processor = processor
+        self._type_inputs = [
+            name
+            for name in ("token_type_ids", "mm_token_type_ids")
+            if name in getattr(processor, "model_input_names", ())
+        ]
+        super().__init__(tokenizer, image_processor, config)
+        self._picture_ids = lru_cache(maxsize=4096)(self._ask_picture_ids)
+
+    def num_picture_tokens(self, size: PictureSize) -> int:
+        return len(self._picture_ids(size))
+
+    def token_ids(
+        self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
+    ) -> list[list[int]]:
+        rows: list[list[int]] = self.tokenizer(list(prompts), truncation=True, max_length=max_tokens)["input_ids"]
+        found = []
+        for row, size in zip(rows, sizes, strict=True):
+            if size is not None:
+                place = row.index(self.image_token_id)
+                row = row[:place] + self._picture_ids(size) + row[place + 1 :]
+            found.append(row)
+        return found
+
+    def prepare_picture(self, picture: Image.Image) -> PictureInputs:
+        prepared = self._processor(text=[self.image_token], images=[[picture]], return_tensors="pt")
+        return {name: value for name, value in prepared.items() if name not in _TEXT_INPUTS}
+
+    def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
+        return {name: _padded([picture[name] for picture in pictures]) for name in pictures[0]}
+
+    def extra_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: (inputs["input_ids"] == self.image_token_id).long() for name in self._type_inputs}
+
+    def _ask_picture_ids(self, size: PictureSize) -> list[int]:
+        """What the processor puts in the place of a picture of this size, without the tokens around every text."""
+        blank = Image.new("RGB", size)
+        ids: list[int] = self._processor(text=[self.image_token], images=[[blank]])["input_ids"][0]
+        around: list[int] = self.tokenizer("")["input_ids"]
+        start = 0
+        while start < len(around) and ids[start] == around[start]:
+            start += 1
+        after = around[start:]
+        if after and ids[-len(after) :] == after:
+            return ids[start : -len(after)]
+        return ids[start:]
+
+
+def _padded(tensors: list[Tensor]) -> Tensor:
+    """The tensors one after the other, zeros at the ends of those that are smaller."""
+    shape = [max(tensor.shape[axis] for tensor in tensors) for axis in range(1, tensors[0].ndim)]
+    padded = []
+    for tensor in tensors:
+        missing = [wanted - had for wanted, had in zip(shape, tensor.shape[1:], strict=True)]
+        padded.append(F.pad(tensor, [side for wide in reversed(missing) for side in (0, wide)]))
+    return torch.cat(padded)

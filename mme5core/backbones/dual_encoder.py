@@ -1,0 +1,81 @@
+"""CLIP, SigLIP and other pairs of a text and a picture tower: for embedding, mining and baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, base_model, pad_right
+
+_PADS_TO_THE_END = ("siglip", "siglip2")
+
+
+class DualEncoder:
+    """Two towers that end in one space; text and picture together are the sum of their unit vectors (UniIR)."""
+
+    image_prefix = ""
+    default_style = "plain"
+    tower: tuple[str, ...] = ()
+
+    def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self._max_tokens = min(tokenizer.model_max_length, getattr(config.text_config, "max_position_embeddings", 512))
+        # SigLIP was trained on texts padded to the end, without a mask, and pools the last position.
+        self._pads_to_the_end = config.model_type in _PADS_TO_THE_END
+        self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    def token_ids(
+        self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
+    ) -> list[list[int]]:
+        longest = min(max_tokens, self._max_tokens)
+        ids: list[list[int]] = self.tokenizer(list(prompts), truncation=True, max_length=longest)["input_ids"]
+        # A picture without text has no tokens at all; where there is one, its text must not be mistaken for none.
+        return [[] if not prompt else row for prompt, row in zip(prompts, ids, strict=True)]
+
+    def prepare_picture(self, picture: Image.Image) -> PictureInputs:
+        pixels = np.asarray(picture)
+        prepared = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt")
+        return {"pixel_values": prepared["pixel_values"]}
+
+    def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
+        inputs = {}
+        if any(token_ids):
+            filled = [ids or [self._pad_id] for ids in token_ids]
+            if self._pads_to_the_end:
+                filled = [ids + [self._pad_id] * (self._max_tokens - len(ids)) for ids in filled]
+            inputs["input_ids"], inputs["attention_mask"] = pad_right(filled, self._pad_id)
+            inputs["has_text"] = torch.tensor([bool(ids) for ids in token_ids])
+        if pictures is not None:
+            inputs["pixel_values"] = torch.cat([picture["pixel_values"] for picture in pictures])
+        return inputs
+
+    def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
+        pixels = torch.cat([picture["pixel_values"] for picture in pictures])
+        return [(vector_D,) for vector_D in _vectors(base_model(model).get_image_features(pixel_values=pixels))]
+
+    def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
+        towers = base_model(model)
+        parts = []
+        if "input_ids" in inputs:
+            names = ("input_ids",) if self._pads_to_the_end else ("input_ids", "attention_mask")
+            text_BD = _vectors(towers.get_text_features(**{name: inputs[name] for name in names}))
+            parts.append(F.normalize(text_BD, dim=-1) * inputs["has_text"][:, None])
+        if features is not None:
+            parts.append(F.normalize(torch.stack([feature for (feature,) in features]), dim=-1))
+        elif "pixel_values" in inputs:
+            image_BD = _vectors(towers.get_image_features(pixel_values=inputs["pixel_values"]))
+            parts.append(F.normalize(image_BD, dim=-1))
+        return sum(parts[1:], parts[0])
+
+
+def _vectors(output: Any) -> Tensor:
+    """[B, D] of a tower; remote code gives the tensor itself."""
+    vectors: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return vectors

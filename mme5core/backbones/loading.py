@@ -1,0 +1,48 @@
+"""Tokenizer, image processor and configuration of a checkpoint, or one line that says what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+_ERRORS = (OSError, ValueError, TypeError, AttributeError, ImportError)
+
+
+def load_config(base: str, *, remote_code: bool = False) -> Any:
+    """
+    Raises:
+        ValueError: none there, or one that needs code of its own which the user has not allowed.
+    """
+    try:
+        return AutoConfig.from_pretrained(base, trust_remote_code=remote_code)
+    except _ERRORS as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(f"{base!r} needs code that comes with it: allow it with remote_code=true") from None
+        raise ValueError(f"no configuration in {base!r} ({first_line(error)})") from None
+
+
+def load_tokenizer(base: str, *, remote_code: bool = False) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(base, trust_remote_code=remote_code)
+    except _ERRORS as error:
+        raise ValueError(f"no tokenizer in {base!r} ({first_line(error)})") from None
+
+
+def load_image_processor(base: str, *, remote_code: bool = False) -> Any:
+    try:
+        # The PIL backend everywhere: torchvision rounds differently, and is not always there.
+        return AutoImageProcessor.from_pretrained(base, backend="pil", trust_remote_code=remote_code)
+    except _ERRORS as error:
+        raise ValueError(f"no image processor in {base!r} ({first_line(error)})") from None
+
+
+def load_processor(base: str, *, remote_code: bool = False) -> Any:
+    try:
+        return AutoProcessor.from_pretrained(base, backend="pil", trust_remote_code=remote_code)
+    except _ERRORS as error:
+        raise ValueError(f"no processor in {base!r} ({first_line(error)})") from None
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,7 @@
+"""Qwen2.5-VL: windowed attention in the tower; to its user the same as Qwen2-VL."""
+
+from mme5core.backbones.qwen_vl import QwenVL
+
+
+class Qwen25VL(QwenVL):
+    pass

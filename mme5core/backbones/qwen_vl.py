@@ -1,0 +1,41 @@
+"""What the Qwen-VL families share: pictures of any size, as many tokens as they have patches."""
+
+from __future__ import annotations
+
+from PIL import Image
+from torch import Tensor
+
+from mme5core.backbones.picture_tokens import PictureTokens
+from mme5core.backbones.protocol import PictureSize
+
+MAX_ASPECT_RATIO = 200
+"""Above it the image processors of the family refuse a picture."""
+
+
+class QwenVL(PictureTokens):
+    image_prefix = "<|vision_start|><|image_pad|><|vision_end|>"
+    image_token = "<|image_pad|>"
+    tower = ("visual",)
+    pixels = ("pixel_values", "image_grid_thw")
+
+    def num_picture_tokens(self, size: PictureSize) -> int:
+        width, height = _within_ratio(size)
+        patches = self.image_processor.get_number_of_image_patches(height, width, {})
+        return int(patches) // self.image_processor.merge_size**2
+
+    def usable(self, picture: Image.Image) -> Image.Image:
+        size = _within_ratio(picture.size)
+        return picture if size == picture.size else picture.resize(size)
+
+    def extra_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "image_grid_thw" not in inputs:
+            return {}
+        # Where the pictures are, for their positions in two dimensions.
+        return {"mm_token_type_ids": (inputs["input_ids"] == self.image_token_id).int()}
+
+
+def _within_ratio(size: PictureSize) -> PictureSize:
+    """The size, or for a sliver of a picture one that the processor takes."""
+    width, height = size
+    shortest = -(-max(size) // MAX_ASPECT_RATIO)
+    return max(width, shortest), max(height, shortest)
