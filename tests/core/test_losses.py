@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, multiprocessing
 
-from mme5core.losses import Negatives, info_nce, soft_label_kl
+from mme5core.losses import Margin, Negatives, info_nce, matryoshka, soft_label_kl
 
 Array = NDArray[np.float64]
 B, K, C, D = 4, 2, 3, 5
@@ -33,19 +34,90 @@ QUERY, POSITIVE, NEGATIVE, CANDIDATE = (
     units(B, C, D, seed=3),
 )
 SCORE = np.random.default_rng(4).uniform(size=(B, C))
+# Queries 0 and 2 have one positive, which is also a hard negative of query 3; query 1's is its own hard negative.
+POSITIVE_IDS, NEGATIVE_IDS = np.array([7, 8, 7, 9]), np.array([[1, 2], [8, 3], [4, 5], [7, 6]])
+IDS = {"positive_ids": POSITIVE_IDS, "negative_ids": NEGATIVE_IDS}
+TEMPERATURES = np.array([0.1, 0.2, 0.4, 0.3])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "own": {},
+    "all": {"negatives": "all"},
+    "symmetric": {"symmetric": True},
+    "hardness": {"hardness": 9.0},
+    "hardness, symmetric, all": {"hardness": 9.0, "symmetric": True, "negatives": "all"},
+    "ids": IDS,
+    "ids, all, symmetric": IDS | {"negatives": "all", "symmetric": True},
+    "ids of positives only": {"positive_ids": POSITIVE_IDS, "negatives": "all"},
+    "margin": {"margin": ("absolute", -0.2)},
+    "relative margin": {"margin": ("relative", 0.1), "negatives": "all"},
+    "temperature per row": {"temperature": TEMPERATURES},
+    "everything": IDS
+    | {
+        "negatives": "all",
+        "symmetric": True,
+        "hardness": 3.0,
+        "margin": ("absolute", 0.1),
+        "temperature": TEMPERATURES,
+    },
+}
 
 
 def tensors(*arrays: Array) -> list[Tensor]:
     return [torch.tensor(array, dtype=torch.float64, requires_grad=True) for array in arrays]
 
 
-def slow_info_nce(query: Array, positive: Array, negative: Array, temperature: float, negatives: Negatives) -> float:
-    total = 0.0
-    for row in range(len(query)):
-        others = negative[row] if negatives == "own" else negative.reshape(-1, query.shape[1])
-        columns = [query[row] @ document / temperature for document in (*positive, *others)]
-        total += np.log(np.sum(np.exp(columns))) - columns[row]
-    return float(total / len(query))
+def slow_info_nce(
+    query: Array, positive: Array, negative: Array, temperature: float | Array, negatives: Negatives = "own"
+) -> float:
+    return slow_variant(query, positive, negative, temperature=temperature, negatives=negatives)
+
+
+def slow_variant(
+    query: Array,
+    positive: Array,
+    negative: Array,
+    *,
+    temperature: float | Array,
+    negatives: Negatives = "own",
+    symmetric: bool = False,
+    hardness: float = 0.0,
+    positive_ids: NDArray[np.int64] | None = None,
+    negative_ids: NDArray[np.int64] | None = None,
+    margin: Margin | None = None,
+    constant: tuple[Array, Array, Array] | None = None,
+) -> float:
+    """One row, one column, one exponential at a time; `constant` holds the vectors that are not differentiated."""
+    frozen_query, frozen_positive, frozen_negative = constant or (query, positive, negative)
+    temperatures = np.broadcast_to(temperature, len(query))
+
+    def direction(anchors: Array, columns: Array, frozen_anchors: Array, frozen_columns: Array, hard: bool) -> float:
+        total = 0.0
+        for row, t in enumerate(temperatures):
+            own = frozen_anchors[row] @ frozen_columns[row]
+            cut = np.inf
+            if margin is not None:
+                cut = own - (margin[1] if margin[0] == "absolute" else margin[1] * abs(own))
+            documents = [(columns[j], frozen_columns[j], j == row, j) for j in range(len(columns))]
+            ids = {j: positive_ids[j] for j in range(len(columns))} if positive_ids is not None else {}
+            if hard:
+                for i in range(len(query)) if negatives == "all" else [row]:
+                    for k in range(negative.shape[1]):
+                        documents.append((negative[i, k], frozen_negative[i, k], False, (i, k)))  # type: ignore[arg-type]
+                        if negative_ids is not None:
+                            ids[(i, k)] = negative_ids[i, k]  # type: ignore[index]
+            sum_of_exponentials = 0.0
+            for vector, frozen, is_positive, name in documents:
+                similarity, weight = anchors[row] @ vector, frozen_anchors[row] @ frozen
+                if is_positive:
+                    sum_of_exponentials += np.exp(similarity / t)
+                elif not (weight > cut or (positive_ids is not None and ids.get(name) == positive_ids[row])):
+                    sum_of_exponentials += np.exp(hardness * weight) * np.exp(similarity / t)
+            total += np.log(sum_of_exponentials) - anchors[row] @ columns[row] / t
+        return total / len(anchors)
+
+    there = direction(query, positive, frozen_query, frozen_positive, True)
+    if not symmetric:
+        return float(there)
+    return float(0.5 * (there + direction(positive, query, frozen_positive, frozen_query, False)))
 
 
 def slow_kl(query: Array, candidate: Array, score: Array, temperature: float, eps: float) -> float:
@@ -89,6 +161,105 @@ def test_info_nce_has_the_numeric_gradient_in_each_argument(negatives: Negatives
 
         assert leaf.grad is not None
         np.testing.assert_allclose(leaf.grad.numpy(), numeric_gradient(loss, arrays[number]), atol=1e-7)
+
+
+def as_tensors(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in options.items()}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_its_formula_and_has_its_numeric_gradient(name: str) -> None:
+    options = {"temperature": 0.2} | VARIANTS[name]
+    arrays = (QUERY, POSITIVE, NEGATIVE)
+    leaves = tensors(*arrays)
+    found = info_nce(*leaves, **as_tensors(options))
+    assert found.item() == pytest.approx(slow_variant(*arrays, **options), rel=1e-9)
+    found.backward()
+    for number, leaf in enumerate(leaves):
+
+        def loss(value: Array, number: int = number) -> float:
+            return slow_variant(*[*arrays[:number], value, *arrays[number + 1 :]], **options, constant=arrays)
+
+        assert leaf.grad is not None
+        np.testing.assert_allclose(leaf.grad.numpy(), numeric_gradient(loss, arrays[number]), atol=1e-7)
+
+
+def test_every_variant_gives_another_number() -> None:
+    values = [info_nce(*tensors(QUERY, POSITIVE, NEGATIVE), **as_tensors({"temperature": 0.2} | options)).item()
+              for options in VARIANTS.values()]  # fmt: skip
+    assert len({round(value, 9) for value in values}) == len(VARIANTS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_shares_of_the_rows_add_up_to_the_whole_and_so_do_tiles(name: str) -> None:
+    options = as_tensors({"temperature": 0.2} | VARIANTS[name])
+    whole = tensors(QUERY, POSITIVE, NEGATIVE)
+    expected = info_nce(*whole, **options)
+    expected.backward()
+    parts = tensors(QUERY, POSITIVE, NEGATIVE)
+    shares = [info_nce(*parts, **options, rows=rows) for rows in (slice(0, 1), slice(1, 4))]
+    for share in shares:
+        share.backward()
+    tiled = tensors(QUERY, POSITIVE, NEGATIVE)
+    in_tiles = info_nce(*tiled, **options, tile_rows=3)
+    in_tiles.backward()
+    torch.testing.assert_close(shares[0] + shares[1], expected)
+    torch.testing.assert_close(in_tiles, expected)
+    for a, b, c in zip(whole, parts, tiled, strict=True):
+        torch.testing.assert_close(b.grad, a.grad)
+        torch.testing.assert_close(c.grad, a.grad)
+
+
+def test_the_temperature_has_its_numeric_gradient_for_one_and_for_each_row() -> None:
+    for value in (np.array(0.2), TEMPERATURES):
+        temperature = torch.tensor(value, requires_grad=True)
+        info_nce(*tensors(QUERY, POSITIVE, NEGATIVE), temperature=temperature, symmetric=True).backward()
+        expected = numeric_gradient(
+            lambda t: slow_variant(QUERY, POSITIVE, NEGATIVE, temperature=t, symmetric=True), value
+        )
+        assert temperature.grad is not None
+        np.testing.assert_allclose(temperature.grad.numpy(), expected, rtol=1e-5)
+
+
+def test_a_duplicate_of_the_positive_is_no_negative() -> None:
+    # Both queries want the same document: without ids each calls the other's positive wrong, at a cost of log 2.
+    same = torch.ones(2, 1)
+    assert info_nce(same, same, temperature=1.0).item() == pytest.approx(np.log(2))
+    assert info_nce(same, same, temperature=1.0, positive_ids=torch.tensor([5, 5])).item() == 0
+
+
+def test_matryoshka_is_the_weighted_mean_over_the_widths_of_vectors_made_unit_again() -> None:
+    arrays = (QUERY, POSITIVE, NEGATIVE)
+
+    def cut(array: Array, dim: int) -> Array:
+        return array[..., :dim] / np.linalg.norm(array[..., :dim], axis=-1, keepdims=True)
+
+    def slow(query: Array) -> float:
+        parts = [slow_info_nce(cut(query, dim), cut(POSITIVE, dim), cut(NEGATIVE, dim), 0.2) for dim in (2, D)]
+        return (3 * parts[0] + parts[1]) / 4
+
+    leaves = tensors(*arrays)
+    found = matryoshka(lambda *v: info_nce(*v, temperature=0.2), *leaves, dims=(2, D), weights=(3, 1))
+    assert found.item() == pytest.approx(slow(QUERY), rel=1e-9)
+    found.backward()
+    assert leaves[0].grad is not None
+    np.testing.assert_allclose(leaves[0].grad.numpy(), numeric_gradient(slow, QUERY), atol=1e-7)
+    query, candidate, score = tensors(QUERY, CANDIDATE, SCORE)
+    soft = matryoshka(lambda q, c: soft_label_kl(q, c, score, temperature=0.2), query, candidate, dims=(3,))
+    expected = slow_kl(cut(QUERY, 3), cut(CANDIDATE, 3), SCORE, 0.2, 1e-8)
+    assert soft.item() == pytest.approx(expected, rel=1e-9)
+    for dims in ((), (D + 1,), (0,)):
+        with pytest.raises(ValueError, match="do not fit vectors of width 5"):
+            matryoshka(lambda *v: info_nce(*v, temperature=0.2), *leaves, dims=dims)
+
+
+def test_soft_label_shares_add_up_to_the_whole() -> None:
+    leaves = tensors(QUERY, CANDIDATE, SCORE)
+    whole = soft_label_kl(*leaves, temperature=torch.tensor(TEMPERATURES))
+    shares = [
+        soft_label_kl(*leaves, temperature=torch.tensor(TEMPERATURES), rows=r) for r in (slice(0, 3), slice(3, 4))
+    ]
+    torch.testing.assert_close(shares[0] + shares[1], whole)
 
 
 def test_own_and_all_negatives_give_two_numbers_and_own_is_the_default() -> None:
@@ -176,21 +347,22 @@ def share_of_one_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     half = slice(rank * B // 2, (rank + 1) * B // 2)
-    for negatives in BOTH:
+    for name, variant in VARIANTS.items():
         leaves = tensors(QUERY[half], POSITIVE[half], NEGATIVE[half])
-        loss = info_nce(*leaves, temperature=0.2, negatives=negatives)
+        mine = {key: value[half] if isinstance(value, np.ndarray) else value for key, value in variant.items()}
+        loss = info_nce(*leaves, **as_tensors({"temperature": 0.2} | mine))
         loss.backward()
-        torch.save([loss.detach(), *(leaf.grad for leaf in leaves)], f"{folder}/{negatives}-{rank}.pt")
+        torch.save([loss.detach(), *(leaf.grad for leaf in leaves)], f"{folder}/{name}-{rank}.pt")
     distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_loss_and_the_gradient_of_one(tmp_path: Path) -> None:
     multiprocessing.spawn(share_of_one_process, args=(str(tmp_path),), nprocs=2)
-    for negatives in BOTH:
+    for name, variant in VARIANTS.items():
         leaves = tensors(QUERY, POSITIVE, NEGATIVE)
-        loss = info_nce(*leaves, temperature=0.2, negatives=negatives)
+        loss = info_nce(*leaves, **as_tensors({"temperature": 0.2} | variant))
         loss.backward()
-        shares = [torch.load(tmp_path / f"{negatives}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        shares = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
         torch.testing.assert_close((shares[0][0] + shares[1][0]) / 2, loss.detach())
         for place, leaf in enumerate(leaves, start=1):
             # Data-parallel training averages over processes: each process's rows bring half of their gradient.
