@@ -195,7 +195,7 @@ class EvaluateConfig(JobConfig):
 class DemoConfig(JobConfig):
     output: str = _key("runs/demo", "folder below which each job gets its own", rows=False)
     cache: str = _key("~/.cache/mme5", "where the trained base model is kept between demos", rows=False)
-    base_steps: int = _key(500, "training steps of the base model", rows=False, ge=1)
+    base_steps: int = _key(520, "training steps of the base model", rows=False, ge=1)
     base_batch_size: int = _key(512, "pictures in one step of the base model", rows=False, ge=2)
     num_workers: int = _key(2, "training processes of the train job", rows=False, ge=1)
     teacher_port: int = _key(0, "port of `demo teacher`; 0: a free one", rows=False, ge=0)

@@ -12,14 +12,25 @@ from mme5core.languages import HIGH_WEIGHT, LOW_WEIGHT, language_weight
 
 KEYWORDS_SHARE = 0.25
 LINE_SHARE = 0.75
+PROMPT_SHARE = 0.1
+PROMPTS = (
+    "Describe the picture:",
+    "This is",
+    "What do you see?",
+    "Caption:",
+    "A photo of",
+    "Name it:",
+    "Look:",
+    "Answer in one word:",
+)
 
 
 class Captions:
     """Draws captions of pictures; never in a language that is held out for the picture.
 
     The base model reads the better-resourced languages, as pretrained models do; the samples bring the others. Most
-    captions end their line, as texts on the web do. None stands under an instruction: to follow those is what the
-    adapter learns.
+    captions end their line, as texts on the web do, and a few follow a prompt, as in pretraining of every kind. None
+    stands under an instruction of the demo: to follow those is what the adapter learns.
     """
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
@@ -39,10 +50,12 @@ class Captions:
         keywords = picture.emoji.keywords.get(language, ())
         if keywords and random_.random() < KEYWORDS_SHARE:
             text = ", ".join(random_.sample(keywords, min(len(keywords), 2)))
+        if random_.random() < PROMPT_SHARE:
+            return f"{random_.choice(PROMPTS)} {text}\n"
         return text + "\n" if random_.random() < LINE_SHARE else text
 
     def tokenizer_texts(self) -> list[str]:
         """Every name that may be seen, and plain English often enough for its words to become tokens."""
         names = [picture.emoji.names[code] for languages, _, picture in self._choices for code in languages]
-        english = [IMAGE_INSTRUCTION, *(text for texts in INSTRUCTIONS.values() for text in texts)]
+        english = [IMAGE_INSTRUCTION, *PROMPTS, *(text for texts in INSTRUCTIONS.values() for text in texts)]
         return names + english * 500

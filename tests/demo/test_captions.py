@@ -9,9 +9,9 @@ from collections import defaultdict
 import pytest
 
 from mme5core.demo.benchmark import held_out_languages, queries
-from mme5core.demo.captions import LINE_SHARE, Captions
+from mme5core.demo.captions import LINE_SHARE, PROMPT_SHARE, PROMPTS, Captions
 from mme5core.demo.corpus import Picture
-from mme5core.demo.instructions import QUERY_INSTRUCTION
+from mme5core.demo.instructions import INSTRUCTIONS, QUERY_INSTRUCTION
 from mme5core.languages import XTD_LANGUAGES
 
 
@@ -29,6 +29,12 @@ def texts_in(picture: Picture, codes: set[str]) -> set[str]:
     return found
 
 
+def without_prompt(caption: str) -> str:
+    for prompt in PROMPTS:
+        caption = caption.removeprefix(f"{prompt} ")
+    return caption.removesuffix("\n")
+
+
 @pytest.fixture(scope="module")
 def drawn(all_pictures: list[Picture]) -> dict[str, set[str]]:
     """What 40 draws of every tenth picture gave, by key."""
@@ -36,7 +42,7 @@ def drawn(all_pictures: list[Picture]) -> dict[str, set[str]]:
     found = defaultdict(set)
     for index in range(0, len(all_pictures), 10):
         for _ in range(40):
-            found[all_pictures[index].key].add(captions.draw(index, random_).removesuffix("\n"))
+            found[all_pictures[index].key].add(without_prompt(captions.draw(index, random_)))
     return found
 
 
@@ -104,7 +110,13 @@ def test_the_same_random_state_draws_the_same_captions(all_pictures: list[Pictur
     assert len({captions.draw(3, random.Random(seed)) for seed in range(20)}) > 5
 
 
-def test_some_captions_end_their_line(all_pictures: list[Picture]) -> None:
+def test_some_captions_end_their_line_and_a_few_follow_a_prompt_that_is_no_instruction(
+    all_pictures: list[Picture],
+) -> None:
     captions = Captions(all_pictures[:20])
-    lines = sum(captions.draw(3, random.Random(seed)).endswith("\n") for seed in range(1000))
-    assert abs(lines / 1000 - LINE_SHARE) < 0.06
+    drawn = [captions.draw(3, random.Random(seed)) for seed in range(1000)]
+    prompted = [caption for caption in drawn if caption.startswith(PROMPTS)]
+    others = [caption for caption in drawn if not caption.startswith(PROMPTS)]
+    assert abs(len(prompted) / 1000 - PROMPT_SHARE) < 0.03 and all(caption.endswith("\n") for caption in prompted)
+    assert abs(sum(caption.endswith("\n") for caption in others) / len(others) - LINE_SHARE) < 0.06
+    assert not set(PROMPTS) & {text for texts in INSTRUCTIONS.values() for text in texts}
