@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 def plan_batches(
@@ -34,3 +35,59 @@ def plan_batches(
                 continue
         batches.append([row])
     return batches
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of one forward pass; `number` is its place among all chunks of the batch, on whatever process it runs.
+
+    `weight` is 0 for one that another process computes too: it only keeps this process in step with that one.
+    """
+
+    number: int
+    rows: tuple[int, ...]
+    has_image: bool
+    weight: float = 1.0
+
+
+def deal_chunks(
+    lengths: Sequence[int], has_image: Sequence[bool], *, max_rows: int, max_tokens: int, num_processes: int
+) -> list[list[Chunk]]:
+    """For each process the chunks that it computes, in their order; every row in exactly one of weight 1.
+
+    The processes hold equally many chunks, and the n-th of each has the same modality: otherwise some would run
+    the vision tower while others do not, and under ZeRO their collectives would not match. The costliest chunk
+    of a round goes to the process with the least work so far.
+
+    The chunks are those of one process wherever their number can be shared out; else the largest are halved.
+    """
+    per_process: list[list[Chunk]] = [[] for _ in range(num_processes)]
+    work = [0] * num_processes
+    planned = plan_batches(lengths, has_image, max_rows=max_rows, max_tokens=max_tokens)
+    number = 0
+    for modality in (False, True):
+        rows_of = [rows for rows in planned if has_image[rows[0]] == modality]
+        while len(rows_of) % num_processes and max(map(len, rows_of)) > 1:
+            largest = max(range(len(rows_of)), key=lambda place: len(rows_of[place]))
+            rows = rows_of[largest]
+            rows_of[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+        chunks = [Chunk(number + place, tuple(rows), modality) for place, rows in enumerate(rows_of)]
+        number += len(chunks)
+        costs = {chunk.number: sum(lengths[row] for row in chunk.rows) for chunk in chunks}
+        chunks.sort(key=lambda chunk: (-costs[chunk.number], chunk.number))
+        for first in range(0, len(chunks), num_processes):
+            dealt = chunks[first : first + num_processes]
+            # Fewer rows than processes: the others repeat a row, for nothing.
+            idle = Chunk(dealt[-1].number, dealt[-1].rows, modality, weight=0.0)
+            dealt += [idle] * (num_processes - len(dealt))
+            for chunk in dealt:
+                free = [process for process in range(num_processes) if len(per_process[process]) == _round(per_process)]
+                process = min(free, key=lambda process: (work[process], process))
+                per_process[process].append(chunk)
+                work[process] += costs[chunk.number]
+    return per_process
+
+
+def _round(per_process: list[list[Chunk]]) -> int:
+    """How many chunks the process with the fewest holds."""
+    return min(len(chunks) for chunks in per_process)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -38,22 +38,56 @@ def load_latest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     return None
 
 
-def collect_state(module: nn.Module, moment_of: Any) -> dict[str, Tensor]:
-    """Weights and moments of every trainable parameter, by name.
+class Moments(Protocol):
+    """Where an engine keeps a parameter's float32 weight and Adam moments, whole or in shards.
 
-    Args:
-        moment_of: (parameter, "exp_avg" or "exp_avg_sq" or "weight") to the full tensor. Under ZeRO this is a
-            collective call, so that every process must collect.
+    `kind` is "weight", "exp_avg" or "exp_avg_sq". Under ZeRO these are collective calls: every process must make
+    the same ones.
     """
+
+    def create(self, num_updates: int) -> None:
+        """Make moments before the first update, so that stored ones can be put in their place.
+
+        Args:
+            num_updates: how many updates came before; Adam's bias correction depends on it.
+        """
+        ...
+
+    def get(self, parameter: nn.Parameter, kind: str) -> Tensor: ...
+    def put(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None: ...
+
+
+class PlainMoments:
+    """Those of one of torch's Adam optimizers."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def create(self, num_updates: int) -> None:
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
+                self._optimizer.state[parameter] = {"step": torch.tensor(float(num_updates))} | moments
+
+    def get(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        value: Tensor = parameter if kind == "weight" else self._optimizer.state[parameter][kind]
+        return value
+
+    def put(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        self.get(parameter, kind).copy_(value)
+
+
+def collect_state(module: nn.Module, moments: Moments) -> dict[str, Tensor]:
+    """Weights and moments of every trainable parameter, by name."""
     state = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             for kind in ("weight", *MOMENTS):
-                state[f"{kind}/{name}"] = moment_of(parameter, kind).detach().clone()
+                state[f"{kind}/{name}"] = moments.get(parameter, kind).detach().clone()
     return state
 
 
-def restore_state(module: nn.Module, state: dict[str, Tensor], set_moment: Any) -> None:
+def restore_state(module: nn.Module, state: dict[str, Tensor], moments: Moments) -> None:
     """Put a collected state back.
 
     Raises:
@@ -67,7 +101,7 @@ def restore_state(module: nn.Module, state: dict[str, Tensor], set_moment: Any) 
     with torch.no_grad():
         for name, parameter in trainable.items():
             for kind in ("weight", *MOMENTS):
-                set_moment(parameter, kind, state[f"{kind}/{name}"])
+                moments.put(parameter, kind, state[f"{kind}/{name}"])
 
 
 def _checkpoints(folder: Path) -> list[Path]:

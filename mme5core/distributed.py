@@ -29,14 +29,11 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def mean_over_processes(value: float) -> float:
-    if world_size() == 1:
-        return value
-    total = torch.tensor([value], dtype=torch.float64)
-    if dist.get_backend() == "nccl":
-        total = total.cuda()
-    dist.all_reduce(total)
-    return float(total.item()) / world_size()
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The tensor, summed over processes in place; every process must hold one of the same shape."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 class _AllGather(torch.autograd.Function):

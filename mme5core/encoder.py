@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from mme5core.backbones import Backbone, load_backbone
 from mme5core.backbones.loading import first_line, load_config
-from mme5core.backbones.protocol import PictureInputs, PictureSize
+from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, base_model
 from mme5core.batching import plan_batches
 from mme5core.images import load_rgb, picture_size
 from mme5core.model_folder import (
@@ -39,31 +39,72 @@ MAX_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class PreparedBatch:
-    """Inputs of one forward pass, and which rows of the caller's list they are."""
+    """Inputs of one forward pass, and which rows of the caller's list they are.
+
+    In training also: the tower's features of the rows' pictures where they were made before, the seed of the pass's
+    randomness, so that it can be repeated, and a weight of 0 for a pass that only keeps step with other processes.
+    """
 
     rows: list[int]
     inputs: dict[str, Tensor]
+    features: Sequence[Features] | None = None
+    seed: int | None = None
+    weight: float = 1.0
 
 
 class EmbeddingModel(nn.Module):
-    """The base model as a module that gives unit vectors; what DDP or DeepSpeed wraps."""
+    """The base model as a module that gives unit vectors; what a training engine wraps."""
 
     def __init__(self, model: nn.Module, backbone: Backbone) -> None:
         super().__init__()
         self.model = model
         self.backbone = backbone
 
-    def forward(self, batches: list[PreparedBatch]) -> Tensor:
-        """float32 [N, D], unit length, in the order of the caller's rows."""
-        order = [row for batch in batches for row in batch.rows]
-        vector_ND = torch.cat([self.embed_batch(batch.inputs) for batch in batches])
-        back = torch.empty(len(order), dtype=torch.long, device=vector_ND.device)
-        back[torch.tensor(order, device=vector_ND.device)] = torch.arange(len(order), device=vector_ND.device)
-        return vector_ND[back]
+    def forward(self, batches: Sequence[PreparedBatch]) -> Tensor:
+        """float32 [N, D], unit length: the batches' rows, one batch after the other."""
+        vectors = []
+        for batch in batches:
+            if batch.seed is not None:
+                torch.manual_seed(batch.seed)  # of every device
+            vectors.append(self.embed_batch(batch.inputs, batch.features))
+        return torch.cat(vectors)
 
-    def embed_batch(self, inputs: dict[str, Tensor]) -> Tensor:
+    def embed_batch(self, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
         # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
-        return F.normalize(self.backbone.pooled(self.model, inputs).float(), dim=-1)
+        return F.normalize(self.backbone.pooled(self.model, inputs, features).float(), dim=-1)
+
+    def features(self, pictures: Sequence[PictureInputs]) -> list[Features]:
+        """What the vision tower makes of each picture."""
+        return self.backbone.features(self.model, pictures)
+
+    def train(self, mode: bool = True) -> EmbeddingModel:
+        """As every module's; but a frozen tower stays as it is in use: its dropout would only blur its features."""
+        super().train(mode)
+        if mode and self.has_frozen_tower:
+            for part in self._tower_modules():
+                part.eval()
+        return self
+
+    @property
+    def has_frozen_tower(self) -> bool:
+        """Whether the tower can run apart, once per picture: it is known, and nothing in it trains."""
+        base, names = base_model(self.model), self.backbone.tower
+        parts = [getattr(base, name) for name in names if hasattr(base, name)]
+        parameters = [p for part in parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
+        return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+    def _tower_modules(self) -> list[nn.Module]:
+        base = base_model(self.model)
+        parts = [getattr(base, name) for name in self.backbone.tower if hasattr(base, name)]
+        return [part for part in parts if isinstance(part, nn.Module)]
+
+
+def in_row_order(batches: Sequence[PreparedBatch], vector_ND: Tensor) -> Tensor:
+    """The vectors of `EmbeddingModel.forward` in the order of the caller's rows, which the batches cover."""
+    order = [row for batch in batches for row in batch.rows]
+    back = torch.empty(len(order), dtype=torch.long, device=vector_ND.device)
+    back[torch.tensor(order, device=vector_ND.device)] = torch.arange(len(order), device=vector_ND.device)
+    return vector_ND[back]
 
 
 class Encoder:
@@ -239,6 +280,8 @@ class Encoder:
     def _picture_size(self, content: Content, place: int) -> PictureSize | None:
         if content.image is None:
             return None
+        if not self.backbone.needs_sizes:
+            return 1, 1
         try:
             return picture_size(content.image)
         except ValueError as error:

@@ -8,24 +8,30 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mme5core.backbones.protocol import PictureInputs
-from mme5core.distributed import mean_over_processes, rank, world_size
+from mme5core.backbones.protocol import Features, PictureInputs
+from mme5core.batching import deal_chunks
+from mme5core.content_key import document_key
+from mme5core.distributed import rank, sum_over_processes, world_size
 from mme5core.encoder import Encoder, PreparedBatch
+from mme5core.gradcache import Engine, PlainEngine, contrastive_backward
 from mme5core.images import image_hash
-from mme5core.losses import Negatives, info_nce
+from mme5core.objective import Labels, Objective, TaskTemperatures
 from mme5core.sampling import BatchSampler
 from mme5core.types import Content, Sample
+
+__all__ = ["Engine", "PlainEngine", "StepResult", "fit", "learning_rate_at"]
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did; `step` counts from 1, `loss` is the mean over all processes."""
+    """What one optimizer step did; `step` counts from 1, `loss` is that of the whole batch."""
 
     step: int
     num_steps: int
@@ -35,39 +41,20 @@ class StepResult:
     rows: int
     seconds: float
     modality_combination: str
+    temperatures: dict[str, float] = field(default_factory=dict)
 
 
-class Engine(Protocol):
-    """What wraps the module for training: DeepSpeed's engine, or `PlainEngine`."""
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """One step's batch on this process: its chunks, their distinct pictures, and the labels of all rows."""
 
-    def __call__(self, batches: list[PreparedBatch]) -> Tensor: ...
-    def backward(self, loss: Tensor) -> Any: ...
-    def step(self) -> Any: ...
-    def get_global_grad_norm(self) -> Any: ...
-
-
-class PlainEngine:
-    """One process, one optimizer: the reference that the others are checked against."""
-
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float) -> None:
-        self.module, self.optimizer, self._max_grad_norm = module, optimizer, max_grad_norm
-        self._grad_norm = 0.0
-
-    def __call__(self, batches: list[PreparedBatch]) -> Tensor:
-        vectors: Tensor = self.module(batches)
-        return vectors
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._grad_norm = float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def get_global_grad_norm(self) -> float:
-        return self._grad_norm
+    batches: list[PreparedBatch]
+    pictures: dict[str, PictureInputs]
+    picture_keys: list[list[str]]
+    labels: Labels
+    tasks: list[str]
+    num_rows: int
+    modality_combination: str
 
 
 class PictureCache:
@@ -81,10 +68,8 @@ class PictureCache:
         self._encoder, self._max_bytes, self._num_bytes = encoder, max_bytes, 0
         self._kept: OrderedDict[str, PictureInputs] = OrderedDict()
 
-    def get(self, content: Content) -> PictureInputs | None:
-        if content.image is None:
-            return None
-        key = image_hash(content.image)
+    def get(self, key: str, content: Content) -> PictureInputs:
+        """The picture of `content`, whose hash is `key`."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -116,13 +101,15 @@ def fit(
     samples: Sequence[Sample],
     sampler: BatchSampler,
     *,
+    objective: Objective,
     num_steps: int,
     first_step: int = 0,
     learning_rate: float,
     warmup_ratio: float,
-    temperature: float,
     num_negatives: int,
-    negatives: Negatives = "own",
+    temperatures: TaskTemperatures | None = None,
+    grad_cache: bool = False,
+    tower_once: bool = True,
     chunk_rows: int = 256,
     max_chunk_tokens: int = 1 << 20,
     seed: int = 0,
@@ -131,89 +118,203 @@ def fit(
 ) -> Iterator[StepResult]:
     """Train until `num_steps`; yields after every optimizer step, and the caller logs, saves or stops.
 
-    Every process gives its equal share of each batch. Randomness in a step follows from (seed, step, rank), so that
-    a run resumed at a step goes on as the unbroken one.
+    The batch is the sampler's, however many processes share its work. Randomness follows from (seed, step, chunk of
+    the whole batch), so that a run resumed at a step goes on as the unbroken one, and other numbers of processes
+    see the same wherever the chunks are the same.
 
     Args:
         optimizer: whose learning rate is set at every step.
-        chunk_rows: rows of one forward pass at most.
+        temperatures: learnt beside the model, one for each task, in place of the objective's.
+        grad_cache: keep the activations of one chunk only, at the price of a second forward pass.
+        tower_once: where nothing in the vision tower trains, run it once for each distinct picture of a step.
+        chunk_rows, max_chunk_tokens: of one forward pass at most.
     """
     cache = PictureCache(encoder, picture_cache_bytes)
     encoder.module.train()
+    tower_once = tower_once and encoder.module.has_frozen_tower
+    prepare = partial(
+        _prepare,
+        encoder=encoder,
+        cache=cache,
+        objective=objective,
+        num_negatives=num_negatives,
+        chunk_rows=chunk_rows,
+        max_chunk_tokens=max_chunk_tokens,
+        without_pixels=tower_once,
+    )
 
-    def prepare(step: int) -> tuple[list[PreparedBatch], int, str]:
-        rows = sampler.batch(step)
-        share = len(rows) // world_size()
-        mine = [samples[row] for row in rows[rank() * share : (rank() + 1) * share]]
-        batches = _prepare(mine, encoder, cache, num_negatives, chunk_rows, max_chunk_tokens)
-        return batches, share, mine[0].modality_combination
+    def prepare_step(step: int) -> Contrast:
+        return prepare([samples[row] for row in sampler.batch(step)], seed=_seed(seed, step))
 
     with ThreadPoolExecutor(max_workers=1) as ahead:
         # One step ahead: decoding and tokenising cost nothing where an accelerator does the rest.
-        coming = ahead.submit(prepare, first_step) if first_step < num_steps else None
+        coming = ahead.submit(prepare_step, first_step) if first_step < num_steps else None
         for step in range(first_step, num_steps):
             started = time.monotonic()
             assert coming is not None
-            batches, share, combination = coming.result()
-            coming = ahead.submit(prepare, step + 1) if step + 1 < num_steps else None
+            contrast = coming.result()
+            coming = ahead.submit(prepare_step, step + 1) if step + 1 < num_steps else None
             rate = learning_rate_at(step, peak=learning_rate, num_steps=num_steps, warmup_ratio=warmup_ratio)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            torch.manual_seed(hash((seed, step, rank())) & 0x7FFF_FFFF)
-            on_device = [PreparedBatch(b.rows, encoder.to_device(b.inputs)) for b in batches]
-            with _autocast(autocast, encoder.device):
-                vector_ND = engine(on_device)
-            query_BD, positive_BD, negative_BKD = _split(vector_ND, share, num_negatives)
-            loss = info_nce(query_BD, positive_BD, negative_BKD, temperature=temperature, negatives=negatives)
-            engine.backward(loss)
+            amp = partial(_autocast, autocast, encoder.device)
+            loss = contrastive_backward(
+                engine,
+                _on_device(contrast, encoder, tower_once, chunk_rows, amp),
+                partial(_share, contrast, objective, temperatures, num_negatives),
+                num_contents=contrast.num_rows * (2 + num_negatives),
+                num_rows=contrast.num_rows,
+                width=encoder.dimension,
+                cache=grad_cache,
+                autocast=amp,
+            )
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} at step {step + 1}: lower learning_rate or use float32")
             engine.step()
-            value = mean_over_processes(loss.item())
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} at step {step + 1}: lower learning_rate or use float32")
+            if temperatures is not None:
+                _step_temperatures(temperatures)
             norm = engine.get_global_grad_norm()
             yield StepResult(
                 step + 1,
                 num_steps,
-                value,
+                loss,
                 rate,
                 float(norm) if norm is not None else float("nan"),
-                share * world_size(),
+                contrast.num_rows,
                 time.monotonic() - started,
-                combination,
+                contrast.modality_combination,
+                temperatures.by_task() if temperatures is not None else {},
             )
 
 
 def _prepare(
     samples: Sequence[Sample],
+    *,
     encoder: Encoder,
     cache: PictureCache,
+    objective: Objective,
     num_negatives: int,
     chunk_rows: int,
     max_chunk_tokens: int,
-) -> list[PreparedBatch]:
-    """All contents of one process's share: queries, then positives, then each query's negatives in turn."""
+    without_pixels: bool,
+    seed: int,
+) -> Contrast:
+    """This process's chunks of a batch. All plan the whole batch alike, but only one decodes a row's picture."""
+    contents, instructions = _contents(samples, num_negatives)
+    token_ids = encoder.token_ids(contents, instructions)
+    chunks = deal_chunks(
+        [len(ids) for ids in token_ids],
+        [content.image is not None for content in contents],
+        max_rows=chunk_rows,
+        max_tokens=max_chunk_tokens,
+        num_processes=world_size(),
+    )[rank()]
+    batches, pictures, picture_keys = [], dict[str, PictureInputs](), []
+    for chunk in chunks:
+        keys = [image_hash(contents[row].image) for row in chunk.rows] if chunk.has_image else []
+        for key, row in zip(keys, chunk.rows, strict=False):
+            pictures.setdefault(key, cache.get(key, contents[row]))
+        prepared = [pictures[key] for key in keys] if chunk.has_image else None
+        inputs = encoder.backbone.collate([token_ids[row] for row in chunk.rows], prepared)
+        if without_pixels:
+            inputs.pop("pixel_values", None)
+        batches.append(PreparedBatch(list(chunk.rows), inputs, seed=_seed(seed, chunk.number), weight=chunk.weight))
+        picture_keys.append(keys)
+    return Contrast(
+        batches,
+        pictures,
+        picture_keys,
+        _labels(samples, objective, num_negatives),
+        [sample.task for sample in samples],
+        len(samples),
+        samples[0].modality_combination,
+    )
+
+
+def _contents(samples: Sequence[Sample], num_negatives: int) -> tuple[list[Content], list[str | None]]:
+    """All contents of a batch: queries, then positives, then each query's negatives in turn."""
     contents = [sample.query for sample in samples] + [sample.positive for sample in samples]
     instructions = [sample.instruction for sample in samples]
     instructions += [sample.document_instruction for sample in samples]
     for sample in samples:
         contents += sample.negatives[:num_negatives]
         instructions += [sample.document_instruction] * num_negatives
-    return list(
-        encoder.batches(
-            contents,
-            instructions,
-            batch_size=chunk_rows,
-            max_batch_tokens=max_chunk_tokens,
-            picture_inputs=[cache.get(content) for content in contents],
+    return contents, instructions
+
+
+def _labels(samples: Sequence[Sample], objective: Objective, num_negatives: int) -> Labels:
+    positive_ids = negative_ids = score_BC = None
+    if objective.needs_ids:
+        positive_ids = torch.tensor([_document_id(sample.positive) for sample in samples])
+        if num_negatives:
+            negative_ids = torch.tensor(
+                [[_document_id(negative) for negative in sample.negatives[:num_negatives]] for sample in samples]
+            )
+    if objective.kind == "soft_label_kl":
+        score_BC = torch.tensor([sample.scores[: 1 + num_negatives] for sample in samples])
+    return Labels(positive_ids, negative_ids, score_BC)
+
+
+def _document_id(content: Content) -> int:
+    return int.from_bytes(document_key(content), "little", signed=True)
+
+
+def _on_device(
+    contrast: Contrast,
+    encoder: Encoder,
+    tower_once: bool,
+    chunk_rows: int,
+    autocast: Any,
+) -> list[PreparedBatch]:
+    """The chunks on the model's device, with the tower's features where they are made apart."""
+    batches = [replace(batch, inputs=encoder.to_device(batch.inputs)) for batch in contrast.batches]
+    if not tower_once or not contrast.pictures:
+        return batches
+    keys = list(contrast.pictures)
+    features: dict[str, Features] = {}
+    with torch.no_grad(), autocast():
+        for start in range(0, len(keys), chunk_rows):
+            part = keys[start : start + chunk_rows]
+            inputs = [encoder.to_device(contrast.pictures[key]) for key in part]
+            features |= zip(part, encoder.module.features(inputs), strict=True)
+    return [
+        replace(batch, features=[features[key] for key in keys]) if keys else batch
+        for batch, keys in zip(batches, contrast.picture_keys, strict=True)
+    ]
+
+
+def _share(
+    contrast: Contrast,
+    objective: Objective,
+    temperatures: TaskTemperatures | None,
+    num_negatives: int,
+    vector_ND: Tensor,
+    rows: slice,
+) -> Tensor:
+    num_rows, device = contrast.num_rows, vector_ND.device
+    query_BD, positive_BD = vector_ND[:num_rows], vector_ND[num_rows : 2 * num_rows]
+    negative_BKD = vector_ND[2 * num_rows :].view(num_rows, num_negatives, -1) if num_negatives else None
+    labels = Labels(
+        *(
+            None if value is None else value.to(device)
+            for value in (contrast.labels.positive_ids, contrast.labels.negative_ids, contrast.labels.scores)
         )
     )
+    temperature = None if temperatures is None else temperatures.to(device)(contrast.tasks)
+    return objective.share(query_BD, positive_BD, negative_BKD, labels, rows=rows, temperature=temperature)
 
 
-def _split(vector_ND: Tensor, num_rows: int, num_negatives: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    query_BD, positive_BD = vector_ND[:num_rows], vector_ND[num_rows : 2 * num_rows]
-    if not num_negatives:
-        return query_BD, positive_BD, None
-    return query_BD, positive_BD, vector_ND[2 * num_rows :].view(num_rows, num_negatives, -1)
+def _step_temperatures(temperatures: TaskTemperatures) -> None:
+    gradient = temperatures.logarithm.grad
+    assert gradient is not None
+    sum_over_processes(gradient)
+    temperatures.optimizer.step()
+    temperatures.optimizer.zero_grad(set_to_none=True)
+
+
+def _seed(*numbers: int) -> int:
+    """A seed that is a function of these numbers alone."""
+    return hash(numbers) & 0x7FFF_FFFF
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -43,7 +43,10 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training sample: a query under its instruction, its positive, and its hard negatives."""
+    """One training sample: a query under its instruction, its positive, and its hard negatives.
+
+    `scores` are a judge's, of the positive and then of each negative, in [0, 1]; empty where nobody judged.
+    """
 
     id: str
     query: Content
@@ -52,6 +55,8 @@ class Sample:
     instruction: str | None = None
     document_instruction: str | None = None
     source: str = ""
+    task: str = ""
+    scores: tuple[float, ...] = ()
 
     @property
     def modality_combination(self) -> str:

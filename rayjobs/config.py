@@ -119,6 +119,23 @@ class LoraConfig(_Section):
     train_embeddings: bool = _key(False, "train the token embeddings too, all of them")
 
 
+class LossConfig(_Section):
+    kind: Literal["info_nce", "soft_label_kl"] = _key(
+        "info_nce", "InfoNCE; or the divergence from a judge's scores (UniME-V2), which samples must bring"
+    )
+    symmetric: bool = _key(False, "InfoNCE from document to query too, the mean of both")
+    hardness: float = _key(0.0, "weight of near negatives, exp(hardness x similarity); 9 in LLaVE", ge=0)
+    margin: float | None = _key(
+        None, "leave out negatives as similar as the positive less this; null: none", ge=-2, le=2
+    )
+    margin_kind: Literal["absolute", "relative"] = _key(
+        "absolute", "the margin is a similarity, or a share of the positive's"
+    )
+    matryoshka_dims: list[int] = _key([], "widths whose first columns shall be usable alone; empty: the whole only")
+    learn_temperature: bool = _key(False, "learn one temperature for each task of the samples, from `temperature` on")
+    temperature_learning_rate: float = _key(1e-3, "of the temperatures' logarithms", gt=0)
+
+
 class TrainConfig(InputJobConfig):
     model: str = _required("base model: checkpoint folder or hub id")
     num_workers: int = _key(1, "training processes; the contrastive batch is split over them", rows=False, ge=1)
@@ -127,6 +144,13 @@ class TrainConfig(InputJobConfig):
     num_steps: int | None = _key(None, "optimizer steps; null: num_epochs", ge=1)
     num_epochs: float = _key(1.0, "passes over the data", gt=0)
     chunk_rows: int = _key(256, "rows of one forward pass at most", ge=1)
+    chunk_tokens: int = _key(1 << 20, "rows x longest row of one forward pass at most", ge=1)
+    grad_cache: bool = _key(
+        False, "keep the activations of one chunk only, for a second forward pass; same numbers", rows=False
+    )
+    tower_once: bool = _key(
+        True, "run a vision tower in which nothing trains once per distinct picture and step", rows=False
+    )
     learning_rate: float = _key(1e-5, "peak learning rate", gt=0)
     warmup_ratio: float = _key(0.05, "share of the steps with rising learning rate", ge=0, le=1)
     weight_decay: float = _key(0.0, "of AdamW", ge=0)
@@ -134,12 +158,13 @@ class TrainConfig(InputJobConfig):
     temperature: float = _key(0.02, "divides the similarities", gt=0)
     num_negatives: int = _key(1, "hard negatives of each query", ge=0)
     negatives: Literal["own", "all"] = _key("own", "hard negatives that a query sees: its own, or the whole batch's")
+    loss: LossConfig = _key(LossConfig(), "the loss")
     lora: LoraConfig = _key(LoraConfig(), "the adapter")
     prompt_style: str = _key("mme5", "how contents become prompts; stored with the model")
     max_tokens: int = _key(256, "longest prompt, tokens", ge=4)
     autocast: Literal["none", "bfloat16"] = _key("none", "precision of the matrix products")
     dtype: str = _key("auto", "dtype of the frozen weights; auto: the checkpoint's own")
-    zero_stage: Literal[1, 2] = _key(2, "DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = _key(2, "DeepSpeed ZeRO stage; 0: every worker holds all, without DeepSpeed")
     save_every: int = _key(50, "steps between checkpoints", rows=False, ge=1)
     keep_checkpoints: int = _key(2, "checkpoints kept", rows=False, ge=1)
     picture_cache_mb: int = _key(512, "prepared pictures kept in memory by each worker, MB", rows=False, ge=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ def build(module: nn.Module, config: dict[str, Any]) -> Any:
             "optimizer": {
                 "type": "AdamW",
                 "params": {
-                    "lr": config["learning_rate"],
+                    # `fit` sets the rate of every step; ZeRO-3 takes a step of its own when it is built.
+                    "lr": 0.0,
                     "weight_decay": config["weight_decay"],
                     "torch_adam": True,
                 },
@@ -51,32 +53,35 @@ def build(module: nn.Module, config: dict[str, Any]) -> Any:
         },
         dist_init_required=False,
     )
+    if config["zero_stage"] == 3:
+        _count_updates(engine, 0)
     return engine
 
 
-def create_moments(engine: Any, num_updates: int) -> None:
-    """Give Adam its moments before the first update, so that stored ones can be put in their place.
+class ShardedMoments:
+    """Weights and Adam's moments of a DeepSpeed engine, gathered from its shards (`checkpoint.Moments`)."""
 
-    Args:
-        num_updates: how many updates came before; Adam's bias correction depends on it.
-    """
-    zero = engine.optimizer
-    for group in zero.optimizer.param_groups:
-        for flat in group["params"]:
-            zero.optimizer.state[flat] = {
-                "step": torch.tensor(float(num_updates)),
-                "exp_avg": torch.zeros_like(flat),
-                "exp_avg_sq": torch.zeros_like(flat),
-            }
-    # DeepSpeed does this after its first step: it maps each parameter to its part of the flat moments.
-    zero._lazy_init_hp_params_optimizer_state()
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
 
+    def create(self, num_updates: int) -> None:
+        zero = self._engine.optimizer
+        if self._engine.zero_optimization_stage() == 3:
+            _count_updates(self._engine, num_updates)
+            return
+        for group in zero.optimizer.param_groups:
+            for flat in group["params"]:
+                zero.optimizer.state[flat] = {
+                    "step": torch.tensor(float(num_updates)),
+                    "exp_avg": torch.zeros_like(flat),
+                    "exp_avg_sq": torch.zeros_like(flat),
+                }
+        # DeepSpeed does this after its first step: it maps each parameter to its part of the flat moments.
+        zero._lazy_init_hp_params_optimizer_state()
 
-def moment_of(engine: Any) -> Callable[[nn.Parameter, str], Tensor]:
-    """The full float32 weight or Adam moment of a parameter; every process must ask for the same one at once."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    def get(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    def get(parameter: nn.Parameter, kind: str) -> Tensor:
         if kind == "weight":
             value = safe_get_full_fp32_param(parameter)
         else:
@@ -84,18 +89,32 @@ def moment_of(engine: Any) -> Callable[[nn.Parameter, str], Tensor]:
         assert value is not None, f"DeepSpeed holds no {kind}"
         return value
 
-    return get
+    def put(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-
-def set_moment(engine: Any) -> Callable[[nn.Parameter, str, Tensor], None]:
-    """The counterpart of `moment_of`."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-    def put(parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         if kind == "weight":
             safe_set_full_fp32_param(parameter, value)
-            parameter.data.copy_(value)
+            if not hasattr(parameter, "ds_id"):  # under ZeRO-3 it holds a part, which the above has set
+                parameter.data.copy_(value)
         else:
             safe_set_full_optimizer_state(parameter, value, kind)
 
-    return put
+
+def _count_updates(engine: Any, num_updates: int) -> None:
+    """Tell Adam how many updates came before. ZeRO-3 made its moments by an update of its own, on no gradient, which
+    would count: the first real update would be corrected as the second."""
+    for state in engine.optimizer.optimizer.state.values():
+        state["step"] = torch.as_tensor(float(num_updates))
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Within it every process holds the module's trainable weights whole, also under ZeRO-3."""
+    sharded = [p for p in module.parameters() if p.requires_grad and hasattr(p, "ds_id")]
+    if not sharded:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(sharded):
+        yield

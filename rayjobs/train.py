@@ -11,9 +11,9 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mme5core.model_folder import check_model_files, model_identity
+from mme5core.model_folder import check_model_files, model_identity, model_width
 from mme5core.prompt_styles import check_style
 from mme5core.readers import InputError, input_identity
 from mme5core.readers.samples import SampleTable, count_by, map_samples
@@ -25,6 +25,10 @@ from rayjobs.config import ConfigError, TrainConfig, fingerprint, row_keys
 from rayjobs.output import JobFolder, Run, write_json
 from rayjobs.progress import Progress
 from rayjobs.scan import shards_of
+
+if TYPE_CHECKING:
+    from mme5core.checkpoint import Moments
+    from mme5core.objective import Objective, TaskTemperatures
 
 LOG = Path("log") / "metrics.jsonl"
 OWNER = "owner"
@@ -64,13 +68,21 @@ def run(config: TrainConfig) -> cli.Outcome:
 
 def _check(config: TrainConfig) -> None:
     """What can be known to be wrong before the first second of training."""
-    if config.batch_size % config.num_workers:
-        raise ConfigError(f"batch_size={config.batch_size} cannot be shared by num_workers={config.num_workers}")
+    if config.batch_size < config.num_workers:
+        raise ConfigError(
+            f"batch_size={config.batch_size} leaves some of num_workers={config.num_workers} without a row"
+        )
+    if config.loss.kind == "soft_label_kl" and not config.num_negatives:
+        raise ConfigError("loss.kind=soft_label_kl compares hard negatives: num_negatives must be >= 1")
     try:
         check_style(config.prompt_style)
         check_model_files(config.model)
+        width = model_width(config.model)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    for dim in config.loss.matryoshka_dims:
+        if dim < 1 or (width and dim > width):
+            raise ConfigError(f"loss.matryoshka_dims: {dim} does not fit vectors of width {width}")
 
 
 def _map_samples(config: TrainConfig, shards: list[Path], folder: JobFolder) -> tuple[list[Rejected], int]:
@@ -80,7 +92,13 @@ def _map_samples(config: TrainConfig, shards: list[Path], folder: JobFolder) -> 
         num_read, refused = 0, list[Rejected]()
         try:
             with Progress("train: reading", 0, "samples") as progress:
-                for item in map_samples(shards, file, num_negatives=config.num_negatives, limit=config.limit):
+                for item in map_samples(
+                    shards,
+                    file,
+                    num_negatives=config.num_negatives,
+                    limit=config.limit,
+                    needs_scores=config.loss.kind == "soft_label_kl",
+                ):
                     if isinstance(item, list):
                         refused = item
                     else:
@@ -105,15 +123,8 @@ def _count_steps(config: TrainConfig, samples: SampleTable, refused: Counter[str
 
 
 def _sampler(samples: SampleTable, config: dict[str, Any]) -> BatchSampler:
-    round_to = max(8, config["num_workers"])
-    if round_to % config["num_workers"]:
-        round_to = config["num_workers"] * 8
     return BatchSampler(
-        samples.combinations,
-        samples.positive_keys,
-        batch_size=config["batch_size"],
-        seed=config["seed"],
-        round_to=round_to,
+        samples.combinations, samples.positive_keys, batch_size=config["batch_size"], seed=config["seed"]
     )
 
 
@@ -228,14 +239,17 @@ def _train_worker(job: dict[str, Any]) -> None:
     is_chief = rank() == 0
     if is_chief:
         _write_model_card(work, encoder)
-    engine = deepspeed_engine.build(encoder.module, config)
+    engine, moments = _build_engine(encoder.module, config)
+    samples = SampleTable(work / "samples.arrow")
+    temperatures = _temperatures(config, samples.tasks)
     first_step = 0
     checkpoint = load_latest(folder / "checkpoints")
     if checkpoint:
         first_step, state = checkpoint
-        deepspeed_engine.create_moments(engine, first_step)
-        restore_state(encoder.module, state, deepspeed_engine.set_moment(engine))
-    samples = SampleTable(work / "samples.arrow")
+        if temperatures is not None:
+            temperatures.load_tensors(state, num_updates=first_step)
+        moments.create(first_step)
+        restore_state(encoder.module, state, moments)
     if is_chief:
         _cut_log(folder / LOG, first_step)
     for result in fit(
@@ -244,14 +258,17 @@ def _train_worker(job: dict[str, Any]) -> None:
         encoder,
         samples,  # type: ignore[arg-type]
         _sampler(samples, config),
+        objective=_objective(config),
+        temperatures=temperatures,
         num_steps=job["num_steps"],
         first_step=first_step,
         learning_rate=config["learning_rate"],
         warmup_ratio=config["warmup_ratio"],
-        temperature=config["temperature"],
         num_negatives=config["num_negatives"],
-        negatives=config["negatives"],
+        grad_cache=config["grad_cache"],
+        tower_once=config["tower_once"],
         chunk_rows=config["chunk_rows"],
+        max_chunk_tokens=config["chunk_tokens"],
         seed=config["seed"],
         autocast=config["autocast"],
         picture_cache_bytes=config["picture_cache_mb"] << 20,
@@ -261,16 +278,57 @@ def _train_worker(job: dict[str, Any]) -> None:
             with (folder / LOG).open("a") as log:
                 log.write(json.dumps(asdict(result) | {"time": time.time()}) + "\n")
         if result.step % config["save_every"] == 0 or result.step == job["num_steps"]:
-            state = collect_state(encoder.module, deepspeed_engine.moment_of(engine))
+            state = collect_state(encoder.module, moments)
+            if temperatures is not None:
+                state |= temperatures.tensors()
             if is_chief:
                 save_checkpoint(folder / "checkpoints", result.step, state, keep=config["keep_checkpoints"])
-    # Under ZeRO-1 and 2 every process holds the updated weights; rank 0's are the model.
-    if is_chief:
-        staged = folder / f".model-{job['owner']}"  # as deep as `model`: it names its base by a relative path too
-        shutil.rmtree(staged, ignore_errors=True)
-        encoder.save(staged)
-        _check_owner(work, job["owner"])
-        staged.rename(folder / "model")
+    with deepspeed_engine.gathered(encoder.module):
+        if is_chief:
+            staged = folder / f".model-{job['owner']}"  # as deep as `model`: it names its base by a relative path too
+            shutil.rmtree(staged, ignore_errors=True)
+            encoder.save(staged)
+            _check_owner(work, job["owner"])
+            staged.rename(folder / "model")
+
+
+def _build_engine(module: Any, config: dict[str, Any]) -> tuple[Any, Moments]:
+    """The engine of the ZeRO stage, and where it keeps its weights and moments."""
+    import torch
+
+    from mme5core.checkpoint import PlainMoments
+    from mme5core.gradcache import PlainEngine
+    from rayjobs import deepspeed_engine
+
+    if config["zero_stage"]:
+        engine = deepspeed_engine.build(module, config)
+        return engine, deepspeed_engine.ShardedMoments(engine)
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=config["learning_rate"], weight_decay=config["weight_decay"])
+    return PlainEngine(module, optimizer, max_grad_norm=config["max_grad_norm"]), PlainMoments(optimizer)
+
+
+def _objective(config: dict[str, Any]) -> Objective:
+    from mme5core.objective import Objective
+
+    loss = config["loss"]
+    return Objective(
+        config["temperature"],
+        kind=loss["kind"],
+        negatives=config["negatives"],
+        symmetric=loss["symmetric"],
+        hardness=loss["hardness"],
+        margin=None if loss["margin"] is None else (loss["margin_kind"], loss["margin"]),
+        matryoshka_dims=tuple(loss["matryoshka_dims"]),
+    )
+
+
+def _temperatures(config: dict[str, Any], tasks: list[str]) -> TaskTemperatures | None:
+    from mme5core.objective import TaskTemperatures
+
+    if not config["loss"]["learn_temperature"]:
+        return None
+    return TaskTemperatures(tasks, config["temperature"], learning_rate=config["loss"]["temperature_learning_rate"])
 
 
 def _write_model_card(work: Path, encoder: Any) -> None:

@@ -21,6 +21,7 @@ class DualEncoder:
 
     image_prefix = ""
     default_style = "plain"
+    needs_sizes = False
     tower: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:

@@ -25,6 +25,7 @@ PIXELS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
 class Mllama:
     image_prefix = "<|image|><|begin_of_text|>"
     default_style = "mme5"
+    needs_sizes = False
     tower = ("vision_model", "multi_modal_projector")
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:

@@ -28,6 +28,7 @@ class PictureTokens:
     image_prefix: str
     image_token: str
     default_style = "mme5"
+    needs_sizes = True
     tower: tuple[str, ...]
     pixels: tuple[str, ...]
     """Names of the processor's tensors, by which the model's `get_image_features` takes them."""

@@ -28,6 +28,8 @@ class Backbone(Protocol):
     """The prompt style of a checkpoint that has none stored."""
     tower: tuple[str, ...]
     """The parts of the model, by name, through which a picture goes before it meets a text."""
+    needs_sizes: bool
+    """Whether a row's tokens depend on the size of its picture; else any size will do."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None: ...
 

@@ -22,7 +22,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 from mme5core.backbones.protocol import PictureInputs
 from mme5core.demo.captions import Captions
-from mme5core.encoder import Encoder, PreparedBatch
+from mme5core.encoder import Encoder, PreparedBatch, in_row_order
 from mme5core.types import Content
 
 BOS, EOS, PAD, IMAGE = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|image|>"
@@ -120,8 +120,8 @@ def train_base(
             batch_size=CHUNK_ROWS,
             max_batch_tokens=1 << 30,
         )
-        image_BD = module([_in_bfloat16(batch) for batch in image_inputs])
-        text_CBD = module(list(text_inputs)).view(captions_per_picture, batch_size, -1)
+        image_BD = _embed(module, [_in_bfloat16(batch) for batch in image_inputs])
+        text_CBD = _embed(module, list(text_inputs)).view(captions_per_picture, batch_size, -1)
         loss = _symmetric_loss(image_BD, text_CBD, temperature)
         module.zero_grad(set_to_none=True)
         loss.backward()
@@ -139,6 +139,10 @@ def train_base(
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(masters[name])
+
+
+def _embed(module: torch.nn.Module, batches: list[PreparedBatch]) -> Tensor:
+    return in_row_order(batches, module(batches))
 
 
 def _in_bfloat16(batch: PreparedBatch) -> PreparedBatch:

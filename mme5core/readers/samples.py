@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mme5core.content_key import document_key
 from mme5core.images import BadImage, load_rgb
 from mme5core.readers.shards import InputError
 from mme5core.schemas import CONTENT
 from mme5core.types import Content, Rejected, Sample
 
 REQUIRED = ("id", "query", "positive", "negatives", "instruction", "document_instruction")
+OPTIONAL = ("task", "scores")
 MAPPED = pa.schema(
     [
         ("id", pa.string()),
@@ -25,6 +26,8 @@ MAPPED = pa.schema(
         ("query", CONTENT),
         ("positive", CONTENT),
         ("negatives", pa.list_(CONTENT)),
+        ("task", pa.string()),
+        ("scores", pa.list_(pa.float32())),
         ("modality_combination", pa.string()),
         ("positive_key", pa.binary(8)),
     ]
@@ -33,12 +36,13 @@ ROWS_PER_BATCH = 64
 
 
 class SampleTable:
-    """Samples by position, mapped from disk: memory holds two small columns."""
+    """Samples by position, mapped from disk: memory holds three small columns."""
 
     def __init__(self, file: Path) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         self.combinations: list[str] = self._table["modality_combination"].to_pylist()
         self.positive_keys: list[bytes] = self._table["positive_key"].to_pylist()
+        self.tasks: list[str] = self._table["task"].to_pylist()
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -48,12 +52,12 @@ class SampleTable:
 
 
 def map_samples(
-    shards: Sequence[Path], file: Path, *, num_negatives: int, limit: int | None
+    shards: Sequence[Path], file: Path, *, num_negatives: int, limit: int | None, needs_scores: bool = False
 ) -> Iterator[int | list[Rejected]]:
     """Write the usable samples of `shards` to `file`; yields rows read so far, and the refused ones last.
 
     A sample is refused for fewer negatives than `num_negatives`, a content that is empty, a picture that does not
-    decode, a repeated id, or a positive among its own negatives.
+    decode, a repeated id, a positive among its own negatives, or, with `needs_scores`, no judge's score for each.
 
     Raises:
         InputError: a file without the columns of a sample.
@@ -70,7 +74,7 @@ def map_samples(
                 num_read += len(rows)
                 kept = []
                 for row in rows:
-                    problem = _check(row, num_negatives, seen)
+                    problem = _check(row, num_negatives, seen, needs_scores)
                     if problem:
                         refused.append(problem)
                     else:
@@ -96,14 +100,9 @@ def to_sample(row: dict[str, Any]) -> Sample:
         tuple(_content(negative) for negative in row["negatives"] or ()),
         row["instruction"],
         row["document_instruction"],
+        task=row.get("task") or "",
+        scores=tuple(row.get("scores") or ()),
     )
-
-
-def document_key(content: Content) -> bytes:
-    """8 bytes that are equal for equal documents: by text and by the picture's bytes."""
-    digest = hashlib.sha256((content.text or "").encode() + b"\0")
-    digest.update(content.image or b"")
-    return digest.digest()[:8]
 
 
 def _batches(shard: Path) -> Iterator[list[dict[str, Any]]]:
@@ -115,11 +114,12 @@ def _batches(shard: Path) -> Iterator[list[dict[str, Any]]]:
     for name in REQUIRED:
         if name not in names:
             raise InputError(f"{shard}: no column {name!r}; it has {', '.join(names)}")
-    for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=list(REQUIRED)):
+    columns = [*REQUIRED, *(name for name in OPTIONAL if name in names)]
+    for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
         yield batch.to_pylist()
 
 
-def _check(row: dict[str, Any], num_negatives: int, seen: set[str]) -> Rejected | None:
+def _check(row: dict[str, Any], num_negatives: int, seen: set[str], needs_scores: bool) -> Rejected | None:
     sample_id = str(row["id"])
     if sample_id in seen:
         return Rejected(sample_id, "duplicate_id")
@@ -137,7 +137,13 @@ def _check(row: dict[str, Any], num_negatives: int, seen: set[str]) -> Rejected 
         return Rejected(sample_id, "too_few_negatives", f"{len(sample.negatives)} of {num_negatives}")
     if document_key(sample.positive) in {document_key(n) for n in sample.negatives[:num_negatives]}:
         return Rejected(sample_id, "positive_among_negatives")
+    if needs_scores and not _are_scores(sample.scores, 1 + num_negatives):
+        return Rejected(sample_id, "no_scores", f"wants {1 + num_negatives} numbers in [0, 1]")
     return None
+
+
+def _are_scores(scores: Sequence[Any], count: int) -> bool:
+    return len(scores) >= count and all(isinstance(score, int | float) and 0 <= score <= 1 for score in scores[:count])
 
 
 def _mapped(row: dict[str, Any], num_negatives: int) -> dict[str, Any]:
@@ -145,6 +151,8 @@ def _mapped(row: dict[str, Any], num_negatives: int) -> dict[str, Any]:
     return {name: row[name] for name in REQUIRED} | {
         "id": str(row["id"]),
         "negatives": row["negatives"][:num_negatives] if row["negatives"] else [],
+        "task": sample.task,
+        "scores": list(sample.scores[: 1 + num_negatives]),
         "modality_combination": sample.modality_combination,
         "positive_key": document_key(sample.positive),
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 
-from mme5core.batching import plan_batches
+from mme5core.batching import deal_chunks, plan_batches
 
 
 def random_rows(seed: int) -> tuple[list[int], list[bool]]:
@@ -58,3 +59,51 @@ def test_no_rows_are_no_batches() -> None:
 def test_a_budget_of_nothing_is_refused(max_rows: int, max_tokens: int) -> None:
     with pytest.raises(ValueError, match=f"got {max_rows} and {max_tokens}"):
         plan_batches([1], [False], max_rows=max_rows, max_tokens=max_tokens)
+
+
+def dealt(num_processes: int, *, num_rows: int = 37, seed: int = 0, max_rows: int = 5) -> tuple[Any, ...]:
+    random_ = random.Random(seed)
+    lengths = [random_.randint(1, 60) for _ in range(num_rows)]
+    has_image = [random_.random() < 0.4 for _ in range(num_rows)]
+    chunks = deal_chunks(lengths, has_image, max_rows=max_rows, max_tokens=150, num_processes=num_processes)
+    return lengths, has_image, chunks
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_row_is_dealt_once_and_processes_stay_in_step(num_processes: int, seed: int) -> None:
+    lengths, has_image, per_process = dealt(num_processes, seed=seed)
+    rows = [row for chunks in per_process for chunk in chunks if chunk.weight for row in chunk.rows]
+    assert sorted(rows) == list(range(len(lengths)))
+    assert len({len(chunks) for chunks in per_process}) == 1
+    for turn in zip(*per_process, strict=True):
+        assert len({chunk.has_image for chunk in turn}) == 1
+        assert all(has_image[row] == chunk.has_image for chunk in turn for row in chunk.rows)
+        assert any(chunk.weight for chunk in turn)
+
+
+def test_where_the_number_of_chunks_can_be_shared_they_are_those_of_one_process() -> None:
+    lengths, has_image = [7] * 24, [place % 2 == 0 for place in range(24)]
+    of = {
+        num_processes: {
+            (chunk.number, chunk.rows)
+            for chunks in deal_chunks(lengths, has_image, max_rows=3, max_tokens=999, num_processes=num_processes)
+            for chunk in chunks
+        }
+        for num_processes in (1, 2, 4)
+    }
+    assert of[1] == of[2] == of[4] and len(of[1]) == 8
+
+
+def test_a_process_without_rows_repeats_one_for_nothing() -> None:
+    per_process = deal_chunks([3, 4], [True, False], max_rows=8, max_tokens=99, num_processes=2)
+    assert [[(chunk.rows, chunk.weight) for chunk in chunks] for chunks in per_process] == [
+        [((1,), 1.0), ((0,), 1.0)],
+        [((1,), 0.0), ((0,), 0.0)],
+    ]
+
+
+def test_the_work_is_balanced_by_tokens() -> None:
+    lengths, _, per_process = dealt(4, num_rows=400, max_rows=4)
+    work = [sum(lengths[row] for chunk in chunks for row in chunk.rows) for chunks in per_process]
+    assert max(work) / (sum(work) / 4) < 1.05

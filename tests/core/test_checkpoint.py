@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mme5core.checkpoint import STATE, collect_state, load_latest, restore_state, save_checkpoint
+from mme5core.checkpoint import STATE, PlainMoments, collect_state, load_latest, restore_state, save_checkpoint
 
 
 def state(value: float) -> dict[str, Tensor]:
@@ -33,20 +33,6 @@ def train_step(module: nn.Module, optimizer: torch.optim.Adam, step: int) -> Non
     optimizer.zero_grad()
     module(torch.tensor([[1.0, float(step), -1.0]])).square().sum().backward()
     optimizer.step()
-
-
-def collected(module: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    def moment_of(parameter: nn.Parameter, kind: str) -> Tensor:
-        return parameter if kind == "weight" else optimizer.state[parameter][kind]
-
-    return collect_state(module, moment_of)
-
-
-def put_back(module: nn.Module, optimizer: torch.optim.Adam, values: dict[str, Tensor]) -> None:
-    def set_moment(parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        (parameter if kind == "weight" else optimizer.state[parameter][kind]).copy_(value)
-
-    restore_state(module, values, set_moment)
 
 
 def test_what_was_saved_is_loaded_with_its_step(tmp_path: Path) -> None:
@@ -100,7 +86,7 @@ def test_where_there_is_none_there_is_none_to_load(tmp_path: Path) -> None:
 
 def test_a_restored_run_goes_on_as_the_unbroken_one(tmp_path: Path) -> None:
     module, optimizer = trained(seed=0, num_steps=3)
-    save_checkpoint(tmp_path, 3, collected(module, optimizer), keep=1)
+    save_checkpoint(tmp_path, 3, collect_state(module, PlainMoments(optimizer)), keep=1)
     other, other_optimizer = trained(seed=0, num_steps=3)
     for parameter in other.parameters():
         if parameter.requires_grad:
@@ -109,7 +95,7 @@ def test_a_restored_run_goes_on_as_the_unbroken_one(tmp_path: Path) -> None:
             other_optimizer.state[parameter]["exp_avg_sq"].zero_()
     loaded = load_latest(tmp_path)
     assert loaded is not None
-    put_back(other, other_optimizer, loaded[1])
+    restore_state(other, loaded[1], PlainMoments(other_optimizer))
     train_step(module, optimizer, 3)
     train_step(other, other_optimizer, 3)
     torch.testing.assert_close(other.state_dict(), module.state_dict(), rtol=0, atol=0)
@@ -117,7 +103,7 @@ def test_a_restored_run_goes_on_as_the_unbroken_one(tmp_path: Path) -> None:
 
 def test_only_trainable_weights_are_collected_as_copies() -> None:
     module, optimizer = trained(seed=0, num_steps=1)
-    found = collected(module, optimizer)
+    found = collect_state(module, PlainMoments(optimizer))
     kinds = ("weight", "exp_avg", "exp_avg_sq")
     assert set(found) == {f"{kind}/{name}" for kind in kinds for name in ("0.weight", "1.weight", "1.bias")}
     before = found["weight/1.bias"].clone()
@@ -128,8 +114,8 @@ def test_only_trainable_weights_are_collected_as_copies() -> None:
 @pytest.mark.parametrize("change", ["weight/0.bias", "exp_avg/1.bias"])
 def test_a_state_of_another_model_is_refused_by_the_odd_name(change: str) -> None:
     module, optimizer = trained(seed=0, num_steps=1)
-    values = collected(module, optimizer)
+    values = collect_state(module, PlainMoments(optimizer))
     if values.pop(change, None) is None:
         values[change] = torch.zeros(2)
     with pytest.raises(ValueError, match=f"another model: {change}"):
-        put_back(module, optimizer, values)
+        restore_state(module, values, PlainMoments(optimizer))

@@ -1,0 +1,145 @@
+"""The gradient of a contrastive batch of any size, exactly, in chunks (GradCache, arXiv 2101.06983).
+
+Shapes: N contents of a whole batch (queries, positives, negatives), D width.
+
+A loss over N vectors needs all of them at once, but its gradient goes back to each through its own forward pass
+alone. So: (1) embed the chunks; (2) gather all vectors and take the loss's gradient with respect to them; (3) send
+each chunk's part of that gradient back through the chunk. With a cache, step 1 keeps no activations and step 3
+embeds again; without, the activations of this process's chunks stay in memory. The rest is the same, so that both
+give the same numbers, on any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mme5core.distributed import rank, sum_over_processes, world_size
+from mme5core.encoder import PreparedBatch
+
+ShareOfLoss = Callable[[Tensor, slice], Tensor]
+"""(vectors [N, D], rows of the batch) to these rows' share of the loss; shares add up to the batch's loss."""
+
+
+class Engine(Protocol):
+    """What wraps the module for training: DeepSpeed's engine, or one of those below.
+
+    The gradient of a step is the mean over processes of what each has sent backward.
+    """
+
+    def __call__(self, batches: list[PreparedBatch]) -> Tensor: ...
+    def backward(self, loss: Tensor) -> Any: ...
+    def step(self) -> Any: ...
+    def get_global_grad_norm(self) -> Any: ...
+    def coalesce_grad_reduction(self) -> AbstractContextManager[Any]:
+        """Within it, any number of backward passes add up, and are reduced over processes once, at its end."""
+        ...
+
+
+class PlainEngine:
+    """One optimizer; the processes, if several, average their gradients in one reduction a step."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float) -> None:
+        self.module, self.optimizer, self._max_grad_norm = module, optimizer, max_grad_norm
+        self._grad_norm = 0.0
+        self.num_reductions = 0
+
+    def __call__(self, batches: list[PreparedBatch]) -> Tensor:
+        vectors: Tensor = self.module(batches)
+        return vectors
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def coalesce_grad_reduction(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def step(self) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._reduce(parameters)
+        self._grad_norm = float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def get_global_grad_norm(self) -> float:
+        return self._grad_norm
+
+    def _reduce(self, parameters: Sequence[nn.Parameter]) -> None:
+        """What torch's DDP does, but once for all backward passes of a step, and also for weights that got none."""
+        if world_size() == 1:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        total = sum_over_processes(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
+        self.num_reductions += 1
+        for parameter, part in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def contrastive_backward(
+    engine: Engine,
+    batches: Sequence[PreparedBatch],
+    share_of_loss: ShareOfLoss,
+    *,
+    num_contents: int,
+    num_rows: int,
+    width: int,
+    cache: bool,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> float:
+    """Leave in the engine the gradient of a whole batch's loss; returns the loss.
+
+    Args:
+        batches: this process's chunks; their rows count the contents of the whole batch.
+        share_of_loss: may use parameters of its own; their gradient is the sum over processes, not the mean.
+        num_contents: N, over all processes.
+        num_rows: queries of the whole batch, by which the loss is shared out over processes.
+        cache: keep no activations, and embed every chunk a second time.
+    """
+    held: Tensor | None = None
+    if cache:
+        with torch.no_grad(), autocast():
+            vectors = [engine([batch]) for batch in batches]  # step 1
+    else:
+        with autocast():
+            held = engine(list(batches))
+        vectors = list(held.split([len(batch.rows) for batch in batches]))
+    vector_ND = _gather(batches, vectors, num_contents, width).requires_grad_()
+    loss, gradient_ND = _gradient(vector_ND, share_of_loss, num_rows)  # step 2
+    # The engine averages over processes, and each holds other chunks: their sum is wanted.
+    scale = float(world_size())
+    with engine.coalesce_grad_reduction():
+        if held is not None:
+            weight_N = torch.cat([held.new_full((len(batch.rows), 1), batch.weight) for batch in batches])
+            rows = [row for batch in batches for row in batch.rows]
+            engine.backward((held * (gradient_ND[rows] * weight_N)).sum() * scale)
+        else:
+            for batch in batches:  # step 3
+                with autocast():
+                    again = engine([batch])
+                engine.backward((again * gradient_ND[batch.rows]).sum() * (scale * batch.weight))
+    return loss
+
+
+def _gather(batches: Sequence[PreparedBatch], vectors: Sequence[Tensor], num_contents: int, width: int) -> Tensor:
+    """[N, D] float32: every process's vectors, at their places in the batch."""
+    device = vectors[0].device if vectors else torch.device("cpu")
+    vector_ND = torch.zeros(num_contents, width, device=device)
+    for batch, part in zip(batches, vectors, strict=True):
+        if batch.weight:
+            vector_ND[batch.rows] = part.detach().float()
+    return sum_over_processes(vector_ND)
+
+
+def _gradient(vector_ND: Tensor, share_of_loss: ShareOfLoss, num_rows: int) -> tuple[float, Tensor]:
+    """The loss of the batch and its gradient, each process working on its rows."""
+    mine = slice(rank() * num_rows // world_size(), (rank() + 1) * num_rows // world_size())
+    share = share_of_loss(vector_ND, mine)
+    if share.requires_grad:
+        share.backward()  # type: ignore[no-untyped-call]
+    gradient_ND = vector_ND.grad if vector_ND.grad is not None else torch.zeros_like(vector_ND)
+    loss = sum_over_processes(share.detach().double().reshape(1))
+    return float(loss.item()), sum_over_processes(gradient_ND)

@@ -1,0 +1,148 @@
+"""Which loss a training run asks, and with which temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mme5core.losses import Margin, Negatives, info_nce, matryoshka, soft_label_kl
+
+Kind = Literal["info_nce", "soft_label_kl"]
+TEMPERATURES = "temperatures/"
+KINDS: tuple[Kind, ...] = ("info_nce", "soft_label_kl")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What is known of a batch's rows beside their vectors: ids [B] and [B, K], scores [B, 1 + K]."""
+
+    positive_ids: Tensor | None = None
+    negative_ids: Tensor | None = None
+    scores: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A loss with its settings; see `losses` for what they mean.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+
+    temperature: float
+    kind: Kind = "info_nce"
+    negatives: Negatives = "own"
+    symmetric: bool = False
+    hardness: float = 0.0
+    margin: Margin | None = None
+    matryoshka_dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown loss {self.kind!r}; known: {sorted(KINDS)}")
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether a column may be another row's copy of the positive. A batch holds no positive twice, so that with
+        their own hard negatives, among which it never is, nothing is left to mask."""
+        return self.kind == "info_nce" and self.negatives == "all"
+
+    def share(
+        self,
+        query_BD: Tensor,
+        positive_BD: Tensor,
+        negative_BKD: Tensor | None,
+        labels: Labels,
+        *,
+        rows: slice,
+        temperature: float | Tensor | None = None,
+    ) -> Tensor:
+        """These rows' share of the loss of a whole batch."""
+        divisor = self.temperature if temperature is None else temperature
+
+        def loss(query_BD: Tensor, positive_BD: Tensor, negative_BKD: Tensor | None) -> Tensor:
+            if self.kind == "soft_label_kl":
+                return _soft_label(query_BD, positive_BD, negative_BKD, labels, divisor, rows)
+            return info_nce(
+                query_BD,
+                positive_BD,
+                negative_BKD,
+                temperature=divisor,
+                negatives=self.negatives,
+                symmetric=self.symmetric,
+                hardness=self.hardness,
+                positive_ids=labels.positive_ids,
+                negative_ids=labels.negative_ids,
+                margin=self.margin,
+                rows=rows,
+            )
+
+        if not self.matryoshka_dims:
+            return loss(query_BD, positive_BD, negative_BKD)
+        return matryoshka(loss, query_BD, positive_BD, negative_BKD, dims=self.matryoshka_dims)
+
+
+class TaskTemperatures(nn.Module):
+    """One learnable temperature for each task, kept as its logarithm (CLIP), within bounds.
+
+    It is the same on every process and has an optimizer of its own: no engine shards a handful of numbers.
+    """
+
+    LOWEST, HIGHEST = 0.005, 1.0
+
+    def __init__(self, tasks: Sequence[str], initial: float, *, learning_rate: float) -> None:
+        super().__init__()
+        self.tasks = sorted(set(tasks))
+        self.logarithm = nn.Parameter(torch.full((len(self.tasks),), math.log(initial)))
+        self.optimizer = torch.optim.Adam([self.logarithm], lr=learning_rate)
+
+    def forward(self, tasks: Sequence[str]) -> Tensor:
+        """[B]: each row's temperature."""
+        places = torch.tensor([self.tasks.index(task) for task in tasks], device=self.logarithm.device)
+        return self.logarithm.exp().clamp(self.LOWEST, self.HIGHEST)[places]
+
+    def by_task(self) -> dict[str, float]:
+        values = self.logarithm.detach().exp().clamp(self.LOWEST, self.HIGHEST).tolist()
+        return dict(zip(self.tasks, values, strict=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold to go on."""
+        state = self.optimizer.state.get(self.logarithm) or {}
+        zeros = torch.zeros_like(self.logarithm)
+        kinds = {"weight": self.logarithm, "exp_avg": state.get("exp_avg", zeros)}
+        kinds["exp_avg_sq"] = state.get("exp_avg_sq", zeros)
+        return {f"{TEMPERATURES}{kind}": value.detach().clone() for kind, value in kinds.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor], *, num_updates: int) -> None:
+        """Take what `tensors` gave out of a checkpoint.
+
+        Raises:
+            ValueError: the checkpoint has no temperatures, or of other tasks.
+        """
+        found = {kind: tensors.pop(f"{TEMPERATURES}{kind}", None) for kind in ("weight", "exp_avg", "exp_avg_sq")}
+        for value in found.values():
+            if value is None or value.shape != self.logarithm.shape:
+                raise ValueError(f"the checkpoint has no temperatures for the tasks {self.tasks}")
+        with torch.no_grad():
+            self.logarithm.copy_(found.pop("weight"))  # type: ignore[arg-type]
+        step = {"step": torch.tensor(float(num_updates))}
+        self.optimizer.state[self.logarithm] = step | found
+
+
+def _soft_label(
+    query_BD: Tensor,
+    positive_BD: Tensor,
+    negative_BKD: Tensor | None,
+    labels: Labels,
+    temperature: float | Tensor,
+    rows: slice,
+) -> Tensor:
+    if negative_BKD is None or labels.scores is None:
+        raise ValueError("loss soft_label_kl needs hard negatives with a judge's scores")
+    candidate_BCD = torch.cat([positive_BD[:, None], negative_BKD], dim=1)
+    return soft_label_kl(query_BD, candidate_BCD, labels.scores, temperature=temperature, rows=rows)
