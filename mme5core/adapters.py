@@ -1,8 +1,9 @@
-"""LoRA on a base model: where it goes, and what a saved adapter must hold."""
+"""What of a base model trains: an adapter and where it goes, or its own weights; what a saved adapter must hold."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,44 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-TOWERS = {"language": ("language_model",), "vision": ("vision_model", "visual", "vision_tower")}
+TOWERS = {
+    "language": ("language_model", "text_model"),
+    "vision": ("vision_model", "visual", "vision_tower"),
+}
+MME5 = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj")
+"""The name endings of mmE5's released recipe. On Llama-3.2-Vision they are the attention of text and vision tower and
+the last matrix of the text's MLPs, on Qwen2-VL the text tower alone: the same words mean another adapter there."""
 
 
 def resolve_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     """Full names of the linear layers that `targets` means.
 
     Args:
-        targets: "language", "vision", "all", or a list of name endings such as "q_proj".
+        targets: "language", "vision", "all" (both towers), "mme5", a list of name endings such as "q_proj", or a
+            regular expression that is found in a layer's full name.
 
     Raises:
-        ValueError: nothing in the model is meant by it.
+        ValueError: nothing in the model is meant by it, or it is no regular expression.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if isinstance(targets, str):
-        if targets not in (*TOWERS, "all"):
-            raise ValueError(f"unknown targets {targets!r}; known: language, vision, all, or a list of name endings")
-        towers = [part for name, parts in TOWERS.items() if targets in (name, "all") for part in parts]
-        found = [name for name in linears if set(name.split(".")) & set(towers)]
+    if targets == "mme5":
+        targets = MME5
+    if not isinstance(targets, str):
+        endings = tuple(targets)
+        found = [name for name in linears if name.split(".")[-1] in endings or name.endswith(endings)]
+    elif targets in (*TOWERS, "all"):
+        found = [name for name in linears if _tower(name) in ((targets,) if targets != "all" else tuple(TOWERS))]
     else:
-        found = [name for name in linears if name.split(".")[-1] in targets or name.endswith(tuple(targets))]
+        try:
+            found = [name for name in linears if re.search(targets, name)]
+        except re.error as error:
+            raise ValueError(f"targets {targets!r} is no regular expression: {error}") from None
     if not found:
-        endings = sorted({name.split(".")[-1] for name in linears})
-        raise ValueError(f"targets {targets!r} match no linear layer; there are {', '.join(endings)}")
+        there = sorted({name.split(".")[-1] for name in linears})
+        raise ValueError(
+            f"targets {targets!r} match no linear layer; known: {', '.join(TOWERS)}, all, mme5, or names of layers, "
+            f"which end in {', '.join(there)}"
+        )
     return found
 
 
@@ -44,12 +60,16 @@ def add_adapter(
     dropout: float,
     targets: str | Sequence[str],
     train_embeddings: bool,
+    use_dora: bool = False,
+    rank_stabilised: bool = False,
 ) -> PeftModel:
     """The model with a fresh LoRA adapter, its own weights frozen; adapter weights are float32.
 
     Args:
         alpha: the adapter's output is scaled by alpha / rank.
         train_embeddings: train the token embeddings too, as a full copy in the adapter.
+        use_dora: learn the length of each row of the adapted matrix apart from its direction (arXiv 2402.09353).
+        rank_stabilised: scale by alpha / sqrt(rank) (arXiv 2312.03732).
     """
     config = LoraConfig(
         r=rank,
@@ -58,8 +78,32 @@ def add_adapter(
         target_modules=resolve_targets(model, targets),
         modules_to_save=["embed_tokens"] if train_embeddings else None,
         init_lora_weights="gaussian",
+        use_dora=use_dora,
+        use_rslora=rank_stabilised,
     )
     return get_peft_model(model, config)  # type: ignore[return-value, arg-type]
+
+
+def train_weights(model: nn.Module, *, targets: str | Sequence[str], train_embeddings: bool) -> list[str]:
+    """Full fine-tuning: let weights of the model itself train, and freeze the others; returns the trained names.
+
+    Args:
+        targets: "all" for every weight; else a tower's weights, or those of the linear layers that are meant.
+        train_embeddings: the token embeddings too, where they are not meant already.
+    """
+    chosen = set(resolve_targets(model, targets)) if targets != "all" else set()
+    names = []
+    for name, parameter in model.named_parameters():
+        is_meant = targets == "all" or name.rpartition(".")[0] in chosen or _tower(name) == targets
+        parameter.requires_grad_(is_meant or (train_embeddings and "embed_tokens" in name))
+        if parameter.requires_grad:
+            names.append(name)
+    return names
+
+
+def _tower(name: str) -> str | None:
+    parts = set(name.split("."))
+    return next((tower for tower, modules in TOWERS.items() if parts & set(modules)), None)
 
 
 def load_adapter(model: Any, folder: Path, *, merge: bool) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pyarrow import fs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -15,27 +18,124 @@ STATE, META = "state.safetensors", "meta.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Tensor], *, keep: int) -> Path:
-    """Write `step-N` below `folder` by rename, whole or not at all, and drop all but the last `keep`."""
-    final = folder / f"step-{step:08d}"
-    staged = folder / f".{final.name}"
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, str(staged / STATE))
-    (staged / META).write_text(json.dumps({"step": step}))
-    shutil.rmtree(final, ignore_errors=True)
-    staged.rename(final)
-    for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+class Checkpoints:
+    """Folders `step-N` below a folder on disk or in an object store (s3://, gs://, ...), the last `keep` of them.
+
+    A checkpoint counts once its `meta.json` is there, which is written last and names the state's size: object
+    stores know no rename, and a kill may come at any time.
+
+    Args:
+        place: a folder, or an address such as s3://bucket/run.
+        run: whose checkpoints they are; those of another run are refused.
+        filesystem: in which `place` is a path; None: the one of the address.
+
+    Raises:
+        ValueError: an address that cannot be opened.
+    """
+
+    def __init__(self, place: str | Path, *, keep: int, run: str = "", filesystem: fs.FileSystem | None = None) -> None:
+        address = str(place) if "://" in str(place) or filesystem is not None else str(Path(place).resolve())
+        self._files: fs.FileSystem
+        self._root: str
+        try:
+            self._files, self._root = (filesystem, address) if filesystem else fs.FileSystem.from_uri(address)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"checkpoints at {place}: {str(error).splitlines()[0]}") from None
+        self._place, self._keep, self._run = str(place), keep, run
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, state: dict[str, Tensor]) -> None:
+        """Write the state beside what goes on, after the one before it; an error comes with the next call."""
+        self.wait()
+        # Training changes the tensors in place; what is written must be of this step.
+        held = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+        self._writing = self._thread.submit(self._write, step, held)
+
+    def wait(self) -> None:
+        """Until all that was saved is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def latest(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Step and state of the last whole checkpoint, or None."""
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self._path(steps[-1], STATE)
+        if self._is_local:
+            return steps[-1], load_file(path)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = str(Path(folder) / STATE)
+            fs.copy_files(path, copy, source_filesystem=self._files, destination_filesystem=fs.LocalFileSystem())
+            return steps[-1], load_file(copy)
+
+    def steps(self) -> list[int]:
+        """Of the whole checkpoints, in their order.
+
+        Raises:
+            ValueError: one is of another run.
+        """
+        found = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        numbers = [re.fullmatch(r"step-(\d{8,})", info.base_name) for info in found]
+        return sorted(step for step in (int(number[1]) for number in numbers if number) if self._is_whole(step))
+
+    def _write(self, step: int, state: dict[str, Tensor]) -> None:
+        self._drop(step)  # what a kill has left of it
+        self._files.create_dir(f"{self._root}/{_name(step)}")
+        path = self._path(step, STATE)
+        if self._is_local:
+            save_file(state, path)
+            size = Path(path).stat().st_size
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / STATE
+                save_file(state, str(copy))
+                size = copy.stat().st_size
+                fs.copy_files(
+                    str(copy), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._files
+                )
+        with self._files.open_output_stream(self._path(step, META)) as stream:
+            stream.write(json.dumps({"step": step, "bytes": size, "run": self._run}).encode())
+        for old in self.steps()[: -self._keep]:
+            self._drop(old)
+
+    def _is_whole(self, step: int) -> bool:
+        try:
+            with self._files.open_input_stream(self._path(step, META)) as stream:
+                meta: dict[str, Any] = json.loads(stream.read())
+        except (OSError, ValueError):
+            return False
+        if meta.get("run") != self._run:
+            raise ValueError(f"checkpoints at {self._place} are of another run, of other settings, data or model")
+        (info,) = self._files.get_file_info([self._path(step, STATE)])
+        return bool(info.size == meta.get("bytes"))
+
+    def _drop(self, step: int) -> None:
+        folder = f"{self._root}/{_name(step)}"
+        (info,) = self._files.get_file_info([folder])
+        if info.type == fs.FileType.Directory:
+            # First what makes it count: cut off in between, it must not look whole.
+            (meta,) = self._files.get_file_info([self._path(step, META)])
+            if meta.type == fs.FileType.File:
+                self._files.delete_file(self._path(step, META))
+            self._files.delete_dir(folder)
+
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self._files, fs.LocalFileSystem)
+
+    def _path(self, step: int, name: str) -> str:
+        return f"{self._root}/{_name(step)}/{name}"
 
 
-def load_latest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
-    """Step and state of the last whole checkpoint below `folder`, or None."""
-    for checkpoint in reversed(_checkpoints(folder)):
-        meta: dict[str, Any] = json.loads((checkpoint / META).read_text())
-        return int(meta["step"]), load_file(str(checkpoint / STATE))
-    return None
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 class Moments(Protocol):
@@ -102,8 +202,3 @@ def restore_state(module: nn.Module, state: dict[str, Tensor], moments: Moments)
         for name, parameter in trainable.items():
             for kind in ("weight", *MOMENTS):
                 moments.put(parameter, kind, state[f"{kind}/{name}"])
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / META).is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
 
 from mme5core.backbones import Backbone, load_backbone
 from mme5core.backbones.loading import first_line, load_config
@@ -145,6 +146,7 @@ class Encoder:
         merge_adapter: bool = True,
         attention: str | None = None,
         remote_code: bool = False,
+        quantize: str | None = None,
     ) -> Encoder:
         """An encoder from a checkpoint folder, a `train` model folder, an adapter folder or a hub id.
 
@@ -156,6 +158,7 @@ class Encoder:
             merge_adapter: fold the adapter into the weights (faster); False keeps it apart, for training.
             attention: transformers' `attn_implementation`; None: the library's choice.
             remote_code: run code that comes with the checkpoint. It can do anything that you can.
+            quantize: "nf4" holds the weights in 4 bits, as QLoRA does; needs a GPU and bitsandbytes.
 
         Raises:
             ValueError: no model there, no tokenizer or image processor beside it, an unknown family, dtype or
@@ -171,7 +174,7 @@ class Encoder:
         torch_dtype = _torch_dtype(dtype)
         config = load_config(base, remote_code=remote_code)
         backbone = load_backbone(base, config, remote_code=remote_code)
-        model = _load_model(base, torch_dtype, attention, remote_code)
+        model = _load_model(base, torch_dtype, attention, remote_code, quantize)
         if adapter is not None:
             model = _with_adapter(model, Path(adapter), merge=merge_adapter)
         encoder = cls(
@@ -182,7 +185,9 @@ class Encoder:
             base=base,
             merged_adapter=Path(adapter) if adapter is not None and merge_adapter else None,
         )
-        encoder.module.to(default_device() if device == "auto" else torch.device(device)).eval()
+        if quantize is None:  # quantised weights are where they are
+            encoder.module.to(default_device() if device == "auto" else torch.device(device))
+        encoder.module.eval()
         return encoder
 
     @property
@@ -348,8 +353,12 @@ def _torch_dtype(dtype: str) -> torch.dtype | str:
     return value
 
 
-def _load_model(base: str, dtype: torch.dtype | str, attention: str | None, remote_code: bool) -> Any:
+def _load_model(
+    base: str, dtype: torch.dtype | str, attention: str | None, remote_code: bool, quantize: str | None
+) -> Any:
     kwargs = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": remote_code}
+    if quantize is not None:
+        kwargs |= _quantised(quantize)
     try:
         try:
             return AutoModel.from_pretrained(base, **kwargs)
@@ -359,6 +368,23 @@ def _load_model(base: str, dtype: torch.dtype | str, attention: str | None, remo
             return AutoModelForCausalLM.from_pretrained(base, **kwargs)  # all that some remote code offers
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the model at {base!r}: {first_line(error)}") from None
+
+
+def _quantised(quantize: str) -> dict[str, Any]:
+    """As QLoRA (arXiv 2305.14314): NormalFloat of 4 bits, its constants quantised too, products in bfloat16."""
+    if quantize != "nf4":
+        raise ValueError(f"unknown quantize {quantize!r}; known: nf4")
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("quantize=nf4 needs a GPU and the package bitsandbytes: pip install bitsandbytes")
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+        "device_map": {"": torch.cuda.current_device()},
+    }
 
 
 def _with_adapter(model: Any, adapter: Path, *, merge: bool) -> Any:

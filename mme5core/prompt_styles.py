@@ -5,6 +5,8 @@ from __future__ import annotations
 from mme5core.types import Content
 
 DEFAULT_STYLE = "mme5"
+PICTURE_TOKENS = ("<|image|>", "<image>", "<|image_pad|>", "<|vision_start|>", "<|image_1|>")
+"""What stands for a picture in one family or another. A text that holds one would be taken for a row with a picture."""
 
 
 def _mme5(content: Content, instruction: str | None, image_prefix: str) -> str:

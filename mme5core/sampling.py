@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 ROUND_TO = 8
 
 
 class BatchSampler:
-    """Batches of one modality combination each, in which no two rows have the same positive.
+    """Batches in which no two rows have the same positive, each of one source and one modality combination.
 
-    Rows of one combination on all processes: otherwise some would run the vision tower in a step and others not,
-    and their gradients would be exchanged in different orders. A second row with the same positive would be a
-    negative of the first, and right.
+    One source: its rows ask alike, so that a batch's other documents are hard to tell from the right one. One
+    combination: all processes run the vision tower in the same steps. A second row with the same positive would be
+    a negative of the first, and right.
 
     An epoch goes through every row once. What does not fill a batch goes into a smaller one, of a multiple of
     `round_to` rows; only what is left below that waits for the next epoch's shuffle.
@@ -23,6 +23,14 @@ class BatchSampler:
         combinations: modality combination of each row.
         positive_keys: equal where two rows have the same positive.
         batch_size: rows of a batch over all processes together.
+        sources: where each row comes from; None: all from one.
+        weights: how often, relative to the others, a batch comes from a source. A source then goes round as often as
+            it takes, each time in another order, and an epoch has as many batches as without weights.
+        interleave_rows: so many rows of a batch from one source and combination, the next ones from another, as
+            VLM2Vec does (its 64); None: all of them.
+
+    Raises:
+        ValueError: no batch can be made, or the weights do not fit the sources.
     """
 
     def __init__(
@@ -33,16 +41,24 @@ class BatchSampler:
         batch_size: int,
         seed: int,
         round_to: int = ROUND_TO,
+        sources: Sequence[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        interleave_rows: int | None = None,
     ) -> None:
         if batch_size < 2:
             raise ValueError(f"batch_size must be >= 2, got {batch_size}")
-        self._rows: dict[str, list[int]] = defaultdict(list)
-        for row, combination in enumerate(combinations):
-            self._rows[combination].append(row)
+        if interleave_rows is not None and (interleave_rows < 1 or batch_size % interleave_rows):
+            raise ValueError(f"interleave_rows={interleave_rows} does not divide batch_size={batch_size}")
+        names = sources if sources is not None else [""] * len(combinations)
+        self._rows: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for row, (source, combination) in enumerate(zip(names, combinations, strict=True)):
+            self._rows[source][combination].append(row)
         self._keys = positive_keys
         self._batch_size = batch_size
-        self._round_to = min(round_to, batch_size)
+        self._unit_rows = interleave_rows or batch_size
+        self._round_to = min(round_to, self._unit_rows)
         self._seed = seed
+        self._weights = None if weights is None else self._check_weights(weights)
         self._epochs: list[list[list[int]]] = []
         if not self._epoch(0):
             raise ValueError(f"no batch: {len(combinations)} rows give no {self._round_to} with distinct positives")
@@ -66,30 +82,79 @@ class BatchSampler:
             self._epochs.append(self._plan_epoch(len(self._epochs)))
         return self._epochs[epoch]
 
+    def _check_weights(self, weights: Mapping[str, float]) -> dict[str, float]:
+        found = {source: float(weights.get(source, 0)) for source in sorted(self._rows)}
+        if unknown := sorted(weights.keys() - self._rows.keys()):
+            raise ValueError(f"a weight for {unknown[0]!r}, which has no rows; there are {sorted(self._rows)}")
+        if min(found.values()) < 0 or not sum(found.values()):
+            raise ValueError(f"weights must be >= 0, and one above: {found}")
+        return found
+
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
         random_ = random.Random(f"{self._seed} {epoch}")
-        batches: list[list[int]] = []
-        for combination in sorted(self._rows):
-            rows = list(self._rows[combination])
+        units = [unit for source in sorted(self._rows) for unit in self._units(source, random_)]
+        if self._weights is None:
+            random_.shuffle(units)
+        else:
+            units = self._weighted(len(units), self._weights, random_)
+        return units if self._unit_rows == self._batch_size else self._joined(units)
+
+    def _units(self, source: str, random_: random.Random) -> list[list[int]]:
+        """Every row of a source once, in runs of one combination and distinct positives."""
+        units: list[list[int]] = []
+        for combination in sorted(self._rows[source]):
+            rows = list(self._rows[source][combination])
             random_.shuffle(rows)
             while rows:
-                batch, rows = self._take(rows)
-                if len(batch) < self._batch_size:
-                    whole = len(batch) // self._round_to * self._round_to
-                    batch, rows = batch[:whole], batch[whole:] + rows
-                if not batch:
+                unit, rows = self._take(rows)
+                if len(unit) < self._unit_rows:
+                    whole = len(unit) // self._round_to * self._round_to
+                    unit, rows = unit[:whole], unit[whole:] + rows
+                if not unit:
                     break
-                batches.append(batch)
-        random_.shuffle(batches)
+                units.append(unit)
+        return units
+
+    def _weighted(self, count: int, weights: Mapping[str, float], random_: random.Random) -> list[list[int]]:
+        """So many units from sources drawn by weight; each source goes round and round."""
+        waiting: dict[str, list[list[int]]] = {source: [] for source in weights}
+        units = []
+        for source in random_.choices(list(weights), list(weights.values()), k=count):
+            if not waiting[source]:
+                waiting[source] = self._units(source, random_)
+                random_.shuffle(waiting[source])
+            if waiting[source]:  # a source of fewer rows than `round_to` has none
+                units.append(waiting[source].pop())
+        return units
+
+    def _joined(self, units: list[list[int]]) -> list[list[int]]:
+        """Batches of several units each; one that brings a positive once more waits for a later batch."""
+        batches: list[list[int]] = []
+        while units:
+            batch: list[int] = []
+            keys: set[Hashable] = set()
+            later = []
+            for place, unit in enumerate(units):
+                if len(batch) == self._batch_size:
+                    later += units[place:]
+                    break
+                fresh = {self._keys[row] for row in unit}
+                if len(batch) + len(unit) <= self._batch_size and not fresh & keys:
+                    batch += unit
+                    keys |= fresh
+                else:
+                    later.append(unit)
+            batches.append(batch)
+            units = later
         return batches
 
     def _take(self, rows: list[int]) -> tuple[list[int], list[int]]:
-        """The first rows with distinct positives that fill a batch, and the others in their order."""
+        """The first rows with distinct positives that fill a unit, and the others in their order."""
         batch: list[int] = []
         passed: list[int] = []
         keys = set()
         for place, row in enumerate(rows):
-            if len(batch) == self._batch_size:
+            if len(batch) == self._unit_rows:
                 return batch, passed + rows[place:]
             if self._keys[row] in keys:
                 passed.append(row)

@@ -110,13 +110,18 @@ class SynthConfig(InputJobConfig):
 
 
 class LoraConfig(_Section):
+    method: Literal["lora", "dora", "none"] = _key(
+        "lora", "the adapter's kind; none: full fine-tuning of the targets' own weights, in float32"
+    )
     rank: int = _key(8, "rank of the adapter", ge=1)
     alpha: float = _key(64.0, "scale is alpha / rank", gt=0)
+    rank_stabilised: bool = _key(False, "scale by alpha / sqrt(rank) instead")
     dropout: float = _key(0.0, "dropout on the adapter's input", ge=0, lt=1)
-    targets: Literal["language", "vision", "all"] | list[str] = _key(
-        "language", "linear layers of: language, vision, all; or a list of name endings"
+    targets: str | list[str] = _key(
+        "language", "linear layers of: language, vision, all; mme5; a list of name endings; a regular expression"
     )
     train_embeddings: bool = _key(False, "train the token embeddings too, all of them")
+    quantize: Literal["nf4"] | None = _key(None, "hold the frozen weights in 4 bits (QLoRA); needs a GPU")
 
 
 class LossConfig(_Section):
@@ -141,6 +146,12 @@ class TrainConfig(InputJobConfig):
     num_workers: int = _key(1, "training processes; the contrastive batch is split over them", rows=False, ge=1)
     use_gpu: bool | None = _key(None, "one accelerator per worker; null: if the cluster has any", rows=False)
     batch_size: int = _key(256, "contrastive batch, rows over all workers together", ge=2)
+    weights: list[float] | None = _key(
+        None, "how often batches come from each entry of input, relative; null: every row once an epoch"
+    )
+    interleave_rows: int | None = _key(
+        None, "rows of a batch from one entry of input and modality combination; null: all of them", ge=1
+    )
     num_steps: int | None = _key(None, "optimizer steps; null: num_epochs", ge=1)
     num_epochs: float = _key(1.0, "passes over the data", gt=0)
     chunk_rows: int = _key(256, "rows of one forward pass at most", ge=1)
@@ -161,11 +172,17 @@ class TrainConfig(InputJobConfig):
     loss: LossConfig = _key(LossConfig(), "the loss")
     lora: LoraConfig = _key(LoraConfig(), "the adapter")
     prompt_style: str = _key("mme5", "how contents become prompts; stored with the model")
+    remote_code: bool = _key(False, "run code that comes with the base model; it can do anything that you can")
     max_tokens: int = _key(256, "longest prompt, tokens", ge=4)
     autocast: Literal["none", "bfloat16"] = _key("none", "precision of the matrix products")
     dtype: str = _key("auto", "dtype of the frozen weights; auto: the checkpoint's own")
-    zero_stage: Literal[0, 1, 2, 3] = _key(2, "DeepSpeed ZeRO stage; 0: every worker holds all, without DeepSpeed")
+    zero_stage: Literal[0, 1, 2, 3] = _key(
+        2, "DeepSpeed ZeRO stage; 0: every worker holds all, without DeepSpeed", rows=False
+    )
     save_every: int = _key(50, "steps between checkpoints", rows=False, ge=1)
+    checkpoints: str | None = _key(
+        None, "where checkpoints go: folder, or an address such as s3://bucket/run; null: in output", rows=False
+    )
     keep_checkpoints: int = _key(2, "checkpoints kept", rows=False, ge=1)
     picture_cache_mb: int = _key(512, "prepared pictures kept in memory by each worker, MB", rows=False, ge=0)
     max_failures: int = _key(2, "restarts after a lost worker, before the job fails", rows=False, ge=0)
@@ -181,6 +198,7 @@ class EmbedCorpusConfig(InputJobConfig):
     model: str = _required("checkpoint, train's model folder, adapter folder, or hub id")
     adapter: str | None = _key(None, "adapter folder to put on the model")
     prompt_style: str | None = _key(None, "how contents become prompts; null: the one stored with the model")
+    remote_code: bool = _key(False, "run code that comes with the model; it can do anything that you can")
     instruction: InstructionConfig = _key(InstructionConfig(), "instructions by modality")
     dtype: str = _key("auto", "auto: the checkpoint's own; or float32, bfloat16, float16")
     device: str = _key("auto", "auto, cpu, cuda", rows=False)

@@ -108,9 +108,9 @@ def _count_updates(engine: Any, num_updates: int) -> None:
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """Within it every process holds the module's trainable weights whole, also under ZeRO-3."""
-    sharded = [p for p in module.parameters() if p.requires_grad and hasattr(p, "ds_id")]
+def gathered(module: nn.Module, *, frozen_too: bool) -> Iterator[None]:
+    """Within it every process holds the module's trainable weights whole, or all of them, also under ZeRO-3."""
+    sharded = [p for p in module.parameters() if hasattr(p, "ds_id") and (frozen_too or p.requires_grad)]
     if not sharded:
         yield
         return

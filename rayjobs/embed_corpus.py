@@ -176,7 +176,12 @@ class Embed:
             torch.set_num_threads(max(1, num_cpus // config["num_workers"]))
         self._config, self._rows = config, Path(rows)
         self._encoder = Encoder.load(
-            config["model"], config["adapter"], config["prompt_style"], config["device"], config["dtype"]
+            config["model"],
+            config["adapter"],
+            config["prompt_style"],
+            config["device"],
+            config["dtype"],
+            remote_code=config["remote_code"],
         )
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from mme5core.content_key import document_key
 from mme5core.images import BadImage, load_rgb
+from mme5core.prompt_styles import PICTURE_TOKENS
 from mme5core.readers.shards import InputError
 from mme5core.schemas import CONTENT
 from mme5core.types import Content, Rejected, Sample
@@ -21,6 +22,7 @@ OPTIONAL = ("task", "scores")
 MAPPED = pa.schema(
     [
         ("id", pa.string()),
+        ("source", pa.string()),
         ("instruction", pa.string()),
         ("document_instruction", pa.string()),
         ("query", CONTENT),
@@ -36,13 +38,14 @@ ROWS_PER_BATCH = 64
 
 
 class SampleTable:
-    """Samples by position, mapped from disk: memory holds three small columns."""
+    """Samples by position, mapped from disk: memory holds four small columns."""
 
     def __init__(self, file: Path) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         self.combinations: list[str] = self._table["modality_combination"].to_pylist()
         self.positive_keys: list[bytes] = self._table["positive_key"].to_pylist()
         self.tasks: list[str] = self._table["task"].to_pylist()
+        self.sources: list[str] = self._table["source"].to_pylist()
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -52,23 +55,32 @@ class SampleTable:
 
 
 def map_samples(
-    shards: Sequence[Path], file: Path, *, num_negatives: int, limit: int | None, needs_scores: bool = False
+    shards: Mapping[str, Sequence[Path]],
+    file: Path,
+    *,
+    num_negatives: int,
+    limit: int | None,
+    needs_scores: bool = False,
 ) -> Iterator[int | list[Rejected]]:
-    """Write the usable samples of `shards` to `file`; yields rows read so far, and the refused ones last.
+    """Write the usable samples to `file`; yields rows read so far, and the refused ones last.
 
     A sample is refused for fewer negatives than `num_negatives`, a content that is empty, a picture that does not
-    decode, a repeated id, a positive among its own negatives, or, with `needs_scores`, no judge's score for each.
+    decode, a text that holds a token for a picture, a repeated id, a positive among its own negatives, or, with
+    `needs_scores`, no judge's score for each.
+
+    Args:
+        shards: files by source.
 
     Raises:
         InputError: a file without the columns of a sample.
     """
     refused: list[Rejected] = []
-    seen: set[str] = set()
     num_read = 0
     temporary = file.with_name(f".{file.name}")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, MAPPED) as writer:
-        for shard in shards:
-            for rows in _batches(shard):
+        for source, files in shards.items():
+            seen: set[str] = set()
+            for rows in (rows for shard in files for rows in _batches(shard)):
                 if limit is not None:
                     rows = rows[: limit - num_read]
                 num_read += len(rows)
@@ -78,11 +90,11 @@ def map_samples(
                     if problem:
                         refused.append(problem)
                     else:
-                        kept.append(_mapped(row, num_negatives))
+                        kept.append(_mapped(row, num_negatives, source))
                 writer.write_table(pa.Table.from_pylist(kept, MAPPED))
                 yield num_read
-            if limit is not None and num_read >= limit:
-                break
+                if limit is not None and num_read >= limit:
+                    break
     temporary.rename(file)
     yield refused
 
@@ -100,8 +112,9 @@ def to_sample(row: dict[str, Any]) -> Sample:
         tuple(_content(negative) for negative in row["negatives"] or ()),
         row["instruction"],
         row["document_instruction"],
-        task=row.get("task") or "",
-        scores=tuple(row.get("scores") or ()),
+        row.get("source") or "",
+        row.get("task") or "",
+        tuple(row.get("scores") or ()),
     )
 
 
@@ -129,6 +142,8 @@ def _check(row: dict[str, Any], num_negatives: int, seen: set[str], needs_scores
         for content in (sample.query, sample.positive, *sample.negatives):
             if content.image is not None:
                 load_rgb(content.image)
+            if any(token in (content.text or "") for token in PICTURE_TOKENS):
+                return Rejected(sample_id, "picture_token_in_text", (content.text or "")[:80])
     except BadImage as error:
         return Rejected(sample_id, error.reason, error.detail)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -146,9 +161,10 @@ def _are_scores(scores: Sequence[Any], count: int) -> bool:
     return len(scores) >= count and all(isinstance(score, int | float) and 0 <= score <= 1 for score in scores[:count])
 
 
-def _mapped(row: dict[str, Any], num_negatives: int) -> dict[str, Any]:
+def _mapped(row: dict[str, Any], num_negatives: int, source: str) -> dict[str, Any]:
     sample = to_sample(row)
     return {name: row[name] for name in REQUIRED} | {
+        "source": source,
         "id": str(row["id"]),
         "negatives": row["negatives"][:num_negatives] if row["negatives"] else [],
         "task": sample.task,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pyarrow import fs
 from torch import Tensor, nn
 
-from mme5core.checkpoint import STATE, PlainMoments, collect_state, load_latest, restore_state, save_checkpoint
+from mme5core.checkpoint import META, STATE, Checkpoints, PlainMoments, collect_state, restore_state
 
 
 def state(value: float) -> dict[str, Tensor]:
@@ -35,65 +37,115 @@ def train_step(module: nn.Module, optimizer: torch.optim.Adam, step: int) -> Non
     optimizer.step()
 
 
-def test_what_was_saved_is_loaded_with_its_step(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path / "checkpoints", 7, state(1.5), keep=1)
-    loaded = load_latest(tmp_path / "checkpoints")
-    assert loaded is not None
-    assert (path.name, loaded[0]) == ("step-00000007", 7)
+def saved(checkpoints: Checkpoints, step: int, value: float) -> None:
+    checkpoints.save(step, state(value))
+    checkpoints.wait()
+
+
+@pytest.fixture(params=["a folder", "an address", "a store that is not this disk"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    if request.param == "a folder":
+        return {"place": tmp_path / "checkpoints"}
+    if request.param == "an address":
+        return {"place": f"file://{tmp_path}/checkpoints"}
+    return {"place": "checkpoints", "filesystem": fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())}
+
+
+def test_what_was_saved_is_loaded_with_its_step(tmp_path: Path, place: dict[str, Any]) -> None:
+    saved(Checkpoints(**place, keep=1), 7, 1.5)
+    loaded = Checkpoints(**place, keep=1).latest()
+    assert names(tmp_path / "checkpoints") == ["step-00000007"]
+    assert loaded is not None and loaded[0] == 7
     torch.testing.assert_close(loaded[1], state(1.5), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])
-def test_the_last_ones_by_step_are_kept(tmp_path: Path, keep: int) -> None:
+def test_the_last_ones_by_step_are_kept(tmp_path: Path, keep: int, place: dict[str, Any]) -> None:
+    checkpoints = Checkpoints(**place, keep=keep)
     for step in (2, 9, 10, 100):
-        save_checkpoint(tmp_path, step, state(step), keep=keep)
-    assert names(tmp_path) == [f"step-{step:08d}" for step in (2, 9, 10, 100)[-keep:]]
+        saved(checkpoints, step, step)
+    kept = (2, 9, 10, 100)[-keep:]
+    assert names(tmp_path / "checkpoints") == [f"step-{step:08d}" for step in kept]
+    assert checkpoints.steps() == list(kept)
 
 
-def test_the_latest_is_that_of_the_largest_step(tmp_path: Path) -> None:
-    for step in (100, 99):
-        save_checkpoint(tmp_path, step, state(step), keep=3)
-    loaded = load_latest(tmp_path)
-    assert loaded is not None and loaded[0] == 100
-
-
-def test_a_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
+def test_a_step_saved_again_replaces_the_first(tmp_path: Path, place: dict[str, Any]) -> None:
     for value in (1.0, 2.0):
-        save_checkpoint(tmp_path, 5, state(value), keep=2)
-    loaded = load_latest(tmp_path)
+        saved(Checkpoints(**place, keep=2), 5, value)
+    loaded = Checkpoints(**place, keep=2).latest()
     assert loaded is not None and loaded[1]["weight/b"].item() == 2.0
-    assert names(tmp_path) == ["step-00000005"]
+    assert names(tmp_path / "checkpoints") == ["step-00000005"]
 
 
-def test_a_half_written_checkpoint_is_ignored_and_written_over(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 5, state(1.0), keep=2)
-    for name in (".step-00000006", "step-00000008"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / STATE).write_bytes(b"half")
-    loaded = load_latest(tmp_path)
+@pytest.mark.parametrize("left", ["no meta", "half a meta", "half a state"])
+def test_what_a_kill_left_half_written_is_ignored_and_written_over(
+    left: str, tmp_path: Path, place: dict[str, Any]
+) -> None:
+    saved(Checkpoints(**place, keep=2), 5, 1.0)
+    saved(Checkpoints(**place, keep=2), 8, 2.0)
+    broken = tmp_path / "checkpoints" / "step-00000008"
+    if left == "no meta":
+        (broken / META).unlink()
+    elif left == "half a meta":
+        (broken / META).write_text((broken / META).read_text()[:-5])
+    else:
+        (broken / STATE).write_bytes((broken / STATE).read_bytes()[:-1])
+    checkpoints = Checkpoints(**place, keep=2)
+    loaded = checkpoints.latest()
     assert loaded is not None and loaded[0] == 5
-    save_checkpoint(tmp_path, 6, state(2.0), keep=2)
-    loaded = load_latest(tmp_path)
-    assert loaded is not None and loaded[0] == 6
-    torch.testing.assert_close(loaded[1], state(2.0), rtol=0, atol=0)
-    assert ".step-00000006" not in names(tmp_path)
+    saved(checkpoints, 8, 3.0)
+    loaded = checkpoints.latest()
+    assert loaded is not None and loaded[0] == 8 and loaded[1]["weight/b"].item() == 3.0
 
 
 def test_where_there_is_none_there_is_none_to_load(tmp_path: Path) -> None:
-    assert load_latest(tmp_path) is None
-    assert load_latest(tmp_path / "gone") is None
+    assert Checkpoints(tmp_path, keep=1).latest() is None
+    assert Checkpoints(tmp_path / "gone", keep=1).latest() is None
+
+
+def test_what_trains_on_does_not_change_what_is_being_written(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    values = state(1.0)
+    checkpoints.save(1, values)
+    for tensor in values.values():
+        tensor.zero_()
+    checkpoints.wait()
+    loaded = checkpoints.latest()
+    assert loaded is not None
+    torch.testing.assert_close(loaded[1], state(1.0), rtol=0, atol=0)
+
+
+def test_an_error_of_the_writer_comes_with_the_next_call(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    checkpoints = Checkpoints(tmp_path / "file", keep=1)
+    checkpoints.save(1, state(1.0))
+    with pytest.raises(OSError, match="file"):
+        checkpoints.save(2, state(2.0))
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
+    saved(Checkpoints(tmp_path, keep=1, run="one"), 1, 1.0)
+    with pytest.raises(ValueError, match="are of another run"):
+        Checkpoints(tmp_path, keep=1, run="two").latest()
+
+
+def test_an_address_that_cannot_be_opened_is_refused() -> None:
+    with pytest.raises(ValueError, match="checkpoints at nosuch://bucket/run"):
+        Checkpoints("nosuch://bucket/run", keep=1)
 
 
 def test_a_restored_run_goes_on_as_the_unbroken_one(tmp_path: Path) -> None:
     module, optimizer = trained(seed=0, num_steps=3)
-    save_checkpoint(tmp_path, 3, collect_state(module, PlainMoments(optimizer)), keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(3, collect_state(module, PlainMoments(optimizer)))
+    checkpoints.wait()
     other, other_optimizer = trained(seed=0, num_steps=3)
     for parameter in other.parameters():
         if parameter.requires_grad:
             parameter.data.zero_()
             other_optimizer.state[parameter]["exp_avg"].zero_()
             other_optimizer.state[parameter]["exp_avg_sq"].zero_()
-    loaded = load_latest(tmp_path)
+    loaded = checkpoints.latest()
     assert loaded is not None
     restore_state(other, loaded[1], PlainMoments(other_optimizer))
     train_step(module, optimizer, 3)

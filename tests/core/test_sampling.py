@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 
 from mme5core.sampling import BatchSampler
@@ -84,3 +87,60 @@ def test_rows_with_one_positive_are_no_batch() -> None:
 def test_a_batch_of_one_row_has_no_negative_and_is_refused() -> None:
     with pytest.raises(ValueError, match="batch_size must be >= 2, got 1"):
         BatchSampler(["T2T"] * 5, range(5), batch_size=1, seed=0)
+
+
+def from_sources(**options: Any) -> tuple[BatchSampler, list[str]]:
+    sources = ["a"] * 80 + ["b"] * 40
+    options = {"batch_size": 8, "seed": 0, "round_to": 4} | options
+    return BatchSampler(["T2I", "I2T"] * 60, range(120), sources=sources, **options), sources
+
+
+def test_a_batch_has_one_source() -> None:
+    sampler, sources = from_sources()
+    batches = epoch_of(sampler, 0)
+    assert all(len({(sources[row], row % 2) for row in batch}) == 1 for batch in batches)
+    assert sorted(row for batch in batches for row in batch) == list(range(120))
+
+
+def test_weights_are_shares_of_the_batches_and_a_small_source_goes_round() -> None:
+    sampler, sources = from_sources(weights={"a": 1, "b": 3})
+    batches = [batch for epoch in range(40) for batch in epoch_of(sampler, epoch)]
+    share = sum(sources[batch[0]] == "b" for batch in batches) / len(batches)
+    assert len(batches) == 40 * len(epoch_of(from_sources()[0], 0))
+    assert abs(share - 0.75) < 4 * (0.75 * 0.25 / len(batches)) ** 0.5
+    counts = Counter(row for batch in batches for row in batch if sources[row] == "b")
+    # Each round takes every row once, so that within an epoch no row comes twice more than another.
+    assert set(counts) == set(range(80, 120)) and max(counts.values()) < 2 * min(counts.values())
+    assert from_sources(weights={"a": 1, "b": 0})[0].batch(3) and not any(
+        row >= 80 for batch in epoch_of(from_sources(weights={"a": 1, "b": 0})[0], 0) for row in batch
+    )
+
+
+def test_an_interleaved_batch_has_runs_of_one_source_and_combination_and_no_positive_twice() -> None:
+    keys = [row % 31 for row in range(120)]
+    sources = ["a"] * 80 + ["b"] * 40
+    sampler = BatchSampler(["T2I", "I2T"] * 60, keys, batch_size=16, seed=0, sources=sources, interleave_rows=4)
+    batches = epoch_of(sampler, 0)
+    assert sorted(row for batch in batches for row in batch) == list(range(120))
+    full = [batch for batch in batches if len(batch) == 16]
+    assert len(full) >= 6
+    for batch in batches:
+        assert len({keys[row] for row in batch}) == len(batch)
+        runs = [batch[start : start + 4] for start in range(0, len(batch), 4)]
+        assert all(len({(sources[row], row % 2) for row in run}) == 1 for run in runs)
+    assert any(len({(sources[row], row % 2) for row in batch}) > 2 for batch in full)
+
+
+def test_weights_and_interleaving_are_functions_of_seed_and_step_alone() -> None:
+    for options in ({"weights": {"a": 1, "b": 1}}, {"interleave_rows": 4}):
+        one, other = from_sources(**options)[0], from_sources(**options)[0]
+        assert [one.batch(step) for step in (30, 2, 17)] == [other.batch(step) for step in (30, 2, 17)]
+
+
+def test_weights_that_fit_no_source_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a weight for 'c', which has no rows; there are \['a', 'b'\]"):
+        from_sources(weights={"a": 1, "c": 1})
+    with pytest.raises(ValueError, match="weights must be >= 0"):
+        from_sources(weights={"a": -1, "b": 2})
+    with pytest.raises(ValueError, match="interleave_rows=3 does not divide batch_size=8"):
+        from_sources(interleave_rows=3)

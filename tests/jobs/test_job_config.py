@@ -145,7 +145,7 @@ def test_a_bad_value_is_quoted_with_its_key_and_the_rule(override: str, words: l
 
 
 def test_a_bad_value_of_a_key_with_alternatives_is_quoted_by_the_key_alone() -> None:
-    assert refusal("train", *REQUIRED["train"], "lora.targets=5").startswith("lora.targets=5:")
+    assert refusal("train", *REQUIRED["train"], "lora.targets={a: 1}").startswith("lora.targets={'a': 1}:")
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "seed.sub=3"])

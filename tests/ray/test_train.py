@@ -68,6 +68,86 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(
     assert losses(output) == pytest.approx(losses(two_workers), abs=1e-6)
 
 
+@pytest.mark.slow
+def test_a_killed_run_resumes_on_another_number_of_workers_and_another_zero_stage(
+    two_workers: Path, samples: Path, base: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "moved"
+    args = [*train_args(samples, base, output), f"num_steps={NUM_STEPS}", f"checkpoints=file://{tmp_path}/kept"]
+
+    def ready() -> bool:
+        return (tmp_path / "kept" / "step-00000004" / "meta.json").exists()
+
+    kill_when("train", *args, "num_workers=2", "zero_stage=3", "grad_cache=true", ready=ready)
+    ended = run_job("train", *args, "num_workers=1", "zero_stage=0")
+    assert ended.code == 0, ended.stderr
+    assert losses(output) == pytest.approx(losses(two_workers), rel=1e-4)
+    contents = [Content(text="un gato"), Content(text="a dog")]
+    vectors = [Encoder.load(folder / "model").embed(contents) for folder in (output, two_workers)]
+    assert np.abs(vectors[0] - vectors[1]).max() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_every_zero_stage_gives_the_losses_and_the_model_of_the_others(
+    zero_stage: int, two_workers: Path, samples: Path, base: Path, tmp_path: Path
+) -> None:
+    ended = run_job(
+        "train",
+        *train_args(samples, base, tmp_path / "out"),
+        f"num_steps={NUM_STEPS}",
+        "num_workers=2",
+        f"zero_stage={zero_stage}",
+    )
+    assert ended.code == 0, ended.stderr
+    assert losses(tmp_path / "out") == pytest.approx(losses(two_workers), rel=1e-4)
+    contents = [Content(text="un gato"), Content(text="a dog")]
+    vectors = [Encoder.load(folder / "model").embed(contents) for folder in (tmp_path / "out", two_workers)]
+    assert np.abs(vectors[0] - vectors[1]).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_full_fine_tuning_with_every_option_of_the_loss_gives_a_model_that_loads(
+    samples: Path, base: Path, tmp_path: Path
+) -> None:
+    ended = run_job(
+        "train",
+        *train_args(samples, base, tmp_path / "out"),
+        "num_steps=4",
+        "num_workers=3",  # divides neither the batch nor its chunks
+        "zero_stage=3",
+        "lora.method=none",
+        "loss={symmetric: true, hardness: 9, margin: 0.1, matryoshka_dims: [32, 128], learn_temperature: true}",
+        "negatives=all",
+    )
+    assert ended.code == 0, ended.stderr
+    assert "train, in" in ended.stderr and "tensors:" in ended.stderr
+    assert np.isfinite(Encoder.load(tmp_path / "out" / "model").embed([Content(text="a dog")])).all()
+    last = json.loads((tmp_path / "out" / "log" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(last["temperatures"]) == {"classification", "retrieval", "vqa"}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lora.targets=[nope]", "match no linear layer; known: language, vision, all, mme5"),
+        ("batch_size=100000", "batch_size=100000 is larger than the data"),
+        ("loss.matryoshka_dims=[4096]", "4096 does not fit vectors of width 128"),
+        ("loss.kind=soft_label_kl", "no_scores"),
+        ("weights=[1, 2]", "2 numbers for 1 entries of input"),
+        pytest.param("lora.quantize=nf4", "needs a GPU and the package bitsandbytes", marks=pytest.mark.slow),
+        pytest.param("checkpoints=nosuch://b/run", "checkpoints at nosuch://b/run", marks=pytest.mark.slow),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_one_line_before_the_first_step(
+    override: str, words: str, samples: Path, base: Path, tmp_path: Path
+) -> None:
+    ended = run_job("train", *train_args(samples, base, tmp_path / "out"), "num_steps=2", override)
+    assert ended.code == 2, ended.stderr
+    assert words in ended.summary["reason"]
+    assert "Traceback" not in ended.stderr and not (tmp_path / "out" / "log" / "metrics.jsonl").exists()
+
+
 def test_samples_with_too_few_negatives_are_refused_by_name(samples: Path, base: Path, tmp_path: Path) -> None:
     ended = run_job("train", *train_args(samples, base, tmp_path / "out"), "num_negatives=2")
     assert ended.code == 2

@@ -41,13 +41,25 @@ def row(sample_id: str, **changes: Any) -> Row:
 
 
 def mapped(
-    tmp_path: Path, *shards: list[Row], num_negatives: int = 1, limit: int | None = None
+    tmp_path: Path,
+    *shards: list[Row],
+    num_negatives: int = 1,
+    limit: int | None = None,
+    needs_scores: bool = False,
 ) -> tuple[SampleTable, list[Rejected], list[int]]:
-    schema = pa.schema([field for field in MAPPED if field.name not in ("modality_combination", "positive_key")])
+    schema = pa.schema(
+        [field for field in MAPPED if field.name not in ("modality_combination", "positive_key", "source")]
+    )
     files = [tmp_path / f"{number}.parquet" for number in range(len(shards))]
     for file, rows in zip(files, shards, strict=True):
         pq.write_table(pa.Table.from_pylist(rows, schema), file)
-    *progress, refused = map_samples(files, tmp_path / "mapped.arrow", num_negatives=num_negatives, limit=limit)
+    *progress, refused = map_samples(
+        {"all": files},
+        tmp_path / "mapped.arrow",
+        num_negatives=num_negatives,
+        limit=limit,
+        needs_scores=needs_scores,
+    )
     assert isinstance(refused, list)
     return SampleTable(tmp_path / "mapped.arrow"), refused, [int(str(count)) for count in progress]
 
@@ -69,6 +81,7 @@ def test_a_sample_comes_back_as_it_was_with_the_first_of_its_negatives(tmp_path:
         (Content("negative"),),
         "Find:",
         "Represent:",
+        "all",
     )
     assert (samples[0], refused) == (expected, [])
     assert samples.combinations == ["IT2T"]
@@ -147,7 +160,7 @@ def test_without_negatives_wanted_none_are_kept(tmp_path: Path) -> None:
 def test_a_query_that_is_a_plain_string_is_refused(tmp_path: Path) -> None:
     plain = [row("a") | {"query": "a cat", "positive": "cat", "negatives": ["dog"]}]
     pq.write_table(pa.Table.from_pylist(plain), tmp_path / "a.parquet")
-    *_, refused = map_samples([tmp_path / "a.parquet"], tmp_path / "mapped.arrow", num_negatives=1, limit=None)
+    *_, refused = map_samples({"all": [tmp_path / "a.parquet"]}, tmp_path / "mapped.arrow", num_negatives=1, limit=None)
     assert isinstance(refused, list) and reasons(refused) == [("a", "bad_content")]
 
 
@@ -156,10 +169,42 @@ def test_a_file_without_a_column_of_samples_or_none_at_all_is_an_input_error(tmp
     (tmp_path / "b.parquet").write_bytes(b"half")
     for name, message in (("a.parquet", "no column 'positive'; it has id, query"), ("b.parquet", "cannot be read")):
         with pytest.raises(InputError, match=message):
-            list(map_samples([tmp_path / name], tmp_path / "mapped.arrow", num_negatives=1, limit=None))
+            list(map_samples({"all": [tmp_path / name]}, tmp_path / "mapped.arrow", num_negatives=1, limit=None))
     assert not (tmp_path / "mapped.arrow").exists()
 
 
 def test_values_are_counted_by_name() -> None:
     assert count_by(["T2I", "I2T", "T2I"]) == {"I2T": 1, "T2I": 2}
     assert count_by([]) == {}
+
+
+@pytest.mark.parametrize("token", ["<|image|>", "<image>", "<|image_1|>\n"])
+def test_a_text_that_would_be_taken_for_a_picture_is_refused(token: str, tmp_path: Path) -> None:
+    rows = [row("a", query=content(f"{token}what is it?")), row("b", negatives=[content(token)]), row("c")]
+    samples, refused, _ = mapped(tmp_path, rows)
+    assert ids(samples) == ["c"]
+    assert reasons(refused) == [("a", "picture_token_in_text"), ("b", "picture_token_in_text")]
+
+
+def test_where_scores_are_needed_every_candidate_must_have_one(tmp_path: Path) -> None:
+    rows = [
+        row("a", scores=[0.5, 0.25, 1.0], task="vqa"),
+        row("b", scores=[0.5]),
+        row("c", scores=[0.5, 1.5, 0.0]),
+        row("d"),
+        row("e", scores=[0.5, None, 0.1]),
+    ]
+    samples, refused, _ = mapped(tmp_path, rows, needs_scores=True)
+    assert ids(samples) == ["a"] and samples[0].scores == (0.5, 0.25) and samples.tasks == ["vqa"]
+    assert reasons(refused) == [(name, "no_scores") for name in "bcde"]
+    assert ids(mapped(tmp_path, rows)[0]) == ["a", "b", "c", "d", "e"]
+
+
+def test_every_source_has_ids_of_its_own(tmp_path: Path) -> None:
+    mapped(tmp_path, [row("a"), row("b")])
+    for _ in map_samples(
+        {"x": [tmp_path / "0.parquet"], "y": [tmp_path / "0.parquet"]}, tmp_path / "two.arrow", num_negatives=1, limit=3
+    ):
+        pass
+    samples = SampleTable(tmp_path / "two.arrow")
+    assert list(zip(ids(samples), samples.sources, strict=True)) == [("a", "x"), ("b", "x"), ("a", "y")]

@@ -1,0 +1,112 @@
+"""What trains: an adapter on the layers that are meant, or the model's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mme5core import Content, Encoder
+from mme5core.adapters import MME5, add_adapter, resolve_targets, train_weights
+from tests.core.backbones.families import build
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    root = tmp_path_factory.mktemp("adapters")
+
+    def loaded(family: str) -> Any:
+        folder = root / family
+        return Encoder.load(folder if folder.is_dir() else build(family, folder), device="cpu").module.model
+
+    return loaded
+
+
+def endings(names: list[str]) -> set[str]:
+    return {name.split(".")[-1] for name in names}
+
+
+@pytest.mark.parametrize("family", ["mllama", "qwen2_vl", "qwen3_vl", "llava_next", "clip"])
+def test_the_towers_are_meant_by_name_and_do_not_overlap(family: str, model_of: Callable[[str], Any]) -> None:
+    model = model_of(family)
+    language, vision, every = (resolve_targets(model, name) for name in ("language", "vision", "all"))
+    assert language and vision and sorted(language + vision) == sorted(every)
+    linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    # What joins the towers belongs to neither.
+    assert {name for name in linears - set(every) if "projector" not in name and "projection" not in name} == set()
+
+
+def test_mme5s_endings_mean_another_adapter_on_another_family(model_of: Callable[[str], Any]) -> None:
+    on_mllama = resolve_targets(model_of("mllama"), "mme5")
+    assert endings([name for name in on_mllama if "language_model" in name]) == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "down_proj"
+    }  # fmt: skip
+    assert endings([name for name in on_mllama if "vision_model" in name]) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert on_mllama == resolve_targets(model_of("mllama"), MME5)
+    assert not [name for name in resolve_targets(model_of("qwen2_vl"), "mme5") if "visual" in name]
+
+
+def test_a_pattern_is_found_in_the_full_name(model_of: Callable[[str], Any]) -> None:
+    found = resolve_targets(model_of("mllama"), r"language_model\.layers\.0\..*(q|v)_proj$")
+    assert len(found) == 2 and all("layers.0." in name for name in found)
+    assert endings(resolve_targets(model_of("mllama"), ["gate_proj", "fc1"])) == {"gate_proj", "fc1"}
+
+
+@pytest.mark.parametrize("targets", ["langage", ["nope"], "layers.77"])
+def test_targets_that_match_nothing_are_refused_with_what_there_is(
+    targets: Any, model_of: Callable[[str], Any]
+) -> None:
+    with pytest.raises(ValueError, match=r"match no linear layer; known: language, vision, all, mme5, .*down_proj"):
+        resolve_targets(model_of("mllama"), targets)
+    with pytest.raises(ValueError, match=r"'\(' is no regular expression"):
+        resolve_targets(model_of("mllama"), "(")
+
+
+@pytest.mark.parametrize("kind", [{}, {"use_dora": True}, {"rank_stabilised": True}])
+def test_every_kind_of_adapter_travels_and_merges_to_the_same_vectors(
+    kind: dict[str, bool], tmp_path: Path, base: Path
+) -> None:
+    encoder = Encoder.load(base, device="cpu")
+    encoder.module.model = add_adapter(
+        encoder.module.model, rank=4, alpha=8, dropout=0.1, targets="all", train_embeddings=False, **kind
+    )
+    with torch.no_grad():
+        for name, parameter in encoder.module.named_parameters():
+            if parameter.requires_grad and ("lora_B" in name or "magnitude" in name):
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    contents = [Content("a cat"), Content("a dog on a red sofa")]
+    expected = encoder.embed(contents)
+    encoder.save(tmp_path / "model")
+    assert abs(Encoder.load(base).embed(contents) - expected).max() > 1e-3
+    assert abs(Encoder.load(tmp_path / "model").embed(contents) - expected).max() < 1e-5
+
+
+def test_the_rank_stabilised_scale_is_alpha_over_the_root_of_the_rank(model_of: Callable[[str], Any]) -> None:
+    for rank_stabilised, scale in ((False, 8 / 4), (True, 8 / 4**0.5)):
+        model = add_adapter(
+            model_of("mllama"), rank=4, alpha=8, dropout=0.0, targets=["q_proj"], train_embeddings=False,
+            rank_stabilised=rank_stabilised,
+        )  # fmt: skip
+        scales = {m.scaling["default"] for m in model.modules() if hasattr(m, "scaling")}
+        assert scales == {scale}
+
+
+def test_full_fine_tuning_trains_what_is_meant_and_is_saved_whole(base: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(base, device="cpu")
+    model = encoder.module.model
+    every = train_weights(model, targets="all", train_embeddings=False)
+    assert every == [name for name, _ in model.named_parameters()]
+    language = train_weights(model, targets="language", train_embeddings=False)
+    assert language and all("language_model" in name for name in language)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == language
+    some = train_weights(model, targets=["q_proj"], train_embeddings=True)
+    assert {name.split(".")[-2] for name in some} == {"q_proj", "embed_tokens"}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    expected = encoder.embed([Content("a cat")])
+    encoder.save(tmp_path / "model", include_base=True)
+    assert abs(Encoder.load(tmp_path / "model").embed([Content("a cat")]) - expected).max() < 1e-6
