@@ -13,6 +13,7 @@ from PIL import Image
 from mme5core.adapters import add_adapter
 from mme5core.demo.base_model import build_base
 from mme5core.encoder import Encoder
+from mme5core.objective import Objective
 from mme5core.sampling import BatchSampler
 from mme5core.training import PlainEngine, fit
 from mme5core.types import Content, Sample
@@ -54,10 +55,11 @@ def main() -> None:
         encoder,
         data,
         BatchSampler(["T2I"] * len(data), range(len(data)), batch_size=BATCH_SIZE, seed=0),
+        objective=Objective(0.05),
+        grad_cache=True,
         num_steps=NUM_STEPS,
         learning_rate=3e-3,
         warmup_ratio=0.1,
-        temperature=0.05,
         num_negatives=1,
         autocast="bfloat16",
     )

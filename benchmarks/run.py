@@ -16,11 +16,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, embedding
+from benchmarks import attention, embedding, training
 from rayjobs.output import versions
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = {"embed_over_bare_forward": embedding.run, "eager_over_fused_backward": attention.run}
+BENCHMARKS = {
+    "embed_over_bare_forward": embedding.run,
+    "eager_over_fused_backward": attention.run,
+    "train_step": training.run,
+}
 
 
 def best_of(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

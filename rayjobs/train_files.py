@@ -25,3 +25,17 @@ def make_sampler(samples: SampleTable, config: dict[str, Any]) -> BatchSampler:
         weights=None if weights is None else {f"input[{place}]": weight for place, weight in enumerate(weights)},
         interleave_rows=config["interleave_rows"],
     )
+
+
+def check_owner(work: Path, owner: str) -> None:
+    """Stop the workers of a run whose driver was killed: they may live on while the next run is under way.
+
+    Raises:
+        RuntimeError: the folder belongs to another run by now.
+    """
+    try:
+        found = (work / OWNER).read_text()
+    except FileNotFoundError:
+        found = ""
+    if found != owner:
+        raise RuntimeError("another run of this folder has taken over")

@@ -22,7 +22,7 @@ from mme5core.readers.samples import SampleTable
 from mme5core.training import StepResult, fit
 from rayjobs import deepspeed_engine
 from rayjobs.output import write_json
-from rayjobs.train_files import LOG, OWNER, REFUSED, SUMMARY, make_sampler
+from rayjobs.train_files import LOG, REFUSED, SUMMARY, check_owner, make_sampler
 
 
 @dataclass
@@ -100,7 +100,7 @@ def _run(job: dict[str, Any], loaded: Loaded) -> None:
     if is_chief:
         _cut_log(folder / LOG, first_step)
     for result in _steps(job, loaded, engine, first_step):
-        _check_owner(work, job["owner"])
+        check_owner(work, job["owner"])
         if is_chief:
             with (folder / LOG).open("a") as log:
                 log.write(json.dumps(asdict(result) | {"time": time.time()}) + "\n")
@@ -116,7 +116,7 @@ def _run(job: dict[str, Any], loaded: Loaded) -> None:
             staged = folder / f".model-{job['owner']}"  # as deep as `model`: it names its base by a relative path too
             shutil.rmtree(staged, ignore_errors=True)
             encoder.save(staged, include_base=_is_full(config))
-            _check_owner(work, job["owner"])
+            check_owner(work, job["owner"])
             staged.rename(folder / "model")
 
 
@@ -211,20 +211,6 @@ def _write_model_card(work: Path, encoder: Encoder) -> None:
             "parameters": sum(p.numel() for p in model.parameters()),
         },
     )
-
-
-def _check_owner(work: Path, owner: str) -> None:
-    """Stop the workers of a run whose driver was killed: they may live on while the next run is under way.
-
-    Raises:
-        RuntimeError: the folder belongs to another run by now.
-    """
-    try:
-        found = (work / OWNER).read_text()
-    except FileNotFoundError:
-        found = ""
-    if found != owner:
-        raise RuntimeError("another run of this folder has taken over")
 
 
 def _cut_log(log: Path, first_step: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mme5core.backbones.protocol import (
     Features,
@@ -58,16 +59,24 @@ class Mllama:
         return inputs
 
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
+        """The projected states of each picture's real tiles.
+
+        The mask hides those of padding tiles from every token, and they would be most of a small picture's memory.
+        """
         base = base_model(model)
         inputs = {name: torch.stack([picture[name] for picture in pictures]) for name in PIXELS}
-        # [B, 1, tiles, patches, D]: one picture a row, and to the cross-attention all its tiles are one sequence.
-        state = base.multi_modal_projector(base.vision_model(**inputs).last_hidden_state)
-        return [(picture_SD,) for picture_SD in state.flatten(1, -2)]
+        # [B, 1, tiles, patches, D]: to the cross-attention the tiles of a picture are one sequence.
+        state = base.multi_modal_projector(base.vision_model(**inputs).last_hidden_state)[:, 0]
+        num_tiles = inputs["aspect_ratio_mask"].sum(dim=(1, 2)).tolist()
+        return [(state[row, :count].flatten(0, 1).clone(),) for row, count in enumerate(num_tiles)]
 
     def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
         if features is not None:
             inputs = {name: value for name, value in inputs.items() if name not in PIXELS}
-            inputs["cross_attention_states"] = torch.stack([feature for (feature,) in features])
+            states = pad_sequence([feature for (feature,) in features], batch_first=True)
+            num_tiles = states.shape[1] // base_model(model).vision_model.num_patches
+            inputs["cross_attention_states"] = states
+            inputs["cross_attention_mask"] = inputs["cross_attention_mask"][..., :num_tiles]
         state_BSD = model(**inputs, use_cache=False).last_hidden_state
         return last_real_state(state_BSD, inputs["attention_mask"])
 

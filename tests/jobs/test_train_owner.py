@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.train import OWNER, _check_owner
+from rayjobs.train_files import OWNER, check_owner
 
 
 def test_a_worker_goes_on_only_while_the_folder_is_its_own_runs(tmp_path: Path) -> None:
     (tmp_path / OWNER).write_text("first")
-    _check_owner(tmp_path, "first")
+    check_owner(tmp_path, "first")
     (tmp_path / OWNER).write_text("second")
     with pytest.raises(RuntimeError, match="another run"):
-        _check_owner(tmp_path, "first")
+        check_owner(tmp_path, "first")
     (tmp_path / OWNER).unlink()  # the next run has finished and cleared its work
     with pytest.raises(RuntimeError, match="another run"):
-        _check_owner(tmp_path, "first")
+        check_owner(tmp_path, "first")

@@ -11,7 +11,7 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mme5core.demo.base_model import build_base
+from mme5core.demo.base_model import open_cross_attention
 
 TEXTS = ["a cat", "a dog on a red sofa, asleep", "un gatto", "собака", "猫", "Represent the given image.", "x"] * 9
 WIDTH = 64
@@ -63,7 +63,28 @@ def make_tokenizer(*special: str, bos: bool = True) -> tf.PreTrainedTokenizerFas
 
 
 def mllama(folder: Path) -> None:
-    build_base(folder, TEXTS)
+    """Of four tiles; the demo's has one."""
+    tokenizer = make_tokenizer("<|image|>")
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", tokenizer.bos_token_id)]
+    )
+    vision = {key: value for key, value in CLIP_VISION.items() if key not in ("model_type", "num_attention_heads")} | {
+        "attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "vision_output_dim": 96,
+        "max_num_tiles": 4,
+        "intermediate_layers_indices": [1],
+    }
+    text = TEXT | {"vocab_size": len(tokenizer), "num_hidden_layers": 4, "cross_attention_layers": [1, 3]}
+    text |= {"pad_token_id": tokenizer.pad_token_id, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    config = tf.MllamaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<|image|>")
+    )
+    model = tf.MllamaForConditionalGeneration(config)
+    pixels = tf.MllamaImageProcessor(size={"height": 28, "width": 28}, max_image_tiles=4, do_resize=True, do_pad=True)
+    _save(folder, model, tokenizer, pixels)
 
 
 def qwen2_vl(folder: Path) -> None:
@@ -239,6 +260,7 @@ def _save(folder: Path, model: Any, tokenizer: Any, pixels: Any) -> None:
         for name, parameter in model.named_parameters():
             if "norm" not in name and parameter.ndim > 1:
                 parameter.normal_(std=0.12)
+    open_cross_attention(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pixels.save_pretrained(folder)
