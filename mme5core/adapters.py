@@ -81,7 +81,16 @@ def add_adapter(
         use_dora=use_dora,
         use_rslora=rank_stabilised,
     )
-    return get_peft_model(model, config)  # type: ignore[return-value, arg-type]
+    dtype = next(model.parameters()).dtype
+    adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    for name, module in adapted.named_modules():
+        if train_embeddings and name.endswith("embed_tokens"):
+            # In bfloat16 a small step on a weight is lost in rounding; what it gives is of the model's own dtype.
+            module.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted  # type: ignore[return-value]
 
 
 def train_weights(model: nn.Module, *, targets: str | Sequence[str], train_embeddings: bool) -> list[str]:

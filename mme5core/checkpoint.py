@@ -46,11 +46,12 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def save(self, step: int, state: dict[str, Tensor]) -> None:
-        """Write the state beside what goes on, after the one before it; an error comes with the next call."""
+        """Write the state beside what goes on, after the one before it; an error comes with the next call.
+
+        The tensors must not be changed any more: `collect_state` gives copies.
+        """
         self.wait()
-        # Training changes the tensors in place; what is written must be of this step.
-        held = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-        self._writing = self._thread.submit(self._write, step, held)
+        self._writing = self._thread.submit(self._write, step, {n: t.cpu().contiguous() for n, t in state.items()})
 
     def wait(self) -> None:
         """Until all that was saved is written.
@@ -65,15 +66,17 @@ class Checkpoints:
     def latest(self) -> tuple[int, dict[str, Tensor]] | None:
         """Step and state of the last whole checkpoint, or None."""
         steps = self.steps()
-        if not steps:
-            return None
-        path = self._path(steps[-1], STATE)
+        return (steps[-1], self.load(steps[-1])) if steps else None
+
+    def load(self, step: int) -> dict[str, Tensor]:
+        """The state of a whole checkpoint."""
+        path = self._path(step, STATE)
         if self._is_local:
-            return steps[-1], load_file(path)
+            return load_file(path)
         with tempfile.TemporaryDirectory() as folder:
             copy = str(Path(folder) / STATE)
             fs.copy_files(path, copy, source_filesystem=self._files, destination_filesystem=fs.LocalFileSystem())
-            return steps[-1], load_file(copy)
+            return load_file(copy)
 
     def steps(self) -> list[int]:
         """Of the whole checkpoints, in their order.
@@ -106,11 +109,16 @@ class Checkpoints:
             self._drop(old)
 
     def _is_whole(self, step: int) -> bool:
-        try:
-            with self._files.open_input_stream(self._path(step, META)) as stream:
-                meta: dict[str, Any] = json.loads(stream.read())
-        except (OSError, ValueError):
+        path = self._path(step, META)
+        (info,) = self._files.get_file_info([path])
+        if info.type != fs.FileType.File:
             return False
+        # An error of the store is no answer: taken for "not whole", training would begin anew and write over it.
+        with self._files.open_input_stream(path) as stream:
+            try:
+                meta: dict[str, Any] = json.loads(stream.read())
+            except ValueError:
+                return False
         if meta.get("run") != self._run:
             raise ValueError(f"checkpoints at {self._place} are of another run, of other settings, data or model")
         (info,) = self._files.get_file_info([self._path(step, STATE)])
@@ -177,13 +185,19 @@ class PlainMoments:
         self.get(parameter, kind).copy_(value)
 
 
-def collect_state(module: nn.Module, moments: Moments) -> dict[str, Tensor]:
-    """Weights and moments of every trainable parameter, by name."""
+def collect_state(module: nn.Module, moments: Moments, *, keep: bool = True) -> dict[str, Tensor]:
+    """Weights and moments of every trainable parameter, by name, copied off the device one by one.
+
+    Args:
+        keep: False for a process that only takes part in the gathering.
+    """
     state = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             for kind in ("weight", *MOMENTS):
-                state[f"{kind}/{name}"] = moments.get(parameter, kind).detach().clone()
+                value = moments.get(parameter, kind)
+                if keep:
+                    state[f"{kind}/{name}"] = value.detach().to("cpu", copy=True)
     return state
 
 

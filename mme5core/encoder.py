@@ -321,6 +321,8 @@ class Encoder:
             (model.merge_and_unload() if is_adapted else model).save_pretrained(folder)
             self.backbone.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
             self.backbone.image_processor.save_pretrained(folder)  # type: ignore[attr-defined]
+            if hasattr(self.backbone, "processor"):
+                self.backbone.processor.save_pretrained(folder)
         else:
             if is_adapted:
                 model.save_pretrained(folder)

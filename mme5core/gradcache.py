@@ -69,14 +69,18 @@ class PlainEngine:
         return self._grad_norm
 
     def _reduce(self, parameters: Sequence[nn.Parameter]) -> None:
-        """What torch's DDP does, but once for all backward passes of a step, and also for weights that got none."""
+        """What torch's DDP does, but once for all backward passes of a step, and also for weights that got none: left
+        out, they would not count the step in Adam's bias correction, as they do in DeepSpeed's flat groups."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         if world_size() == 1:
             return
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         total = sum_over_processes(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
         self.num_reductions += 1
         for parameter, part in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = part.view_as(parameter)
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
 
 
 def contrastive_backward(
@@ -112,15 +116,16 @@ def contrastive_backward(
     # The engine averages over processes, and each holds other chunks: their sum is wanted.
     scale = float(world_size())
     with engine.coalesce_grad_reduction():
-        if held is not None:
+        if held is not None and held.requires_grad:
             weight_N = torch.cat([held.new_full((len(batch.rows), 1), batch.weight) for batch in batches])
             rows = [row for batch in batches for row in batch.rows]
             engine.backward((held * (gradient_ND[rows] * weight_N)).sum() * scale)
-        else:
+        elif held is None:
             for batch in batches:  # step 3
                 with autocast():
                     again = engine([batch])
-                engine.backward((again * gradient_ND[batch.rows]).sum() * (scale * batch.weight))
+                if again.requires_grad:  # no text does, where only the vision tower trains
+                    engine.backward((again * gradient_ND[batch.rows]).sum() * (scale * batch.weight))
     return loss
 
 

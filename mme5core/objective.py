@@ -97,6 +97,8 @@ class TaskTemperatures(nn.Module):
 
     def __init__(self, tasks: Sequence[str], initial: float, *, learning_rate: float) -> None:
         super().__init__()
+        if not self.LOWEST <= initial <= self.HIGHEST:
+            raise ValueError(f"a temperature to learn begins between {self.LOWEST} and {self.HIGHEST}, got {initial}")
         self.tasks = sorted(set(tasks))
         self.logarithm = nn.Parameter(torch.full((len(self.tasks),), math.log(initial)))
         self.optimizer = torch.optim.Adam([self.logarithm], lr=learning_rate)
@@ -104,10 +106,17 @@ class TaskTemperatures(nn.Module):
     def forward(self, tasks: Sequence[str]) -> Tensor:
         """[B]: each row's temperature."""
         places = torch.tensor([self.tasks.index(task) for task in tasks], device=self.logarithm.device)
-        return self.logarithm.exp().clamp(self.LOWEST, self.HIGHEST)[places]
+        return self.logarithm.exp()[places]
+
+    def step(self) -> None:
+        """Update by the gradients, within the bounds: beyond them none would lead back."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.logarithm.clamp_(math.log(self.LOWEST), math.log(self.HIGHEST))
 
     def by_task(self) -> dict[str, float]:
-        values = self.logarithm.detach().exp().clamp(self.LOWEST, self.HIGHEST).tolist()
+        values = self.logarithm.detach().exp().tolist()
         return dict(zip(self.tasks, values, strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -131,7 +140,8 @@ class TaskTemperatures(nn.Module):
         with torch.no_grad():
             self.logarithm.copy_(found.pop("weight"))  # type: ignore[arg-type]
         step = {"step": torch.tensor(float(num_updates))}
-        self.optimizer.state[self.logarithm] = step | found
+        moments = {kind: value.to(self.logarithm.device) for kind, value in found.items() if value is not None}
+        self.optimizer.state[self.logarithm] = step | moments
 
 
 def _soft_label(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from mme5core.types import Content
 
 DEFAULT_STYLE = "mme5"
-PICTURE_TOKENS = ("<|image|>", "<image>", "<|image_pad|>", "<|vision_start|>", "<|image_1|>")
+PICTURE_TOKENS = (
+    "<|image|>",
+    "<image>",
+    "<|image_pad|>",
+    "<|vision_start|>",
+    "<|image_1|>",
+    "[IMG]",
+    "<image_soft_token>",
+)
 """What stands for a picture in one family or another. A text that holds one would be taken for a row with a picture."""
 
 

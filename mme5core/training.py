@@ -124,7 +124,7 @@ def fit(
 
     Args:
         optimizer: whose learning rate is set at every step.
-        temperatures: learnt beside the model, one for each task, in place of the objective's.
+        temperatures: learnt beside the model, one for each task, in place of the objective's; on its device.
         grad_cache: keep the activations of one chunk only, at the price of a second forward pass.
         tower_once: where nothing in the vision tower trains, run it once for each distinct picture of a step.
         chunk_rows, max_chunk_tokens: of one forward pass at most.
@@ -300,7 +300,7 @@ def _share(
             for value in (contrast.labels.positive_ids, contrast.labels.negative_ids, contrast.labels.scores)
         )
     )
-    temperature = None if temperatures is None else temperatures.to(device)(contrast.tasks)
+    temperature = None if temperatures is None else temperatures(contrast.tasks)
     return objective.share(query_BD, positive_BD, negative_BKD, labels, rows=rows, temperature=temperature)
 
 
@@ -308,8 +308,7 @@ def _step_temperatures(temperatures: TaskTemperatures) -> None:
     gradient = temperatures.logarithm.grad
     assert gradient is not None
     sum_over_processes(gradient)
-    temperatures.optimizer.step()
-    temperatures.optimizer.zero_grad(set_to_none=True)
+    temperatures.step()
 
 
 def _seed(*numbers: int) -> int:

@@ -55,6 +55,7 @@ def build(module: nn.Module, config: dict[str, Any]) -> Any:
     )
     if config["zero_stage"] == 3:
         _count_updates(engine, 0)
+        _forget_old_gradients(engine)
     return engine
 
 
@@ -105,6 +106,18 @@ def _count_updates(engine: Any, num_updates: int) -> None:
     would count: the first real update would be corrected as the second."""
     for state in engine.optimizer.optimizer.state.values():
         state["step"] = torch.as_tensor(float(num_updates))
+
+
+def _forget_old_gradients(engine: Any) -> None:
+    """ZeRO-3 keeps a weight's gradient of the step before where a step gives it none, as a step of texts gives none to
+    what only pictures use: without this the optimizer would apply it again."""
+    coalesce = engine.coalesce_grad_reduction
+
+    def from_zero() -> Any:
+        engine.optimizer.grad_partitions_flat_buffer.zero_()
+        return coalesce()
+
+    engine.coalesce_grad_reduction = from_zero
 
 
 @contextmanager

@@ -74,6 +74,8 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(
             f"batch_size={config.batch_size} leaves some of num_workers={config.num_workers} without a row"
         )
+    if config.lora.quantize and (config.lora.method == "none" or config.zero_stage == 3):
+        raise ConfigError("lora.quantize: weights in 4 bits can neither train themselves nor be sharded by ZeRO-3")
     if config.loss.kind == "soft_label_kl" and not config.num_negatives:
         raise ConfigError("loss.kind=soft_label_kl compares hard negatives: num_negatives must be >= 1")
     try:
@@ -143,6 +145,7 @@ def _train(ray: Any, config: TrainConfig, folder: JobFolder, num_steps: int) -> 
             "work": str(folder.work),
             "owner": owner,
             "fingerprint": folder.run.fingerprint,
+            "use_gpu": use_gpu,
             "num_steps": num_steps,
             "threads": _threads_per_worker(config.num_workers) if not use_gpu else 0,
         },
@@ -179,6 +182,8 @@ def _train(ray: Any, config: TrainConfig, folder: JobFolder, num_steps: int) -> 
 
 
 def _worker(job: dict[str, Any]) -> None:
+    if not job["use_gpu"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves a worker without GPUs all that it could see
     from rayjobs.train_worker import train_worker  # torch, which the driver does not need
 
     train_worker(job)
@@ -237,7 +242,8 @@ def _read_summary(folder: JobFolder) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     lines = (folder.path / LOG).read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    return {"training": summary | {"first_loss": losses[0], "last_loss": losses[-1]}}
+    ends = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}  # a lost folder has lost its log
+    return {"training": summary | ends}
 
 
 def main() -> None:

@@ -33,7 +33,6 @@ class Loaded:
     samples: SampleTable
     temperatures: TaskTemperatures | None
     checkpoints: Checkpoints
-    resumed: tuple[int, dict[str, torch.Tensor]] | None
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -81,7 +80,8 @@ def _load(job: dict[str, Any]) -> Loaded:
     checkpoints = Checkpoints(
         config["checkpoints"] or folder / "checkpoints", keep=config["keep_checkpoints"], run=job["fingerprint"]
     )
-    return Loaded(encoder, samples, _temperatures(config, samples.tasks), checkpoints, checkpoints.latest())
+    temperatures = _temperatures(config, samples.tasks)
+    return Loaded(encoder, samples, temperatures.to(device) if temperatures else None, checkpoints)
 
 
 def _run(job: dict[str, Any], loaded: Loaded) -> None:
@@ -90,13 +90,14 @@ def _run(job: dict[str, Any], loaded: Loaded) -> None:
     if is_chief:
         _write_model_card(work, encoder)
     engine, moments = _build_engine(encoder.module, config)
-    first_step = 0
-    if loaded.resumed:
-        first_step, state = loaded.resumed
+    first_step = _last_checkpoint(loaded.checkpoints)
+    if first_step:
+        state = loaded.checkpoints.load(first_step)
         if temperatures is not None:
             temperatures.load_tensors(state, num_updates=first_step)
         moments.create(first_step)
         restore_state(encoder.module, state, moments)
+        del state
     if is_chief:
         _cut_log(folder / LOG, first_step)
     for result in _steps(job, loaded, engine, first_step):
@@ -105,7 +106,7 @@ def _run(job: dict[str, Any], loaded: Loaded) -> None:
             with (folder / LOG).open("a") as log:
                 log.write(json.dumps(asdict(result) | {"time": time.time()}) + "\n")
         if result.step % config["save_every"] == 0 or result.step == job["num_steps"]:
-            state = collect_state(encoder.module, moments)
+            state = collect_state(encoder.module, moments, keep=is_chief)
             if temperatures is not None:
                 state |= temperatures.tensors()
             if is_chief:
@@ -136,13 +137,21 @@ def _steps(job: dict[str, Any], loaded: Loaded, engine: Any, first_step: int) ->
         warmup_ratio=config["warmup_ratio"],
         num_negatives=config["num_negatives"],
         grad_cache=config["grad_cache"],
-        tower_once=config["tower_once"],
+        # Under ZeRO-3 the tower is sharded: passes over each process's own pictures would not be the same in number.
+        tower_once=config["tower_once"] and config["zero_stage"] < 3,
         chunk_rows=config["chunk_rows"],
         max_chunk_tokens=config["chunk_tokens"],
         seed=config["seed"],
         autocast=config["autocast"],
         picture_cache_bytes=config["picture_cache_mb"] << 20,
     )
+
+
+def _last_checkpoint(checkpoints: Checkpoints) -> int:
+    """The step to go on from, 0 for none: the first process looks, so that all go on from the same."""
+    steps = checkpoints.steps() if rank() == 0 else []
+    found = torch.tensor([float(steps[-1]) if steps else 0.0], device=_device(), dtype=torch.float64)
+    return int(sum_over_processes(found).item())
 
 
 def _device() -> str:

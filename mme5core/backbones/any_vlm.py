@@ -29,7 +29,7 @@ class AnyVlm(PictureTokens):
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any, processor: Any) -> None:
         self.image_token = str(getattr(processor, "image_token", None) or "<image>")
         self.image_prefix = f"{self.image_token}\n"
-        self._processor = processor
+        self.processor = processor
         self._type_inputs = [
             name
             for name in ("token_type_ids", "mm_token_type_ids")
@@ -54,7 +54,7 @@ class AnyVlm(PictureTokens):
         return found
 
     def prepare_picture(self, picture: Image.Image) -> PictureInputs:
-        prepared = self._processor(text=[self.image_token], images=[[picture]], return_tensors="pt")
+        prepared = self.processor(text=[self.image_token], images=[[picture]], return_tensors="pt")
         return {name: value for name, value in prepared.items() if name not in _TEXT_INPUTS}
 
     def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
@@ -66,7 +66,7 @@ class AnyVlm(PictureTokens):
     def _ask_picture_ids(self, size: PictureSize) -> list[int]:
         """What the processor puts in the place of a picture of this size, without the tokens around every text."""
         blank = Image.new("RGB", size)
-        ids: list[int] = self._processor(text=[self.image_token], images=[[blank]])["input_ids"][0]
+        ids: list[int] = self.processor(text=[self.image_token], images=[[blank]])["input_ids"][0]
         around: list[int] = self.tokenizer("")["input_ids"]
         start = 0
         while start < len(around) and ids[start] == around[start]:

@@ -142,8 +142,10 @@ def _check(row: dict[str, Any], num_negatives: int, seen: set[str], needs_scores
         for content in (sample.query, sample.positive, *sample.negatives):
             if content.image is not None:
                 load_rgb(content.image)
-            if any(token in (content.text or "") for token in PICTURE_TOKENS):
-                return Rejected(sample_id, "picture_token_in_text", (content.text or "")[:80])
+        texts = [content.text or "" for content in (sample.query, sample.positive, *sample.negatives)]
+        for text in (*texts, sample.instruction or "", sample.document_instruction or ""):
+            if any(token in text for token in PICTURE_TOKENS):
+                return Rejected(sample_id, "picture_token_in_text", text[:80])
     except BadImage as error:
         return Rejected(sample_id, error.reason, error.detail)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from mme5core import Content, Encoder
 from mme5core.adapters import MME5, add_adapter, resolve_targets, train_weights
@@ -78,6 +79,7 @@ def test_every_kind_of_adapter_travels_and_merges_to_the_same_vectors(
             if parameter.requires_grad and ("lora_B" in name or "magnitude" in name):
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     contents = [Content("a cat"), Content("a dog on a red sofa")]
+    encoder.module.eval()
     expected = encoder.embed(contents)
     encoder.save(tmp_path / "model")
     assert abs(Encoder.load(base).embed(contents) - expected).max() > 1e-3
@@ -90,7 +92,7 @@ def test_the_rank_stabilised_scale_is_alpha_over_the_root_of_the_rank(model_of: 
             model_of("mllama"), rank=4, alpha=8, dropout=0.0, targets=["q_proj"], train_embeddings=False,
             rank_stabilised=rank_stabilised,
         )  # fmt: skip
-        scales = {m.scaling["default"] for m in model.modules() if hasattr(m, "scaling")}
+        scales = {m.scaling["default"] for m in model.modules() if isinstance(getattr(m, "scaling", None), dict)}
         assert scales == {scale}
 
 
@@ -110,3 +112,20 @@ def test_full_fine_tuning_trains_what_is_meant_and_is_saved_whole(base: Path, tm
     expected = encoder.embed([Content("a cat")])
     encoder.save(tmp_path / "model", include_base=True)
     assert abs(Encoder.load(tmp_path / "model").embed([Content("a cat")]) - expected).max() < 1e-6
+
+
+def test_what_trains_is_float32_on_a_model_of_bfloat16(base: Path) -> None:
+    encoder = Encoder.load(base, device="cpu", dtype="bfloat16")
+    encoder.module.model = add_adapter(
+        encoder.module.model, rank=4, alpha=8, dropout=0.0, targets="language", train_embeddings=True
+    )
+    kinds = {(p.requires_grad, p.dtype) for p in encoder.module.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
+    assert encoder.embed([Content("a cat")]).shape == (1, encoder.dimension)
+
+
+def test_a_whole_model_of_an_unknown_family_is_saved_with_its_processor(tmp_path: Path) -> None:
+    encoder = Encoder.load(build("llava", tmp_path / "base"), device="cpu")
+    content = Content("a cat", Image.new("RGB", (40, 30), "red"))
+    encoder.save(tmp_path / "saved", include_base=True)
+    assert abs(Encoder.load(tmp_path / "saved").embed([content]) - encoder.embed([content])).max() < 1e-6

@@ -35,6 +35,10 @@ def settings(base: Path, zero_stage: int) -> list[Setting]:
         )
         for name, objective in OBJECTIVES.items()
         for cache in (False, True)
+    ] + [
+        # Steps with and without pictures, in which other weights get a gradient.
+        Setting(str(base), OBJECTIVES["own"], "T2I+T2T", zero_stage=zero_stage, targets=targets, num_steps=4)
+        for targets in ("all", "vision")
     ]
 
 
