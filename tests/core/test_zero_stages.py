@@ -48,9 +48,8 @@ def alone(base: Path) -> list[Found]:
     return [step(replace(setting, zero_stage=None)) for setting in settings(base, 0)]
 
 
-@pytest.mark.parametrize(
-    "zero_stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_two_processes_give_the_losses_and_the_gradient_of_one(
     zero_stage: int, base: Path, alone: list[Found], tmp_path: Path
 ) -> None:
