@@ -41,7 +41,7 @@ def run(folder: Path, best_of: Callable[[dict[str, Callable[[], object]], int], 
         result = np.empty((len(rows), encoder.dimension), dtype=np.float32)
         with torch.inference_mode():
             for batch in prepared:
-                state = encoder.backbone.last_hidden_state(encoder.module.model, batch.inputs)
+                state = encoder.module.model(**batch.inputs, use_cache=False).last_hidden_state
                 last = batch.inputs["attention_mask"].sum(dim=1) - 1
                 pooled = state[torch.arange(len(last)), last]
                 result[batch.rows] = torch.nn.functional.normalize(pooled, dim=-1).numpy()

@@ -51,7 +51,6 @@ def main() -> None:
     optimizer = torch.optim.AdamW([p for p in encoder.module.parameters() if p.requires_grad])
     steps = fit(
         PlainEngine(encoder.module, optimizer, max_grad_norm=5.0),
-        optimizer,
         encoder,
         data,
         BatchSampler(["T2I"] * len(data), range(len(data)), batch_size=BATCH_SIZE, seed=0),

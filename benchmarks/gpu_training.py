@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from transformers import MllamaConfig, MllamaImageProcessor, MllamaModel
 
-from benchmarks.training import TEXT, _checkpoint
+from benchmarks.training import TEXT, checkpoint
 from mme5core.adapters import add_adapter
 from mme5core.backbones.mllama import Mllama
-from mme5core.demo.base_model import _train_tokenizer, open_cross_attention
+from mme5core.demo.base_model import open_cross_attention, train_tokenizer
 from mme5core.encoder import Encoder
 from mme5core.gradcache import PlainEngine
 from mme5core.objective import Objective
@@ -69,7 +69,6 @@ def measure(recipe: dict[str, Any], *, small: bool, num_steps: int) -> dict[str,
     samples = [_sample(number) for number in range(batch_size)]
     results = fit(
         PlainEngine(encoder.module, optimizer, max_grad_norm=5.0),
-        optimizer,
         encoder,
         samples,
         BatchSampler(["T2I"] * batch_size, range(batch_size), batch_size=batch_size, seed=0),
@@ -109,11 +108,11 @@ def measure(recipe: dict[str, Any], *, small: bool, num_steps: int) -> dict[str,
 
 def _small() -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
-        return Encoder.load(_checkpoint(Path(folder) / "base"))
+        return Encoder.load(checkpoint(Path(folder) / "base"))
 
 
 def _full_size() -> Encoder:
-    tokenizer = _train_tokenizer([f"{TEXT} {number}" for number in range(3000)])
+    tokenizer = train_tokenizer([f"{TEXT} {number}" for number in range(3000)])
     config = MllamaConfig(pad_token_id=tokenizer.pad_token_id)  # the library's defaults are the 11B
     config.vision_config.image_size = 448
     torch.set_default_dtype(torch.bfloat16)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import attention, embedding, training
+from benchmarks import adapters, attention, embedding, training
 from rayjobs.output import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "embed_over_bare_forward": embedding.run,
     "eager_over_fused_backward": attention.run,
     "train_step": training.run,
+    "dora": adapters.run,
 }
 
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaImageProcessor, MllamaProcessor
-from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from mme5core.adapters import add_adapter
-from mme5core.demo.base_model import _train_tokenizer, open_cross_attention
+from mme5core.demo.base_model import build_base
 from mme5core.encoder import Encoder
 from mme5core.gradcache import PlainEngine
 from mme5core.objective import Objective
 from mme5core.sampling import BatchSampler
-from mme5core.training import PictureCache, StepResult, _on_device, _prepare, fit
+from mme5core.training import PictureCache, StepResult, _prepare, _with_features, fit
 from mme5core.types import Content, Sample
 
 BATCH_SIZE, NUM_NEGATIVES, CHUNK_ROWS, NUM_SAMPLES, ROUNDS, THREADS = 16, 1, 8, 64, 5, 1
@@ -32,7 +31,7 @@ def run(folder: Path, best_of: BestOf) -> dict[str, object]:
     """`over_bare`: a step's time over tower forward, a forward without and one with gradient and its backward, on
     resident batches. `tower_twice`: the same step with the tower in both passes, over the step."""
     torch.set_num_threads(THREADS)  # the other core prepares the next batch, as another device would
-    base = _checkpoint(folder / "training")
+    base = checkpoint(folder / "training")
     steps = {once: _steps(base, tower_once=once) for once in (True, False)}
     first = {once: next(results).loss for once, results in steps.items()}
     assert abs(first[True] - first[False]) < 1e-4, first
@@ -67,7 +66,6 @@ def _steps(base: Path, *, tower_once: bool) -> Iterator[StepResult]:
     optimizer = torch.optim.AdamW([p for p in encoder.module.parameters() if p.requires_grad])
     return fit(
         PlainEngine(encoder.module, optimizer, max_grad_norm=1.0),
-        optimizer,
         encoder,
         samples,
         BatchSampler(["IT2IT"] * len(samples), range(len(samples)), batch_size=BATCH_SIZE, seed=0),
@@ -99,7 +97,7 @@ def _bare(base: Path) -> Callable[[], object]:
     autocast = partial(torch.autocast, "cpu", enabled=False)
 
     def passes() -> None:
-        batches = _on_device(contrast, encoder, True, CHUNK_ROWS, autocast)
+        batches = _with_features(replace(contrast, pictures=dict(contrast.pictures)), encoder, autocast, 1 << 30)
         with torch.no_grad():
             for batch in batches:
                 encoder.module([batch])
@@ -124,45 +122,29 @@ def _content(number: int) -> Content:
     return Content(f"{TEXT} {number}", buffer.getvalue())
 
 
-def _checkpoint(folder: Path) -> Path:
+def checkpoint(folder: Path) -> Path:
     """mllama with its real proportions in small: two thirds of a picture row's work in the tower."""
-    tokenizer = _train_tokenizer([f"{TEXT} {number}" for number in range(3000)])
-    vision = MllamaVisionConfig(
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=9,
-        num_global_layers=2,
-        attention_heads=8,
-        vision_output_dim=512,
-        image_size=112,
-        patch_size=14,
-        max_num_tiles=1,
-        intermediate_layers_indices=[3],
-        supported_aspect_ratios=[[1, 1]],
+    build_base(
+        folder,
+        [f"{TEXT} {number}" for number in range(3000)],
+        vision={
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 9,
+            "num_global_layers": 2,
+            "attention_heads": 8,
+            "vision_output_dim": 512,
+            "image_size": 112,
+            "patch_size": 14,
+            "intermediate_layers_indices": [3],
+        },
+        text={
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "cross_attention_layers": [2, 6],
+        },
     )
-    text = MllamaTextConfig(
-        vocab_size=len(tokenizer) - 1,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        cross_attention_layers=[2, 6],
-        max_position_embeddings=512,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-    )
-    image_id = int(tokenizer.convert_tokens_to_ids("<|image|>"))  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    model = MllamaForConditionalGeneration(
-        MllamaConfig(vision_config=vision, text_config=text, image_token_index=image_id)
-    )
-    open_cross_attention(model)
-    pixels = MllamaImageProcessor(size={"height": 112, "width": 112}, max_image_tiles=1, do_resize=True, do_pad=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    pixels.save_pretrained(folder)
-    MllamaProcessor(pixels, tokenizer).save_pretrained(folder)
     return folder

@@ -71,12 +71,29 @@ class EmbeddingModel(nn.Module):
         return torch.cat(vectors)
 
     def embed_batch(self, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
+        """float32 [B, D], unit length. What is given may lie in host memory: only the pass itself needs the device."""
+        inputs = self.on_device(inputs)
+        if features is not None:
+            device = next(self.parameters()).device
+            moved: dict[int, Features] = {}  # rows may share a picture
+            for feature in features:
+                if id(feature) not in moved:
+                    moved[id(feature)] = tuple(part.to(device, non_blocking=True) for part in feature)
+            features = [moved[id(feature)] for feature in features]
         # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
         return F.normalize(self.backbone.pooled(self.model, inputs, features).float(), dim=-1)
 
     def features(self, pictures: Sequence[PictureInputs]) -> list[Features]:
         """What the vision tower makes of each picture."""
-        return self.backbone.features(self.model, pictures)
+        return self.backbone.features(self.model, [self.on_device(picture) for picture in pictures])
+
+    def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs on the model's device, pictures in the model's dtype."""
+        parameter = next(self.parameters())
+        return {
+            name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None, non_blocking=True)
+            for name, value in inputs.items()
+        }
 
     def train(self, mode: bool = True) -> EmbeddingModel:
         """As every module's; but a frozen tower stays as it is in use: its dropout would only blur its features."""
@@ -229,7 +246,7 @@ class Encoder:
     def embed_batch(self, inputs: dict[str, Tensor]) -> np.ndarray:
         """float32 [B, D] of one prepared batch."""
         with torch.inference_mode():
-            vector_BD: np.ndarray = self.module.embed_batch(self.to_device(inputs)).cpu().numpy()
+            vector_BD: np.ndarray = self.module.embed_batch(inputs).cpu().numpy()
         if not np.isfinite(vector_BD).all():
             raise ValueError("the model gave NaN or infinity; try dtype=float32")
         return vector_BD
@@ -292,13 +309,12 @@ class Encoder:
         except ValueError as error:
             raise ValueError(f"content {place}: {error}") from None
 
-    def to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs on the model's device, pictures in the model's dtype."""
-        parameter = next(self.module.parameters())
-        return {
-            name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
+    def checkpoint_activations(self) -> None:
+        """In training, keep each layer's input only and compute the rest again in the backward pass."""
+        model: Any = self.module.model
+        # renamed in transformers 5.23
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
 
     def save(self, folder: str | os.PathLike[str], *, include_base: bool = False) -> None:
         """Write the adapter, prompt style and pooling; the base by reference, or whole with `include_base`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mme5core.adapters import weights_at_rest
 from mme5core.backbones.protocol import Features, PictureInputs
 from mme5core.batching import deal_chunks
 from mme5core.content_key import document_key
@@ -62,24 +63,35 @@ class PictureCache:
 
     Args:
         max_bytes: tensors kept at most; a demo's pictures fit, a real corpus's do not and need not.
+        num_threads: that decode pictures side by side.
     """
 
-    def __init__(self, encoder: Encoder, max_bytes: int) -> None:
+    def __init__(self, encoder: Encoder, max_bytes: int, *, num_threads: int = 1) -> None:
         self._encoder, self._max_bytes, self._num_bytes = encoder, max_bytes, 0
         self._kept: OrderedDict[str, PictureInputs] = OrderedDict()
+        self._threads = ThreadPoolExecutor(max_workers=num_threads)
 
-    def get(self, key: str, content: Content) -> PictureInputs:
-        """The picture of `content`, whose hash is `key`."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        inputs = self._encoder.prepare_picture(content)
-        self._kept[key] = inputs
-        self._num_bytes += _num_bytes(inputs)
-        while self._num_bytes > self._max_bytes and len(self._kept) > 1:
+    def get(self, contents: dict[str, Content]) -> dict[str, PictureInputs]:
+        """The pictures of `contents`, whose keys are their hashes; in the model's dtype."""
+        missing = [key for key in contents if key not in self._kept]
+        prepared = dict(zip(missing, self._threads.map(self._prepare, map(contents.__getitem__, missing)), strict=True))
+        found = {}
+        for key in contents:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                found[key] = self._kept[key]
+            else:
+                found[key] = self._kept[key] = prepared[key]
+                self._num_bytes += _num_bytes(prepared[key].values())
+        while self._num_bytes > self._max_bytes and self._kept:
             _, dropped = self._kept.popitem(last=False)
-            self._num_bytes -= _num_bytes(dropped)
-        return inputs
+            self._num_bytes -= _num_bytes(dropped.values())
+        return found
+
+    def _prepare(self, content: Content) -> PictureInputs:
+        dtype = next(self._encoder.module.parameters()).dtype
+        inputs = self._encoder.prepare_picture(content)
+        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 def learning_rate_at(step: int, *, peak: float, num_steps: int, warmup_ratio: float) -> float:
@@ -96,7 +108,6 @@ def learning_rate_at(step: int, *, peak: float, num_steps: int, warmup_ratio: fl
 
 def fit(
     engine: Engine,
-    optimizer: Any,
     encoder: Encoder,
     samples: Sequence[Sample],
     sampler: BatchSampler,
@@ -115,6 +126,8 @@ def fit(
     seed: int = 0,
     autocast: str = "none",
     picture_cache_bytes: int = 512 << 20,
+    device_features_bytes: int = 4 << 30,
+    num_threads: int = 1,
 ) -> Iterator[StepResult]:
     """Train until `num_steps`; yields after every optimizer step, and the caller logs, saves or stops.
 
@@ -123,13 +136,17 @@ def fit(
     see the same wherever the chunks are the same.
 
     Args:
-        optimizer: whose learning rate is set at every step.
+        engine: the learning rate of its optimizer is set at every step.
         temperatures: learnt beside the model, one for each task, in place of the objective's; on its device.
         grad_cache: keep the activations of one chunk only, at the price of a second forward pass.
         tower_once: where nothing in the vision tower trains, run it once for each distinct picture of a step.
         chunk_rows, max_chunk_tokens: of one forward pass at most.
+        picture_cache_bytes: prepared pictures kept from step to step.
+        device_features_bytes: what the tower gives for a step stays on the device up to this size, the rest in the
+            host's memory. (A Llama-3.2-Vision picture of 4 tiles: 52 MB in bfloat16.)
+        num_threads: that decode pictures beside the training.
     """
-    cache = PictureCache(encoder, picture_cache_bytes)
+    cache = PictureCache(encoder, picture_cache_bytes, num_threads=num_threads)
     encoder.module.train()
     tower_once = tower_once and encoder.module.has_frozen_tower
     prepare = partial(
@@ -155,19 +172,20 @@ def fit(
             contrast = coming.result()
             coming = ahead.submit(prepare_step, step + 1) if step + 1 < num_steps else None
             rate = learning_rate_at(step, peak=learning_rate, num_steps=num_steps, warmup_ratio=warmup_ratio)
-            for group in optimizer.param_groups:
+            for group in engine.optimizer.param_groups:
                 group["lr"] = rate
             amp = partial(_autocast, autocast, encoder.device)
-            loss = contrastive_backward(
-                engine,
-                _on_device(contrast, encoder, tower_once, chunk_rows, amp),
-                partial(_share, contrast, objective, temperatures, num_negatives),
-                num_contents=contrast.num_rows * (2 + num_negatives),
-                num_rows=contrast.num_rows,
-                width=encoder.dimension,
-                cache=grad_cache,
-                autocast=amp,
-            )
+            with weights_at_rest(encoder.module):
+                loss = contrastive_backward(
+                    engine,
+                    _with_features(contrast, encoder, amp, device_features_bytes) if tower_once else contrast.batches,
+                    partial(_share, contrast, objective, temperatures, num_negatives),
+                    num_contents=contrast.num_rows * (2 + num_negatives),
+                    num_rows=contrast.num_rows,
+                    width=encoder.dimension,
+                    cache=grad_cache,
+                    autocast=amp,
+                )
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step + 1}: lower learning_rate or use float32")
             engine.step()
@@ -212,8 +230,8 @@ def _prepare(
     batches, pictures, picture_keys = [], dict[str, PictureInputs](), []
     for chunk in chunks:
         keys = [image_hash(contents[row].image) for row in chunk.rows] if chunk.has_image else []
-        for key, row in zip(keys, chunk.rows, strict=False):
-            pictures.setdefault(key, cache.get(key, contents[row]))
+        new = {key: contents[row] for key, row in zip(keys, chunk.rows, strict=False) if key not in pictures}
+        pictures |= cache.get(new)
         prepared = [pictures[key] for key in keys] if chunk.has_image else None
         inputs = encoder.backbone.collate([token_ids[row] for row in chunk.rows], prepared)
         if without_pixels:
@@ -259,28 +277,31 @@ def _document_id(content: Content) -> int:
     return int.from_bytes(document_key(content), "little", signed=True)
 
 
-def _on_device(
-    contrast: Contrast,
-    encoder: Encoder,
-    tower_once: bool,
-    chunk_rows: int,
-    autocast: Any,
-) -> list[PreparedBatch]:
-    """The chunks on the model's device, with the tower's features where they are made apart."""
-    batches = [replace(batch, inputs=encoder.to_device(batch.inputs)) for batch in contrast.batches]
-    if not tower_once or not contrast.pictures:
-        return batches
-    keys = list(contrast.pictures)
+def _with_features(contrast: Contrast, encoder: Encoder, autocast: Any, device_bytes: int) -> list[PreparedBatch]:
+    """The chunks with what the tower makes of their pictures, which are let go one chunk after the other.
+
+    The tower runs over a chunk's pictures that no chunk before it had, so that a chunk bounds its memory too.
+    """
     features: dict[str, Features] = {}
-    with torch.no_grad(), autocast():
-        for start in range(0, len(keys), chunk_rows):
-            part = keys[start : start + chunk_rows]
-            inputs = [encoder.to_device(contrast.pictures[key]) for key in part]
-            features |= zip(part, encoder.module.features(inputs), strict=True)
-    return [
-        replace(batch, features=[features[key] for key in keys]) if keys else batch
-        for batch, keys in zip(batches, contrast.picture_keys, strict=True)
-    ]
+    batches = []
+    for batch, keys in zip(contrast.batches, contrast.picture_keys, strict=True):
+        new = [key for key in dict.fromkeys(keys) if key not in features]
+        if new:
+            with torch.no_grad(), autocast():
+                made = encoder.module.features([contrast.pictures.pop(key) for key in new])
+            for key, feature in zip(new, made, strict=True):
+                device_bytes -= _num_bytes(feature)
+                features[key] = feature if device_bytes >= 0 else tuple(_in_host_memory(part) for part in feature)
+        batches.append(replace(batch, features=[features[key] for key in keys]) if keys else batch)
+    return batches
+
+
+def _in_host_memory(tensor: Tensor) -> Tensor:
+    """A copy there, on pages that the device reads without waiting for the processor."""
+    if tensor.device.type == "cpu":
+        return tensor
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)
 
 
 def _share(
@@ -322,5 +343,5 @@ def _autocast(precision: str, device: torch.device) -> AbstractContextManager[An
     return torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
-def _num_bytes(inputs: PictureInputs) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in inputs.values())
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -117,6 +117,10 @@ class LoraConfig(_Section):
     alpha: float = _key(64.0, "scale is alpha / rank", gt=0)
     rank_stabilised: bool = _key(False, "scale by alpha / sqrt(rank) instead")
     dropout: float = _key(0.0, "dropout on the adapter's input", ge=0, lt=1)
+    dropout_on: Literal["input", "low_rank"] = _key(
+        "input",
+        "dora: dropout on the input of base and adapter, as published, or, a third faster, of the adapter alone",
+    )
     targets: str | list[str] = _key(
         "language", "linear layers of: language, vision, all; mme5; a list of name endings; a regular expression"
     )
@@ -159,6 +163,9 @@ class TrainConfig(InputJobConfig):
     grad_cache: bool = _key(
         False, "keep the activations of one chunk only, for a second forward pass; same numbers", rows=False
     )
+    activation_checkpointing: bool = _key(
+        False, "keep each layer's input only, and compute the rest again in the backward pass", rows=False
+    )
     tower_once: bool = _key(
         True, "run a vision tower in which nothing trains once per distinct picture and step", rows=False
     )
@@ -184,7 +191,16 @@ class TrainConfig(InputJobConfig):
         None, "where checkpoints go: folder, or an address such as s3://bucket/run; null: in output", rows=False
     )
     keep_checkpoints: int = _key(2, "checkpoints kept", rows=False, ge=1)
-    picture_cache_mb: int = _key(512, "prepared pictures kept in memory by each worker, MB", rows=False, ge=0)
+    picture_cache_mb: int = _key(
+        512, "prepared pictures that each worker keeps from step to step, MB", rows=False, ge=0
+    )
+    picture_threads: int = _key(1, "threads of each worker that decode pictures beside the training", rows=False, ge=1)
+    tower_features_mb: int = _key(
+        4096,
+        "tower_once: of a step's features, what stays on the accelerator, MB; the rest waits in host memory",
+        rows=False,
+        ge=0,
+    )
     max_failures: int = _key(2, "restarts after a lost worker, before the job fails", rows=False, ge=0)
 
 

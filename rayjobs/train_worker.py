@@ -76,6 +76,8 @@ def _load(job: dict[str, Any]) -> Loaded:
     )
     encoder.max_tokens = config["max_tokens"]
     _make_trainable(encoder, config["lora"])
+    if config["activation_checkpointing"]:
+        encoder.checkpoint_activations()
     samples = SampleTable(work / "samples.arrow")
     checkpoints = Checkpoints(
         config["checkpoints"] or folder / "checkpoints", keep=config["keep_checkpoints"], run=job["fingerprint"]
@@ -125,7 +127,6 @@ def _steps(job: dict[str, Any], loaded: Loaded, engine: Any, first_step: int) ->
     config = job["config"]
     return fit(
         engine,
-        engine.optimizer,
         loaded.encoder,
         loaded.samples,  # type: ignore[arg-type]
         make_sampler(loaded.samples, config),
@@ -144,6 +145,8 @@ def _steps(job: dict[str, Any], loaded: Loaded, engine: Any, first_step: int) ->
         seed=config["seed"],
         autocast=config["autocast"],
         picture_cache_bytes=config["picture_cache_mb"] << 20,
+        device_features_bytes=config["tower_features_mb"] << 20,
+        num_threads=config["picture_threads"],
     )
 
 
@@ -174,6 +177,7 @@ def _make_trainable(encoder: Encoder, lora: dict[str, Any]) -> None:
         alpha=lora["alpha"],
         dropout=lora["dropout"],
         use_dora=lora["method"] == "dora",
+        dropout_on=lora["dropout_on"],
         rank_stabilised=lora["rank_stabilised"],
         **where,
     )

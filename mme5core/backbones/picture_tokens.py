@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from mme5core.backbones.protocol import (
 )
 
 
-class PictureTokens:
+class PictureTokens(ABC):
     """A picture's features take the places of its tokens in the embedded text."""
 
     image_prefix: str
@@ -41,9 +42,9 @@ class PictureTokens:
         if self.image_token_id is None:
             raise ValueError(f"the tokenizer has no token {self.image_token!r}, which stands for a picture")
 
+    @abstractmethod
     def num_picture_tokens(self, size: PictureSize) -> int:
         """How many tokens a picture of this size takes."""
-        raise NotImplementedError
 
     def token_ids(
         self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -18,7 +19,6 @@ from transformers import (
     MllamaProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from mme5core.backbones.protocol import PictureInputs
 from mme5core.demo.captions import Captions
@@ -42,14 +42,28 @@ class Progress:
     loss: float
 
 
-def build_base(folder: Path, texts: Sequence[str], *, seed: int = 0) -> None:
-    """Write an untrained checkpoint with tokenizer and image processor, as a hub download would look."""
-    tokenizer = _train_tokenizer(texts)
+def build_base(
+    folder: Path,
+    texts: Sequence[str],
+    *,
+    seed: int = 0,
+    vision: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an untrained checkpoint with tokenizer and image processor, as a hub download would look.
+
+    Args:
+        texts: on which the tokenizer is trained.
+        vision, text: values that replace the demo's in the two halves of the configuration.
+    """
+    tokenizer = train_tokenizer(texts)
+    config = _config(tokenizer, vision or {}, text or {})
+    side = (vision or {}).get("image_size", TILE_SIZE)
     image_processor = MllamaImageProcessor(
-        size={"height": TILE_SIZE, "width": TILE_SIZE}, max_image_tiles=1, do_resize=True, do_pad=True
+        size={"height": side, "width": side}, max_image_tiles=1, do_resize=True, do_pad=True
     )
     torch.manual_seed(seed)
-    model = MllamaForConditionalGeneration(_config(tokenizer))
+    model = MllamaForConditionalGeneration(config)
     open_cross_attention(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -120,7 +134,7 @@ def train_base(
             batch_size=CHUNK_ROWS,
             max_batch_tokens=1 << 30,
         )
-        image_BD = _embed(module, [_in_bfloat16(batch) for batch in image_inputs])
+        image_BD = _embed(module, list(image_inputs))
         text_CBD = _embed(module, list(text_inputs)).view(captions_per_picture, batch_size, -1)
         loss = _symmetric_loss(image_BD, text_CBD, temperature)
         module.zero_grad(set_to_none=True)
@@ -143,11 +157,6 @@ def train_base(
 
 def _embed(module: torch.nn.Module, batches: list[PreparedBatch]) -> Tensor:
     return in_row_order(batches, module(batches))
-
-
-def _in_bfloat16(batch: PreparedBatch) -> PreparedBatch:
-    inputs = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in batch.inputs.items()}
-    return PreparedBatch(batch.rows, inputs)
 
 
 def _optimizers(masters: dict[str, Tensor], learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -183,36 +192,36 @@ def _symmetric_loss(image_BD: Tensor, text_CBD: Tensor, temperature: float) -> T
     return torch.stack(losses).mean()
 
 
-def _config(tokenizer: PreTrainedTokenizerFast) -> MllamaConfig:
-    vision = MllamaVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_global_layers=1,
-        attention_heads=4,
-        vision_output_dim=256,
-        image_size=TILE_SIZE,
-        patch_size=PATCH_SIZE,
-        max_num_tiles=1,
-        intermediate_layers_indices=[1],
-        supported_aspect_ratios=[[1, 1]],
-        initializer_range=INITIALIZER_RANGE,
-    )
-    text = MllamaTextConfig(
-        vocab_size=len(tokenizer) - 1,  # the picture's token lies behind the vocabulary, as in the released models
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        cross_attention_layers=[1, 3],
-        max_position_embeddings=512,
-        initializer_range=INITIALIZER_RANGE,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-    )
+def _config(tokenizer: PreTrainedTokenizerFast, vision: Mapping[str, Any], text: Mapping[str, Any]) -> MllamaConfig:
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_global_layers": 1,
+        "attention_heads": 4,
+        "vision_output_dim": 256,
+        "image_size": TILE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "max_num_tiles": 1,
+        "intermediate_layers_indices": [1],
+        "supported_aspect_ratios": [[1, 1]],
+        "initializer_range": INITIALIZER_RANGE,
+    } | dict(vision)
+    text = {
+        "vocab_size": len(tokenizer) - 1,  # the picture's token lies behind the vocabulary, as in the released models
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "cross_attention_layers": [1, 3],
+        "max_position_embeddings": 512,
+        "initializer_range": INITIALIZER_RANGE,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    } | dict(text)
     return MllamaConfig(
         vision_config=vision,
         text_config=text,
@@ -220,7 +229,8 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> MllamaConfig:
     )
 
 
-def _train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with the special tokens of Llama-3.2-Vision."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()

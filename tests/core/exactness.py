@@ -41,6 +41,8 @@ class Setting:
     chunk_rows: int = 4
     learn_temperature: bool = False
     num_steps: int = 1
+    activation_checkpointing: bool = False
+    device_features_bytes: int = 1 << 30
     lora: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,7 +88,7 @@ class Recording:
     """An engine that keeps the gradient of the last step, as the optimizer saw it."""
 
     def __init__(self, engine: Any, module: nn.Module) -> None:
-        self._engine, self._module = engine, module
+        self._engine, self._module, self.optimizer = engine, module, engine.optimizer
         self.gradients: dict[str, Tensor] = {}
 
     def __call__(self, batches: Any) -> Tensor:
@@ -128,6 +130,8 @@ def step(setting: Setting) -> Found:
     encoder = Encoder.load(setting.base, device="cpu", dtype="float32", attention="eager")
     lora = {"rank": 4, "alpha": 8, "dropout": setting.dropout, "train_embeddings": False} | setting.lora
     encoder.module.model = add_adapter(encoder.module.model, targets=setting.targets, **lora)
+    if setting.activation_checkpointing:
+        encoder.checkpoint_activations()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in encoder.module.named_parameters():
@@ -149,7 +153,6 @@ def step(setting: Setting) -> Found:
     recording = Recording(engine, encoder.module)
     results = fit(
         recording,
-        engine.optimizer,
         encoder,
         rows,
         BatchSampler([row.modality_combination for row in rows], range(len(rows)), batch_size=NUM_ROWS, seed=0),
@@ -162,6 +165,7 @@ def step(setting: Setting) -> Found:
         grad_cache=setting.grad_cache,
         tower_once=setting.tower_once,
         chunk_rows=setting.chunk_rows,
+        device_features_bytes=setting.device_features_bytes,
         seed=3,
     )
     losses = [result.loss for result in results]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.variants import DoraLinearVariant
 from PIL import Image
 
 from mme5core import Content, Encoder
-from mme5core.adapters import MME5, add_adapter, resolve_targets, train_weights
+from mme5core.adapters import MME5, add_adapter, resolve_targets, train_weights, weights_at_rest
 from tests.core.backbones.families import build
+from tests.core.contents import mixed
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +134,84 @@ def test_a_whole_model_of_an_unknown_family_is_saved_with_its_processor(tmp_path
     content = Content("a cat", Image.new("RGB", (40, 30), "red"))
     encoder.save(tmp_path / "saved", include_base=True)
     assert abs(Encoder.load(tmp_path / "saved").embed([content]) - encoder.embed([content])).max() < 1e-6
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_dora_gives_the_vectors_and_the_gradients_of_pefts_own(dropout: float, base: Path) -> None:
+    found = {}
+    for ours in (True, False):
+        torch.manual_seed(0)
+        encoder = Encoder.load(base, device="cpu", attention="eager")
+        model = encoder.module.model = add_adapter(
+            encoder.module.model, rank=4, alpha=8, dropout=dropout, targets="all", train_embeddings=False, use_dora=True
+        )
+        if not ours:
+            for module in model.modules():
+                if isinstance(module, LoraLayer):
+                    module.lora_variant["default"] = DoraLinearVariant()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name or "magnitude" in name:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        encoder.module.train()
+        batches = [*encoder.batches(mixed(), [None] * 11, batch_size=4, max_batch_tokens=999)]
+        sums = 0.0
+        with weights_at_rest(model):
+            for seed, batch in enumerate(batches):
+                torch.manual_seed(seed)
+                vector_BD = encoder.module.embed_batch(batch.inputs)
+                (vector_BD * torch.linspace(-1, 1, encoder.dimension)).sum().backward()
+                sums += float(vector_BD.abs().sum())
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        found[ours] = sums, gradients
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-6)
+    for name, gradient in found[False][1].items():
+        scale = float(gradient.abs().max())
+        assert float((found[True][1][name] - gradient).abs().max()) < 1e-4 * scale, name
+
+
+def test_row_lengths_are_kept_only_while_the_weights_rest(base: Path) -> None:
+    encoder = Encoder.load(base, device="cpu")
+    model = encoder.module.model = add_adapter(
+        encoder.module.model, rank=4, alpha=8, dropout=0.0, targets="all", train_embeddings=False, use_dora=True
+    )
+
+    def grown(rest: bool) -> float:
+        before = encoder.embed([Content("a cat")])
+        with weights_at_rest(model) if rest else nullcontext():
+            encoder.embed([Content("a cat")])
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.add_(0.1)
+            inside = encoder.embed([Content("a cat")])
+        after = encoder.embed([Content("a cat")])
+        assert np.abs(after - before).max() > 1e-3
+        return float(np.abs(inside - after).max())
+
+    assert grown(rest=False) == 0
+    assert grown(rest=True) > 1e-4
+
+
+def test_dropout_on_the_low_rank_part_leaves_the_base_alone(base: Path) -> None:
+    vectors = {}
+    for dropout_on in ("input", "low_rank"):
+        encoder = Encoder.load(base, device="cpu")
+        # lora_B is 0: nothing but the base layer's own input can be dropped.
+        encoder.module.model = add_adapter(
+            encoder.module.model, rank=4, alpha=8, dropout=0.5, targets="all", train_embeddings=False, use_dora=True,
+            dropout_on=dropout_on,
+        )  # fmt: skip
+        with torch.no_grad():
+            for name, parameter in encoder.module.named_parameters():
+                if "magnitude" in name:
+                    parameter.mul_(1.2)
+        encoder.module.train()
+        vectors[dropout_on] = [encoder.embed([Content("a cat")]) for _ in range(2)]
+    assert np.array_equal(*vectors["low_rank"])
+    assert not np.array_equal(*vectors["input"])
+    with pytest.raises(ValueError, match="unknown dropout_on 'x'; known: input, low_rank"):
+        add_adapter(
+            encoder.module.model, rank=4, alpha=8, dropout=0.5, targets="all", train_embeddings=False, dropout_on="x"
+        )

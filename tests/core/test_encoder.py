@@ -17,25 +17,12 @@ from mme5core import Content, Encoder
 from mme5core.adapters import add_adapter
 from mme5core.images import load_rgb
 from mme5core.model_folder import model_width
+from tests.core.contents import mixed, picture
 
 
 @pytest.fixture(scope="module")
 def encoder(base: Path) -> Encoder:
     return Encoder.load(base)
-
-
-def picture(seed: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def mixed() -> list[Content]:
-    texts = ["a cat", "a dog on a red sofa, asleep", "猫", "x"]
-    return (
-        [Content(text) for text in texts]
-        + [Content(image=picture(seed)) for seed in range(3)]
-        + [Content(text, picture(9)) for text in texts[:2]]
-    )
 
 
 def test_a_rows_embedding_does_not_depend_on_its_batch_mates(encoder: Encoder) -> None:
@@ -52,7 +39,7 @@ def test_a_rows_embedding_does_not_depend_on_its_batch_mates(encoder: Encoder) -
 
 def test_vectors_are_float32_of_unit_length_in_the_callers_order(encoder: Encoder) -> None:
     vectors = encoder.embed(mixed())
-    assert vectors.dtype == np.float32 and vectors.shape == (9, encoder.dimension)
+    assert vectors.dtype == np.float32 and vectors.shape == (len(mixed()), encoder.dimension)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert encoder.embed([]).shape == (0, encoder.dimension)
 

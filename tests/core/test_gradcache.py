@@ -39,6 +39,8 @@ def settings(base: Path) -> list[Setting]:
                 # By 3, 12 texts and 36 pictures make even numbers of chunks: those of one process.
                 dropout = Setting(str(base), OBJECTIVES["own"], combination, dropout=0.3, chunk_rows=3)
                 found.append(replace(dropout, grad_cache=cache, targets=targets))
+    dora = Setting(str(base), OBJECTIVES["own"], dropout=0.3, chunk_rows=3, lora={"use_dora": True})
+    found += [dora, replace(dora, grad_cache=True)]
     # Where only the vision tower trains, a text gives no gradient; in a batch of texts nothing does.
     for combination, num_steps in (("T2I", 1), ("T2I+T2T", 4)):
         for cache in (False, True):
@@ -78,6 +80,16 @@ def test_dropout_matters_and_follows_the_chunk(base: Path) -> None:
     assert largest_difference(without, once) > 1e-2
     other_chunks = step(replace(with_dropout, chunk_rows=6))
     assert largest_difference(other_chunks, once) > 1e-2
+
+
+def test_recomputed_activations_and_features_in_host_memory_change_nothing(base: Path) -> None:
+    expected = step(Setting(str(base), OBJECTIVES["own"], dropout=0.3, targets="language"))
+    for grad_cache in (False, True):
+        sparing = Setting(
+            str(base), OBJECTIVES["own"], dropout=0.3, targets="language", grad_cache=grad_cache,
+            activation_checkpointing=True, device_features_bytes=0,
+        )  # fmt: skip
+        assert largest_difference(step(sparing), expected) < 1e-6
 
 
 @pytest.mark.parametrize("targets", ["all", "language"])

@@ -21,25 +21,41 @@ OBJECTIVES = {
 
 def settings(base: Path, zero_stage: int) -> list[Setting]:
     """Every loss without and with a cache, with dropout, and two steps, so that the optimizer counts too."""
-    return [
-        Setting(
-            str(base),
-            objective,
-            "T2I" if name == "own" else "IT2IT",
-            zero_stage=zero_stage,
-            grad_cache=cache,
-            dropout=0.3,
-            chunk_rows=3,
-            targets="language" if name == "matryoshka" else "all",
-            num_steps=2,
-        )
-        for name, objective in OBJECTIVES.items()
-        for cache in (False, True)
-    ] + [
-        # Steps with and without pictures, in which other weights get a gradient.
-        Setting(str(base), OBJECTIVES["own"], "T2I+T2T", zero_stage=zero_stage, targets=targets, num_steps=4)
-        for targets in ("all", "vision")
-    ]
+    return (
+        [
+            Setting(
+                str(base),
+                objective,
+                "T2I" if name == "own" else "IT2IT",
+                zero_stage=zero_stage,
+                grad_cache=cache,
+                dropout=0.3,
+                chunk_rows=3,
+                targets="language" if name == "matryoshka" else "all",
+                num_steps=2,
+            )
+            for name, objective in OBJECTIVES.items()
+            for cache in (False, True)
+        ]
+        + [
+            # DoRA reads weights of the base outside of its layers.
+            Setting(
+                str(base),
+                OBJECTIVES["own"],
+                zero_stage=zero_stage,
+                grad_cache=True,
+                dropout=0.3,
+                chunk_rows=3,
+                num_steps=2,
+                lora={"use_dora": True},
+            ),
+        ]
+        + [
+            # Steps with and without pictures, in which other weights get a gradient.
+            Setting(str(base), OBJECTIVES["own"], "T2I+T2T", zero_stage=zero_stage, targets=targets, num_steps=4)
+            for targets in ("all", "vision")
+        ]
+    )
 
 
 @pytest.fixture(scope="module")

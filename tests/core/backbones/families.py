@@ -87,36 +87,22 @@ def mllama(folder: Path) -> None:
     _save(folder, model, tokenizer, pixels)
 
 
+QWEN_VISION = {"num_heads": 4, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
+QWEN_VISION_2_5 = QWEN_VISION | {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": WIDTH}
+
+
 def qwen2_vl(folder: Path) -> None:
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": WIDTH, "num_heads": 4, "patch_size": 8, "mlp_ratio": 2}
+    vision = QWEN_VISION | {"depth": 2, "embed_dim": 32, "hidden_size": WIDTH, "mlp_ratio": 2}
     _qwen(folder, tf.Qwen2VLConfig, tf.Qwen2VLForConditionalGeneration, vision, [2, 3, 3])
 
 
 def qwen2_5_vl(folder: Path) -> None:
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "out_hidden_size": WIDTH,
-        "num_heads": 4,
-        "patch_size": 8,
-        "window_size": 32,
-        "fullatt_block_indexes": [1],
-    }
+    vision = QWEN_VISION_2_5 | {"depth": 2, "window_size": 32, "fullatt_block_indexes": [1]}
     _qwen(folder, tf.Qwen2_5_VLConfig, tf.Qwen2_5_VLForConditionalGeneration, vision, [2, 3, 3])
 
 
 def qwen3_vl(folder: Path) -> None:
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "out_hidden_size": WIDTH,
-        "num_heads": 4,
-        "patch_size": 8,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-    }
+    vision = QWEN_VISION_2_5 | {"depth": 3, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     _qwen(folder, tf.Qwen3VLConfig, tf.Qwen3VLForConditionalGeneration, vision, [3, 3, 2])
 
 
@@ -134,7 +120,7 @@ def _qwen(folder: Path, config_class: Any, model_class: Any, vision: dict[str, A
     }
     config = config_class(
         text_config=text,
-        vision_config=vision | {"spatial_merge_size": 2, "temporal_patch_size": 2, "initializer_range": 0.12},
+        vision_config=vision | {"initializer_range": 0.12},
         vision_start_token_id=ids[0],
         vision_end_token_id=ids[1],
         image_token_id=ids[2],
@@ -282,6 +268,8 @@ DUAL: dict[str, Callable[[Path], None]] = {
     "vision_text_dual_encoder": vision_text_dual_encoder,
 }
 FAMILIES = VLMS | DUAL
+UNKNOWN = ("llava", "idefics3")
+"""Families of which no file of the package knows the name; nobody knows what their tower gives."""
 
 
 def build(family: str, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What of a base model trains: an adapter and where it goes, or its own weights; what a saved adapter must hold."""
+"""An adapter and where it goes, or the model's own weights; what a saved adapter must hold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+
+from mme5core.adapters.dora import use_step_dora
 
 TOWERS = {
     "language": ("language_model", "text_model"),
@@ -61,6 +63,7 @@ def add_adapter(
     targets: str | Sequence[str],
     train_embeddings: bool,
     use_dora: bool = False,
+    dropout_on: str = "input",
     rank_stabilised: bool = False,
 ) -> PeftModel:
     """The model with a fresh LoRA adapter, its own weights frozen; adapter weights are float32.
@@ -69,6 +72,8 @@ def add_adapter(
         alpha: the adapter's output is scaled by alpha / rank.
         train_embeddings: train the token embeddings too, as a full copy in the adapter.
         use_dora: learn the length of each row of the adapted matrix apart from its direction (arXiv 2402.09353).
+        dropout_on: what dropout does to a DoRA layer: "input", as published, to that of base and adapter alike; or
+            "low_rank", as in LoRA, to the adapter's alone, which spares a second product with the base weight.
         rank_stabilised: scale by alpha / sqrt(rank) (arXiv 2312.03732).
     """
     config = LoraConfig(
@@ -81,8 +86,11 @@ def add_adapter(
         use_dora=use_dora,
         use_rslora=rank_stabilised,
     )
+    if dropout_on not in ("input", "low_rank"):
+        raise ValueError(f"unknown dropout_on {dropout_on!r}; known: input, low_rank")
     dtype = next(model.parameters()).dtype
     adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+    use_step_dora(adapted, whole_input=dropout_on == "input")
     for name, module in adapted.named_modules():
         if train_embeddings and name.endswith("embed_tokens"):
             # In bfloat16 a small step on a weight is lost in rounding; what it gives is of the model's own dtype.
