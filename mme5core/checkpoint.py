@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,12 +29,21 @@ class Checkpoints:
         place: a folder, or an address such as s3://bucket/run.
         run: whose checkpoints they are; those of another run are refused.
         filesystem: in which `place` is a path; None: the one of the address.
+        may_write: called before anything is changed and before a checkpoint counts; raises where it must not.
 
     Raises:
         ValueError: an address that cannot be opened.
     """
 
-    def __init__(self, place: str | Path, *, keep: int, run: str = "", filesystem: fs.FileSystem | None = None) -> None:
+    def __init__(
+        self,
+        place: str | Path,
+        *,
+        keep: int,
+        run: str = "",
+        filesystem: fs.FileSystem | None = None,
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
         address = str(place) if "://" in str(place) or filesystem is not None else str(Path(place).resolve())
         self._files: fs.FileSystem
         self._root: str
@@ -41,7 +51,7 @@ class Checkpoints:
             self._files, self._root = (filesystem, address) if filesystem else fs.FileSystem.from_uri(address)
         except (OSError, ValueError) as error:
             raise ValueError(f"checkpoints at {place}: {str(error).splitlines()[0]}") from None
-        self._place, self._keep, self._run = str(place), keep, run
+        self._place, self._keep, self._run, self._may_write = str(place), keep, run, may_write
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
 
@@ -89,6 +99,7 @@ class Checkpoints:
         return sorted(step for step in (int(number[1]) for number in numbers if number) if self._is_whole(step))
 
     def _write(self, step: int, state: dict[str, Tensor]) -> None:
+        self._may_write()
         self._drop(step)  # what a kill has left of it
         self._files.create_dir(f"{self._root}/{_name(step)}")
         path = self._path(step, STATE)
@@ -103,6 +114,7 @@ class Checkpoints:
                 fs.copy_files(
                     str(copy), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._files
                 )
+        self._may_write()
         with self._files.open_output_stream(self._path(step, META)) as stream:
             stream.write(json.dumps({"step": step, "bytes": size, "run": self._run}).encode())
         for old in self.steps()[: -self._keep]:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,10 @@ def _load(job: dict[str, Any]) -> Loaded:
         encoder.checkpoint_activations()
     samples = SampleTable(work / "samples.arrow")
     checkpoints = Checkpoints(
-        config["checkpoints"] or folder / "checkpoints", keep=config["keep_checkpoints"], run=job["fingerprint"]
+        config["checkpoints"] or folder / "checkpoints",
+        keep=config["keep_checkpoints"],
+        run=job["fingerprint"],
+        may_write=partial(check_owner, work, job["owner"]),
     )
     temperatures = _temperatures(config, samples.tasks)
     return Loaded(encoder, samples, temperatures.to(device) if temperatures else None, checkpoints)

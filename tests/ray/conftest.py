@@ -163,17 +163,24 @@ def kill_when(
     with subprocess.Popen(
         command(job, *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        deadline = time.monotonic() + timeout_s
-        while not ready():
-            assert process.poll() is None, f"{job} ended with {process.returncode} before it could be killed"
-            assert time.monotonic() < deadline, f"{job} was not ready to be killed in {timeout_s} s"
-            time.sleep(0.05)
+        wait_for(process, ready, timeout_s=timeout_s)
         children = [] if driver_only else psutil.Process(process.pid).children(recursive=True)
         process.kill()
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         process.wait()
+
+
+def wait_for(
+    process: subprocess.Popen[Any], ready: Callable[[], bool], *, timeout_s: float = 180, every_s: float = 0.05
+) -> None:
+    """Until `ready`; fails if the process ends before."""
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert process.poll() is None, f"the job ended with {process.returncode} before its time"
+        assert time.monotonic() < deadline, f"not ready in {timeout_s} s"
+        time.sleep(every_s)
 
 
 def adds_up(folder: Path) -> dict[str, Any]:

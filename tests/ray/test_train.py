@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from mme5core import Content, Encoder
-from tests.ray.conftest import World, adds_up, kill_when, run_job, train_args
+from tests.ray.conftest import World, adds_up, command, kill_when, run_job, train_args, wait_for
 
 pytestmark = pytest.mark.ray
 NUM_STEPS = 12
@@ -66,6 +68,39 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(
         assert len(losses(output)) < NUM_STEPS and not (output / "model").exists()
     ended = run_job("train", *args)
     assert ended.code == 0, ended.stderr
+    assert losses(output) == pytest.approx(losses(two_workers), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["one of two, between checkpoints", "both, while one is written"])
+def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_unbroken_run(
+    moment: str, two_workers: Path, samples: Path, base: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "killed"
+    args = [*train_args(samples, base, output), f"num_steps={NUM_STEPS}", "num_workers=2"]
+
+    def half_written() -> list[Path]:
+        return [step for step in (output / "checkpoints").glob("step-*") if not (step / "meta.json").exists()]
+
+    with subprocess.Popen(
+        command("train", *args), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        wait_for(process, lambda: (output / "checkpoints" / "step-00000002" / "meta.json").exists())
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(child.cmdline())
+        ]
+        assert len(workers) == 2
+        if moment.startswith("both"):
+            wait_for(process, lambda: bool(half_written()), every_s=0)
+            for worker in workers:
+                worker.kill()
+            assert half_written()
+        else:
+            workers[-1].kill()
+        printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
     assert losses(output) == pytest.approx(losses(two_workers), abs=1e-6)
 
 
