@@ -7,12 +7,16 @@ from mme5core.types import Content
 DEFAULT_STYLE = "mme5"
 PICTURE_TOKENS = (
     "<|image|>",
-    "<image>",
-    "<|image_pad|>",
+    "<|image_",  # <|image_pad|>, <|image_1|>, ...
     "<|vision_start|>",
-    "<|image_1|>",
-    "[IMG]",
+    "<|media_pad|>",
+    "<image>",
     "<image_soft_token>",
+    "<image_placeholder>",
+    "<start_of_image>",
+    "<IMG_CONTEXT>",
+    "<fake_token_around_image>",
+    "[IMG]",
 )
 """What stands for a picture in one family or another. A text that holds one would be taken for a row with a picture."""
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from mme5core.backbones.mllama_tiles import unmasked_tiles
 from mme5core.backbones.protocol import (
     Features,
     PictureInputs,
@@ -65,10 +66,12 @@ class Mllama:
         """
         base = base_model(model)
         inputs = {name: torch.stack([picture[name] for picture in pictures]) for name in PIXELS}
-        # [B, 1, tiles, patches, D]: to the cross-attention the tiles of a picture are one sequence.
-        state = base.multi_modal_projector(base.vision_model(**inputs).last_hidden_state)[:, 0]
-        num_tiles = inputs["aspect_ratio_mask"].sum(dim=(1, 2)).tolist()
-        return [(state[row, :count].flatten(0, 1).clone(),) for row, count in enumerate(num_tiles)]
+        with unmasked_tiles(base.vision_model):
+            state_BTPD = base.vision_model(**inputs).last_hidden_state[:, 0]
+        is_real_BT = inputs["aspect_ratio_mask"][:, 0].bool()
+        projected = base.multi_modal_projector(state_BTPD[is_real_BT])
+        # To the cross-attention the tiles of a picture are one sequence.
+        return [(tiles.flatten(0, 1).clone(),) for tiles in projected.split(is_real_BT.sum(dim=1).tolist())]
 
     def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
         if features is not None:

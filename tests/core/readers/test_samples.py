@@ -178,7 +178,7 @@ def test_values_are_counted_by_name() -> None:
     assert count_by([]) == {}
 
 
-@pytest.mark.parametrize("token", ["<|image|>", "<image>", "<|image_1|>\n"])
+@pytest.mark.parametrize("token", ["<|image|>", "<image>", "<|image_1|>\n", "<|image_pad|>", "<start_of_image>"])
 def test_a_text_that_would_be_taken_for_a_picture_is_refused(token: str, tmp_path: Path) -> None:
     rows = [row("a", query=content(f"{token}what is it?")), row("b", negatives=[content(token)]), row("c")]
     samples, refused, _ = mapped(tmp_path, rows)

@@ -1,0 +1,45 @@
+"""The tower's attention in two products gives what the library's masked one gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mme5core import Encoder
+from mme5core.backbones.mllama import PIXELS
+from mme5core.backbones.mllama_tiles import unmasked_tiles
+from tests.core.contents import picture
+
+SIZES = [(28, 28), (20, 60), (60, 20), (100, 100), (25, 25), (28, 112)]
+
+NUM_TILES = [1, 3, 3, 4, 1, 4]
+
+
+@pytest.mark.parametrize("places", [[0], [3], [0, 4], [0, 1, 2, 3, 4, 5]])
+def test_every_patch_is_what_it_was(places: list[int], encoder_of: Callable[[str], Encoder]) -> None:
+    encoder = encoder_of("mllama")
+    prepared = [encoder.backbone.prepare_picture(picture(place, SIZES[place])) for place in places]
+    counts = [int(inputs["aspect_ratio_mask"].sum()) for inputs in prepared]
+    assert counts == [NUM_TILES[place] for place in places]
+    inputs = {name: torch.stack([picture[name] for picture in prepared]) for name in PIXELS}
+    tower = encoder.module.model.vision_model
+    with torch.inference_mode():
+        expected = tower(**inputs).last_hidden_state
+        with unmasked_tiles(tower):  # type: ignore[arg-type]
+            found = tower(**inputs).last_hidden_state
+        again = tower(**inputs).last_hidden_state
+    assert float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    assert torch.equal(again, expected)
+
+
+def test_padding_tiles_may_not_simply_be_dropped(encoder_of: Callable[[str], Encoder]) -> None:
+    encoder = encoder_of("mllama")
+    inputs = {k: v[None] for k, v in encoder.backbone.prepare_picture(picture(0, (28, 28))).items()}
+    changed = inputs | {"pixel_values": inputs["pixel_values"].clone()}
+    changed["pixel_values"][:, :, 1:] = 1.0  # no more than padding
+    tower = encoder.module.model.vision_model
+    with torch.inference_mode(), unmasked_tiles(tower):  # type: ignore[arg-type]
+        first, second = (tower(**given).last_hidden_state[:, :, 0] for given in (inputs, changed))
+    assert float((first - second).abs().max()) > 1e-3 * float(first.abs().max())
