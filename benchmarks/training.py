@@ -95,7 +95,7 @@ def _bare(base: Path, parts: dict[str, float]) -> Callable[[], object]:
         num_negatives=NUM_NEGATIVES,
         chunk_rows=CHUNK_ROWS,
         max_chunk_tokens=1 << 20,
-        without_pixels=True,
+        tower_once=True,
         seed=0,
     )
     autocast = partial(torch.autocast, "cpu", enabled=False)

@@ -2,38 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
 def plan_batches(
-    lengths: Sequence[int], has_image: Sequence[bool], *, max_rows: int, max_tokens: int
+    lengths: Sequence[int],
+    has_image: Sequence[bool],
+    *,
+    max_rows: int,
+    max_tokens: int,
+    pictures: Sequence[Hashable] | None = None,
+    max_pictures: int | None = None,
 ) -> list[list[int]]:
     """Row indices of each batch; every row in exactly one.
 
     Rows with and without picture never share a batch: on mllama a text beside a picture gets another
-    embedding than alone. Rows are sorted by length, so that little is spent on padding.
+    embedding than alone. Rows are sorted by length, so that little is spent on padding; those of one picture stay
+    together, so that it is read once.
 
     Args:
         lengths: true token count of each row.
         max_rows: rows of one batch at most.
         max_tokens: rows x longest row of one batch at most (a single longer row is a batch of its own).
+        pictures: what tells each row's picture from others; None: no two rows share one.
+        max_pictures: distinct pictures of one batch at most.
 
     >>> plan_batches([5, 2, 9, 3], [False, False, True, False], max_rows=8, max_tokens=8)
     [[1, 3], [0], [2]]
+    >>> plan_batches([5, 4, 2], [True] * 3, max_rows=2, max_tokens=99, pictures="aba")
+    [[1], [2, 0]]
     """
-    if max_rows < 1 or max_tokens < 1:
+    if max_rows < 1 or max_tokens < 1 or (max_pictures is not None and max_pictures < 1):
         raise ValueError(f"max_rows and max_tokens must be >= 1, got {max_rows} and {max_tokens}")
+    groups: dict[tuple[bool, Hashable], list[int]] = {}
+    for row, has_picture in enumerate(has_image):
+        key = pictures[row] if pictures is not None and has_picture else row
+        groups.setdefault((has_picture, key), []).append(row)
     batches: list[list[int]] = []
-    order = sorted(range(len(lengths)), key=lambda row: (has_image[row], lengths[row], row))
-    for row in order:
-        if batches:
-            batch = batches[-1]
-            fits = len(batch) < max_rows and (len(batch) + 1) * lengths[row] <= max_tokens
-            if fits and has_image[batch[-1]] == has_image[row]:
-                batch.append(row)
-                continue
-        batches.append([row])
+    num_pictures = 0
+
+    def fits(batch: list[int], more: list[int], *, new_picture: bool) -> bool:
+        together = batch + more
+        return (
+            len(together) <= max_rows
+            and len(together) * max(lengths[row] for row in together) <= max_tokens
+            and has_image[batch[-1]] == has_image[more[0]]
+            and (max_pictures is None or not new_picture or num_pictures < max_pictures)
+        )
+
+    def place(rows: list[int]) -> tuple[bool, int, int]:
+        return has_image[rows[0]], max(lengths[row] for row in rows), rows[0]
+
+    for rows in sorted(groups.values(), key=place):
+        rows.sort(key=lambda row: (lengths[row], row))
+        if batches and fits(batches[-1], rows, new_picture=True):
+            batches[-1] += rows
+            num_pictures += 1
+            continue
+        # Whole in a batch of its own, or if it is too large, in several.
+        is_new = True
+        for row in rows:
+            if is_new or not fits(batches[-1], [row], new_picture=False):
+                batches.append([row])
+                num_pictures = 1
+            else:
+                batches[-1].append(row)
+            is_new = False
     return batches
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
 
 from mme5core.backbones import Backbone, load_backbone
 from mme5core.backbones.loading import first_line, load_config
-from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, base_model
+from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, base_model, without_pixels
 from mme5core.batching import plan_batches
-from mme5core.images import load_rgb, picture_size
+from mme5core.images import image_hash, load_rgb, picture_size
 from mme5core.model_folder import (
     ENCODER_FILE,
     base_reference,
@@ -42,12 +42,17 @@ MAX_TOKENS = 256
 class PreparedBatch:
     """Inputs of one forward pass, and which rows of the caller's list they are.
 
+    Rows may share pictures: `pictures` are the distinct ones, `picture_of` tells each row's, and `inputs` then hold no
+    pixels.
+
     In training also: the tower's features of the rows' pictures where they were made before, the seed of the pass's
     randomness, so that it can be repeated, and a weight of 0 for a pass that only keeps step with other processes.
     """
 
     rows: list[int]
     inputs: dict[str, Tensor]
+    pictures: Sequence[PictureInputs] = ()
+    picture_of: Sequence[int] = ()
     features: Sequence[Features] | None = None
     seed: int | None = None
     weight: float = 1.0
@@ -239,14 +244,25 @@ class Encoder:
         if not contents:
             return np.zeros((0, self.dimension), dtype=np.float32)
         result = np.empty((len(contents), self.dimension), dtype=np.float32)
-        for batch in self.batches(contents, instructions, batch_size=batch_size, max_batch_tokens=max_batch_tokens):
-            result[batch.rows] = self.embed_batch(batch.inputs)
+        batches = self.batches(
+            contents,
+            instructions,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            picture_keys=[self._picture_key(content, place) for place, content in enumerate(contents)],
+        )
+        for batch in batches:
+            result[batch.rows] = self.embed_batch(batch)
         return result
 
-    def embed_batch(self, inputs: dict[str, Tensor]) -> np.ndarray:
+    def embed_batch(self, batch: PreparedBatch) -> np.ndarray:
         """float32 [B, D] of one prepared batch."""
         with torch.inference_mode():
-            vector_BD: np.ndarray = self.module.embed_batch(inputs).cpu().numpy()
+            features = None
+            if batch.pictures:
+                made = self.module.features(batch.pictures)
+                features = [made[place] for place in batch.picture_of]
+            vector_BD: np.ndarray = self.module.embed_batch(batch.inputs, features).cpu().numpy()
         if not np.isfinite(vector_BD).all():
             raise ValueError("the model gave NaN or infinity; try dtype=float32")
         return vector_BD
@@ -259,28 +275,44 @@ class Encoder:
         batch_size: int,
         max_batch_tokens: int,
         picture_inputs: Sequence[PictureInputs | None] | None = None,
+        picture_keys: Sequence[Hashable] | None = None,
     ) -> Iterator[PreparedBatch]:
         """The forward passes for `contents`: one modality each, sorted by length, prepared one at a time.
 
         Args:
             picture_inputs: prepared pictures by content, where the caller has them already.
+            picture_keys: equal where contents share a picture, which the tower then reads once, where the family's
+                tower is known; None: every row brings its pixels, as a tower that trains needs them.
         """
         token_ids = self.token_ids(contents, instructions)
+        if not self.backbone.knows_tower:
+            picture_keys = None
         plan = plan_batches(
             [len(ids) for ids in token_ids],
             [content.image is not None for content in contents],
             max_rows=batch_size,
             max_tokens=max_batch_tokens,
+            pictures=picture_keys,
         )
+
+        def prepared(row: int) -> PictureInputs:
+            given = picture_inputs[row] if picture_inputs is not None else None
+            return given or self.prepare_picture(contents[row], place=row)
+
         for rows in plan:
-            pictures = None
-            if contents[rows[0]].image is not None:
-                pictures = [
-                    (picture_inputs[row] if picture_inputs is not None else None)
-                    or self.prepare_picture(contents[row], place=row)
-                    for row in rows
-                ]
-            yield PreparedBatch(rows, self.backbone.collate([token_ids[row] for row in rows], pictures))
+            ids = [token_ids[row] for row in rows]
+            if contents[rows[0]].image is None:
+                yield PreparedBatch(rows, self.backbone.collate(ids, None))
+            elif picture_keys is None:
+                yield PreparedBatch(rows, self.backbone.collate(ids, [prepared(row) for row in rows]))
+            else:
+                first = {picture_keys[row]: row for row in reversed(rows)}
+                pictures = {key: prepared(row) for key, row in first.items()}
+                slim = {key: without_pixels(picture) for key, picture in pictures.items()}
+                places = {key: place for place, key in enumerate(pictures)}
+                keys = [picture_keys[row] for row in rows]
+                inputs = self.backbone.collate(ids, [slim[key] for key in keys])
+                yield PreparedBatch(rows, inputs, [*pictures.values()], [places[key] for key in keys])
 
     def token_ids(self, contents: Sequence[Content], instructions: Sequence[str | None]) -> list[list[int]]:
         """Token ids of each content's prompt, cut to `max_tokens`."""
@@ -298,6 +330,12 @@ class Encoder:
         except ValueError as error:
             where = "" if place is None else f"content {place}: "
             raise ValueError(f"{where}{error}") from None
+
+    def _picture_key(self, content: Content, place: int) -> str | None:
+        try:
+            return None if content.image is None else image_hash(content.image)
+        except ValueError as error:
+            raise ValueError(f"content {place}: {error}") from None
 
     def _picture_size(self, content: Content, place: int) -> PictureSize | None:
         if content.image is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mme5core.adapters import weights_at_rest
-from mme5core.backbones.protocol import Features, PictureInputs
+from mme5core.backbones.protocol import Features, PictureInputs, without_pixels
 from mme5core.batching import deal_chunks
 from mme5core.content_key import document_key
 from mme5core.distributed import rank, sum_over_processes, world_size
@@ -157,7 +157,7 @@ def fit(
         num_negatives=num_negatives,
         chunk_rows=chunk_rows,
         max_chunk_tokens=max_chunk_tokens,
-        without_pixels=tower_once,
+        tower_once=tower_once,
     )
 
     def prepare_step(step: int) -> Contrast:
@@ -214,7 +214,7 @@ def _prepare(
     num_negatives: int,
     chunk_rows: int,
     max_chunk_tokens: int,
-    without_pixels: bool,
+    tower_once: bool,
     seed: int,
 ) -> Contrast:
     """This process's chunks of a batch. All plan the whole batch alike, but only one decodes a row's picture."""
@@ -233,9 +233,9 @@ def _prepare(
         new = {key: contents[row] for key, row in zip(keys, chunk.rows, strict=False) if key not in pictures}
         pictures |= cache.get(new)
         prepared = [pictures[key] for key in keys] if chunk.has_image else None
+        if tower_once and prepared is not None:
+            prepared = [without_pixels(picture) for picture in prepared]
         inputs = encoder.backbone.collate([token_ids[row] for row in chunk.rows], prepared)
-        if without_pixels:
-            inputs.pop("pixel_values", None)
         batches.append(PreparedBatch(list(chunk.rows), inputs, seed=_seed(seed, chunk.number), weight=chunk.weight))
         picture_keys.append(keys)
     return Contrast(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mme5core.content_key import content_key
-from mme5core.images import BadImage, load_rgb
+from mme5core.images import BadImage, image_hash, load_rgb
 from mme5core.model_folder import check_model_files, model_identity, model_width
 from mme5core.readers import CorpusRow, input_identity, read_rows
 from mme5core.schemas import vectors
@@ -24,6 +24,7 @@ from rayjobs.progress import Progress
 from rayjobs.scan import Index, scan, shards_of
 
 Instructions = dict[str, str | None]
+PictureInputs = dict[str, Any]  # `backbones.protocol`, which the driver does not load: it needs torch
 
 
 def work_schema(dimension: int) -> pa.Schema:
@@ -195,19 +196,22 @@ class Embed:
 
     def _embed(self, batch: pa.Table) -> pa.Table:
         keys, contents, instructions, pictures, refused = [], [], [], [], []
+        prepared_by_hash: dict[str, PictureInputs] = {}
         for row in batch.to_pylist():
             content = Content(row["text"], row["image"])
-            inputs = None
+            picture = None
             try:
                 if content.image is not None:
-                    inputs = self._encoder.backbone.prepare_picture(load_rgb(content.image))
+                    picture = image_hash(content.image)
+                    if picture not in prepared_by_hash:
+                        prepared_by_hash[picture] = self._encoder.backbone.prepare_picture(load_rgb(content.image))
             except BadImage as error:
                 refused.append({"key": row["key"], "reason": error.reason, "detail": error.detail})
                 continue
             keys.append(row["key"])
             contents.append(content)
             instructions.append(row["instruction"])
-            pictures.append(inputs)
+            pictures.append(picture)
         vector_ND = np.zeros((len(contents), self._encoder.dimension), dtype=np.float32)
         if contents:
             for prepared in self._encoder.batches(
@@ -215,9 +219,10 @@ class Embed:
                 instructions,
                 batch_size=self._config["batch_size"],
                 max_batch_tokens=self._config["max_batch_tokens"],
-                picture_inputs=pictures,
+                picture_inputs=[None if picture is None else prepared_by_hash[picture] for picture in pictures],
+                picture_keys=pictures,
             ):
-                vector_ND[prepared.rows] = self._encoder.embed_batch(prepared.inputs)
+                vector_ND[prepared.rows] = self._encoder.embed_batch(prepared)
         schema = work_schema(self._encoder.dimension)
         embedded = pa.table(
             {

@@ -23,6 +23,7 @@ class AnyVlm(PictureTokens):
     The price is a vision tower that runs for every row, since we do not know what it gives.
     """
 
+    knows_tower = False
     tower: tuple[str, ...] = ()
     pixels: tuple[str, ...] = ()
 

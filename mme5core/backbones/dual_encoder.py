@@ -21,6 +21,7 @@ class DualEncoder:
 
     image_prefix = ""
     default_style = "plain"
+    knows_tower = True
     needs_sizes = False
     tower: tuple[str, ...] = ()
 
@@ -53,7 +54,7 @@ class DualEncoder:
                 filled = [ids + [self._pad_id] * (self._max_tokens - len(ids)) for ids in filled]
             inputs["input_ids"], inputs["attention_mask"] = pad_right(filled, self._pad_id)
             inputs["has_text"] = torch.tensor([bool(ids) for ids in token_ids])
-        if pictures is not None:
+        if pictures is not None and "pixel_values" in pictures[0]:
             inputs["pixel_values"] = torch.cat([picture["pixel_values"] for picture in pictures])
         return inputs
 

@@ -42,6 +42,8 @@ class LlavaNext(PictureTokens):
         )
 
     def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
+        if "pixel_values" not in pictures[0]:
+            return super().stack(pictures)
         # [1, tiles, 3, H, W] each: padded to the most tiles; the sizes tell the model how many are real.
         most = max(picture["pixel_values"].shape[1] for picture in pictures)
         pixels = [

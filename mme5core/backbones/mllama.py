@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from mme5core.backbones.mllama_tiles import unmasked_tiles
 from mme5core.backbones.protocol import (
@@ -27,6 +26,7 @@ PIXELS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
 class Mllama:
     image_prefix = "<|image|><|begin_of_text|>"
     default_style = "mme5"
+    knows_tower = True
     needs_sizes = False
     tower = ("vision_model", "multi_modal_projector")
 
@@ -55,31 +55,26 @@ class Mllama:
         input_ids, attention_mask = pad_right(token_ids, self.tokenizer.pad_token_id)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if pictures is not None:
-            inputs |= {name: torch.stack([picture[name] for picture in pictures]) for name in PIXELS}
+            inputs |= {name: torch.stack([picture[name] for picture in pictures]) for name in pictures[0]}
             inputs["cross_attention_mask"] = self._cross_attention_mask(input_ids, inputs["aspect_ratio_mask"])
         return inputs
 
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
-        """The projected states of each picture's real tiles.
+        """The projected states of each picture's tiles.
 
-        The mask hides those of padding tiles from every token, and they would be most of a small picture's memory.
+        Those of padding too: the first token, which stands before the picture and has no mask of its own, reads all.
         """
         base = base_model(model)
         inputs = {name: torch.stack([picture[name] for picture in pictures]) for name in PIXELS}
         with unmasked_tiles(base.vision_model):
-            state_BTPD = base.vision_model(**inputs).last_hidden_state[:, 0]
-        is_real_BT = inputs["aspect_ratio_mask"][:, 0].bool()
-        projected = base.multi_modal_projector(state_BTPD[is_real_BT])
+            state_B1TPD = base.vision_model(**inputs).last_hidden_state
         # To the cross-attention the tiles of a picture are one sequence.
-        return [(tiles.flatten(0, 1).clone(),) for tiles in projected.split(is_real_BT.sum(dim=1).tolist())]
+        return [(tiles.flatten(0, 1).clone(),) for tiles in base.multi_modal_projector(state_B1TPD[:, 0])]
 
     def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
         if features is not None:
             inputs = {name: value for name, value in inputs.items() if name not in PIXELS}
-            states = pad_sequence([feature for (feature,) in features], batch_first=True)
-            num_tiles = states.shape[1] // base_model(model).vision_model.num_patches
-            inputs["cross_attention_states"] = states
-            inputs["cross_attention_mask"] = inputs["cross_attention_mask"][..., :num_tiles]
+            inputs["cross_attention_states"] = torch.stack([feature for (feature,) in features])
         state_BSD = model(**inputs, use_cache=False).last_hidden_state
         return last_real_state(state_BSD, inputs["attention_mask"])
 

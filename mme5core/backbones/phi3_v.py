@@ -20,6 +20,7 @@ PICTURE_ID = -1
 class Phi3V(PictureTokens):
     image_prefix = "<|image_1|>\n"
     image_token = "<|endoftext|>"  # it has no token for a picture; `token_ids` below puts its own number
+    knows_tower = False
     tower: tuple[str, ...] = ()
     pixels = ("pixel_values", "image_sizes")
 

@@ -29,6 +29,7 @@ class PictureTokens(ABC):
     image_prefix: str
     image_token: str
     default_style = "mme5"
+    knows_tower = True
     needs_sizes = True
     tower: tuple[str, ...]
     pixels: tuple[str, ...]
@@ -72,7 +73,7 @@ class PictureTokens(ABC):
 
     def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
         """The pictures' tensors as one batch."""
-        return {name: torch.cat([picture[name] for picture in pictures]) for name in self.pixels}
+        return {name: torch.cat([picture[name] for picture in pictures]) for name in pictures[0]}
 
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
         output = base_model(model).get_image_features(**self.stack(pictures), return_dict=True)

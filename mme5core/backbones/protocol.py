@@ -28,6 +28,8 @@ class Backbone(Protocol):
     """The prompt style of a checkpoint that has none stored."""
     tower: tuple[str, ...]
     """The parts of the model, by name, through which a picture goes before it meets a text."""
+    knows_tower: bool
+    """Whether `features` can be had; else every row reads its picture itself."""
     needs_sizes: bool
     """Whether a row's tokens depend on the size of its picture; else any size will do."""
 
@@ -49,7 +51,11 @@ class Backbone(Protocol):
         ...
 
     def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
-        """One batch of one modality: all rows with a picture, or (None) all without."""
+        """One batch of one modality: all rows with a picture, or (None) all without.
+
+        Args:
+            pictures: one for each row; without their pixels where the rows will get features instead.
+        """
         ...
 
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
@@ -63,6 +69,11 @@ class Backbone(Protocol):
             features: of the rows' pictures, in their order, in place of the pixels in `inputs`.
         """
         ...
+
+
+def without_pixels(picture: PictureInputs) -> PictureInputs:
+    """What a row needs of a picture whose features it gets."""
+    return {name: value for name, value in picture.items() if name != "pixel_values"}
 
 
 def pad_right(token_ids: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,22 @@ def test_a_batch_ends_only_where_one_more_row_would_not_have_fitted(seed: int) -
         assert len(batch) == 5 or too_wide or has_image[row] != has_image[batch[0]]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_of_one_picture_share_a_batch_where_they_fit_in_one(seed: int) -> None:
+    lengths, has_image = random_rows(seed)
+    pictures = [random.Random(seed + row).randint(0, 9) for row in range(len(lengths))]
+    batches = plan_batches(lengths, has_image, max_rows=5, max_tokens=80, pictures=pictures, max_pictures=2)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    batch_of = {row: number for number, batch in enumerate(batches) for row in batch}
+    for picture in set(pictures):
+        rows = [row for row, key in enumerate(pictures) if key == picture and has_image[row]]
+        if rows and len(rows) <= 5 and len(rows) * max(lengths[row] for row in rows) <= 80:
+            assert len({batch_of[row] for row in rows}) == 1
+    for batch in batches:
+        assert len(batch) <= 5 and len(batch) * max(lengths[row] for row in batch) <= 80
+        assert not has_image[batch[0]] or len({pictures[row] for row in batch}) <= 2
+
+
 def test_the_budget_counts_padding_and_not_true_tokens() -> None:
     # 1 + 1 + 6 tokens are 8, but padded to 6 they are 18.
     assert plan_batches([6, 1, 1], [False] * 3, max_rows=8, max_tokens=10) == [[1, 2], [0]]

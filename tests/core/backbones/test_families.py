@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, LlavaNextProcessor
 from mme5core import Content, Encoder
 from mme5core.backbones import BACKBONES, load_backbone
 from mme5core.backbones.loading import load_config
+from mme5core.backbones.protocol import Features, PictureInputs
 from mme5core.model_folder import model_width
 from tests.core.backbones.families import DUAL, FAMILIES, UNKNOWN, VLMS
 from tests.core.contents import SIZES, mixed, picture
@@ -41,11 +42,13 @@ def test_the_tower_may_run_apart_and_once_for_a_picture_that_several_rows_share(
     family: str, encoder_of: EncoderOf
 ) -> None:
     encoder = encoder_of(family)
-    contents = [Content(text, picture(seed, SIZES[seed])) for seed in (0, 2) for text in ("a cat", "x")]
-    expected = encoder.embed(contents)
+    # One of four tiles, one that fits in one tile: what of the canvas is padding must not matter.
+    contents = [Content(text, picture(seed, SIZES[seed])) for seed in (0, 3) for text in ("a cat", "x")]
     prepared = [encoder.prepare_picture(contents[0]), encoder.prepare_picture(contents[2])]
     ids = encoder.token_ids(contents, [None] * 4)
     with torch.inference_mode():
+        whole = encoder.backbone.collate(ids, [prepared[0]] * 2 + [prepared[1]] * 2)
+        expected = encoder.module.embed_batch(whole).numpy()
         first, second = encoder.backbone.features(encoder.module.model, prepared)
         inputs = encoder.backbone.collate(ids, [prepared[0]] * 2 + [prepared[1]] * 2)
         del inputs["pixel_values"]  # nothing may need it any more
@@ -54,12 +57,34 @@ def test_the_tower_may_run_apart_and_once_for_a_picture_that_several_rows_share(
     assert np.abs(found - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("family", VLMS)
-def test_the_embedding_is_the_normed_last_state_of_the_whole_published_model(
-    family: str, encoder_of: EncoderOf, checkpoint: Callable[[str], Path]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_that_share_a_picture_get_their_vectors_and_its_tower_runs_once(
+    family: str, encoder_of: EncoderOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = encoder_of(family)
-    content = Content("a dog on a red sofa", picture(3, (50, 70)))
+    texts = ["a cat", "x", "a dog on a red sofa", "un gatto"]
+    contents = [Content(text, picture(seed, SIZES[seed])) for text in texts for seed in (0, 2)]
+    alone = np.concatenate([encoder.embed([content]) for content in contents])
+    towers: list[int] = []
+    features = encoder.module.features
+
+    def counted(pictures: Sequence[PictureInputs]) -> list[Features]:
+        towers.append(len(pictures))
+        return features(pictures)
+
+    monkeypatch.setattr(encoder.module, "features", counted)
+    together = encoder.embed([Content("no picture"), *contents])[1:]
+    assert np.abs(together - alone).max() < 1e-5
+    assert towers == ([] if family in UNKNOWN else [2])
+
+
+@pytest.mark.parametrize("family", VLMS)
+@pytest.mark.parametrize("size", [(50, 70), (28, 28), (84, 28)])
+def test_the_embedding_is_the_normed_last_state_of_the_whole_published_model(
+    family: str, size: tuple[int, int], encoder_of: EncoderOf, checkpoint: Callable[[str], Path]
+) -> None:
+    encoder = encoder_of(family)
+    content = Content("a dog on a red sofa", picture(3, size))
     batch = next(encoder.batches([content], ["Find:"], batch_size=1, max_batch_tokens=9999))
     inputs = batch.inputs | getattr(encoder.backbone, "extra_inputs", lambda _: {})(batch.inputs)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
