@@ -364,7 +364,7 @@ class Encoder:
         settings: dict[str, Any] = {
             "format": 1,
             "prompt_style": self.prompt_style,
-            "pooling": "last",
+            "pooling": self.backbone.pooling,
             "normalize": True,
             "max_tokens": self.max_tokens,
             "dimension": self.dimension,

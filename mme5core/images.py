@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mme5core.storage import locate
 from mme5core.types import ImageRef
 
 MAX_PIXELS = 64_000_000
 """Pictures of more pixels are refused before they are decoded: 64 megapixels are 192 MB in RGB."""
+
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 
 
 class BadImage(ValueError):
@@ -75,7 +79,7 @@ def image_bytes(image: ImageRef) -> bytes:
         return bytes(image)
     if isinstance(image, str | os.PathLike):
         try:
-            return Path(image).read_bytes()
+            return (locate(image) if isinstance(image, str) else Path(image)).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise BadImage("missing_image", f"{image}: {getattr(error, 'strerror', None) or error}") from None
     if isinstance(image, Image.Image):

@@ -37,6 +37,14 @@ def read_settings(path: Path_) -> dict[str, Any]:
     return _read_json(file) if file.is_file() else {}
 
 
+def encoder_settings(path: Path_) -> dict[str, Any]:
+    """`read_settings`, with the prompt style and the pooling that a model without stored ones has."""
+    file = Path(find_base(path)) / "config.json"
+    is_dual = file.is_file() and _read_json(file).get("model_type") in DUAL_ENCODERS
+    style, pooling = ("plain", "projection") if is_dual else ("mme5", "last")
+    return {"prompt_style": style, "pooling": pooling} | read_settings(path)
+
+
 def has_adapter(path: Path_) -> bool:
     return (Path(path) / ADAPTER_FILE).is_file()
 

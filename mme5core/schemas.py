@@ -79,8 +79,3 @@ QUERIES = pa.schema(
     ]
 )
 CANDIDATES = pa.schema([("id", pa.string()), ("image", IMAGE), ("text", pa.string())])
-
-
-def vectors(dimension: int) -> pa.Schema:
-    """Vectors as `embed-corpus` writes them: opens as it is wherever Parquet does."""
-    return pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), dimension))])

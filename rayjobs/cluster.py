@@ -33,8 +33,6 @@ def connected(*, dashboard: bool = False) -> Iterator[Any]:
         # and with it ask every later `ray job submit` for it.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    # Ray's C++ part writes warnings about its own actors to stderr, as errors; what concerns a job arrives in Python.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     options: dict[str, Any] = {"logging_level": logging.WARNING, "configure_logging": True}

@@ -210,6 +210,14 @@ class InstructionConfig(_Section):
     IT: str | None = _key(None, "for rows of text and picture that bring none")
 
 
+class VectorsConfig(_Section):
+    dim: int | None = _key(None, "keep the first columns only, at unit length again (Matryoshka); null: all", ge=1)
+    dtype: Literal["float32", "float16"] = _key("float32", "of the column embedding")
+    also: list[Literal["int8", "binary"]] = _key(
+        [], "columns beside it: embedding_int8, calibrated on the corpus; embedding_binary, eight columns a byte"
+    )
+
+
 class EmbedCorpusConfig(InputJobConfig):
     model: str = _required("checkpoint, train's model folder, adapter folder, or hub id")
     adapter: str | None = _key(None, "adapter folder to put on the model")
@@ -221,6 +229,7 @@ class EmbedCorpusConfig(InputJobConfig):
     batch_size: int = _key(32, "rows of one forward pass at most", rows=False, ge=1)
     max_batch_tokens: int = _key(16_384, "rows x longest row of one forward pass at most", rows=False, ge=1)
     window_rows: int = _key(1024, "rows sorted by length together", rows=False, ge=1)
+    vectors: VectorsConfig = _key(VectorsConfig(), "what is written of each vector")
     rows_per_file: int = _key(100_000, "rows of one output file", ge=1)
 
 

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from mme5core.readers import read_rows
-from rayjobs.config import ConfigError, EvaluateConfig, InputJobConfig, JobConfig, SynthConfig
+from mme5core.readers.shards import shard_bytes
+from mme5core.storage import AnyPath, parquet_file
+from rayjobs.config import ConfigError, EmbedCorpusConfig, EvaluateConfig, InputJobConfig, JobConfig, SynthConfig
 from rayjobs.scan import shards_of
 
 # Seen with the demo's prompts and answers; a real teacher's are of the same order. 85 tokens is what OpenAI bills
@@ -34,8 +36,8 @@ def describe(job: str, config: JobConfig) -> str:
 def _describe_input(config: Any) -> list[str]:
     if not isinstance(config, InputJobConfig):
         return ["nothing"]
-    shards = shards_of(config.input)
-    rows = sum(pq.read_metadata(shard).num_rows for shard in shards if shard.suffix == ".parquet")
+    shards = shards_of(config.input, pictures=isinstance(config, EmbedCorpusConfig))
+    rows = sum(parquet_file(shard).metadata.num_rows for shard in shards if shard.suffix == ".parquet")
     return _files(shards) + ([f"{rows:,} rows in Parquet"] if rows else [])
 
 
@@ -91,9 +93,9 @@ def _price(config: SynthConfig, prompt_tokens: int, completion_tokens: int) -> s
     return f": about {usd:,.2f} USD"
 
 
-def _files(shards: list[Path]) -> list[str]:
-    num_bytes = sum(shard.stat().st_size for shard in shards)
-    return [f"{len(shards):,} files, {num_bytes / 1e6:,.1f} MB: {shards[0]}" + (" ..." if len(shards) > 1 else "")]
+def _files(shards: list[AnyPath]) -> list[str]:
+    size = sum(shard_bytes(shard) for shard in shards)
+    return [f"{len(shards):,} files, {size / 1e6:,.1f} MB: {shards[0]}" + (" ..." if len(shards) > 1 else "")]
 
 
 _DESCRIBED: dict[type[JobConfig], Callable[[Any], list[str]]] = {

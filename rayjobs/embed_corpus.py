@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import pyarrow.compute as pc
 
 from mme5core.content_key import content_key
 from mme5core.images import BadImage, image_hash, load_rgb
-from mme5core.model_folder import check_model_files, model_identity, model_width
+from mme5core.model_folder import check_model_files, encoder_settings, model_identity, model_width
 from mme5core.readers import CorpusRow, input_identity, read_rows
-from mme5core.schemas import vectors
+from mme5core.storage import locate
 from mme5core.types import Content, Rejected
+from mme5core.vectors import Int8Calibration, VectorFormat, cut
 from rayjobs import cli, worklog
 from rayjobs.cluster import actor_cpus, connected, rows_to_tables
 from rayjobs.config import ConfigError, EmbedCorpusConfig, fingerprint, row_keys
@@ -45,7 +48,7 @@ CONTENTS = pa.schema(
 
 
 def run(config: EmbedCorpusConfig) -> cli.Outcome:
-    shards = shards_of(config.input)
+    shards = shards_of(config.input, pictures=True)
     try:
         check_model_files(config.model)
         dimension = model_width(config.model)
@@ -53,6 +56,12 @@ def run(config: EmbedCorpusConfig) -> cli.Outcome:
         raise ConfigError(str(error)) from None
     if dimension is None:
         raise ConfigError(f"model {config.model!r}: its configuration names no width; download it to a folder first")
+    try:
+        vector_format = VectorFormat(
+            dimension, config.vectors.dim or dimension, config.vectors.dtype, tuple(config.vectors.also)
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     identities = {"input": input_identity(shards), "model": model_identity(config.model)}
     if config.adapter:
         identities["adapter"] = model_identity(config.adapter)
@@ -76,7 +85,7 @@ def run(config: EmbedCorpusConfig) -> cli.Outcome:
             label="embed-corpus",
         )
         _embed_all(ray, config, index, instructions, rows, dimension)
-    return _finish(folder, config, index, worklog.WorkLog(rows, work_schema(dimension)), dimension)
+    return _finish(folder, config, index, worklog.WorkLog(rows, work_schema(dimension)), vector_format)
 
 
 class KeyOf:
@@ -145,7 +154,7 @@ def _read_contents(batch: pa.Table, *, instructions: Instructions, rows_per_tabl
     for item in batch.to_pylist():
         wanted = set(item["positions"])
         records: list[dict[str, Any]] = []
-        for position, row in enumerate(read_rows(Path(item["path"]))):
+        for position, row in enumerate(read_rows(locate(item["path"]))):
             if position not in wanted:
                 continue
             records.append(
@@ -237,7 +246,7 @@ class Embed:
 
 
 def _finish(
-    folder: JobFolder, config: EmbedCorpusConfig, index: Index, done: worklog.WorkLog, dimension: int
+    folder: JobFolder, config: EmbedCorpusConfig, index: Index, done: worklog.WorkLog, vector_format: VectorFormat
 ) -> cli.Outcome:
     """Every row by id with the vector of its content; rows whose content was refused go to quarantine."""
     usable = index.usable().sort_by("id")
@@ -256,9 +265,16 @@ def _finish(
         Rejected(usable["id"][int(row)].as_py(), "changed_since_scan", "its content changed while the job ran")
         for row in np.flatnonzero(is_missing)
     ]
-    schema = vectors(dimension).with_metadata(_file_metadata(folder, config))
+    calibration = None
+    if "int8" in vector_format.also and len(good):
+        calibration = Int8Calibration.fit(_matrix(table, vector_format) for table in done.take(places[good]))
+    schema = pa.schema(
+        [("id", pa.string()), *vector_format.fields()], _file_metadata(folder, config, vector_format, calibration)
+    )
     num_kept = folder.write_parts(
-        _vector_tables(usable, good, done, places), schema, rows_per_file=config.rows_per_file
+        _vector_tables(usable, good, done, places, vector_format, calibration),
+        schema,
+        rows_per_file=config.rows_per_file,
     )
     counters = folder.finish(
         unit="corpus rows",
@@ -267,27 +283,56 @@ def _finish(
         refused=folder.write_quarantine(refused),
         pending=0,
         extra_counters={"distinct": len(set(places[good].tolist()))},
-        details={"dimension": dimension},
+        details={"dimension": vector_format.dim},
     )
     return cli.Outcome(counters)
 
 
-def _vector_tables(usable: pa.Table, good: np.ndarray, done: worklog.WorkLog, places: np.ndarray) -> Iterator[pa.Table]:
+def _vector_tables(
+    usable: pa.Table,
+    good: np.ndarray,
+    done: worklog.WorkLog,
+    places: np.ndarray,
+    vector_format: VectorFormat,
+    calibration: Int8Calibration | None,
+) -> Iterator[pa.Table]:
     start = 0
     for table in done.take(places[good]):
         ids = usable["id"].take(pa.array(good[start : start + table.num_rows]))
         start += table.num_rows
-        yield pa.table({"id": ids, "embedding": table["embedding"]})
+        yield pa.table({"id": ids} | vector_format.arrays(_matrix(table, vector_format), calibration))
 
 
-def _file_metadata(folder: JobFolder, config: EmbedCorpusConfig) -> dict[str, str]:
+def _matrix(table: pa.Table, vector_format: VectorFormat) -> np.ndarray:
+    """float32 [N, dim] of work rows."""
+    column = table["embedding"].combine_chunks()
+    return cut(column.flatten().to_numpy().reshape(len(column), vector_format.width), vector_format.dim)
+
+
+def _file_metadata(
+    folder: JobFolder, config: EmbedCorpusConfig, vector_format: VectorFormat, calibration: Int8Calibration | None
+) -> dict[str, str]:
     """What made the vectors, in every file: two parts that disagree do not belong together."""
-    return {
-        "mme5.model": config.model,
-        "mme5.model_identity": folder.run.identities["model"],
+    settings = encoder_settings(config.adapter or config.model)
+    made_by = {
+        "model": folder.run.identities["model"],
+        "adapter": folder.run.identities.get("adapter", ""),
+        "prompt_style": config.prompt_style or settings["prompt_style"],
+        "pooling": settings["pooling"],
+        "dtype": config.dtype,
+        "dim": str(vector_format.dim),
+    }
+    found = {f"mme5.{name}": value for name, value in made_by.items() if value}
+    found |= {
+        "mme5.model_name": config.model,
+        "mme5.model_identity": hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16],
         "mme5.fingerprint": folder.run.fingerprint,
         "mme5.normalized": "true",
     }
+    if calibration is not None:
+        found["mme5.int8_low"] = json.dumps(calibration.low.tolist())
+        found["mme5.int8_step"] = json.dumps(calibration.step.tolist())
+    return found
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from mme5core.images import BadImage, load_rgb
 from mme5core.readers import CorpusRow, InputError, read_rows
+from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
 from rayjobs.cluster import rows_to_tables
 from rayjobs.config import ConfigError
@@ -40,7 +41,7 @@ KeyOf = Callable[[CorpusRow], bytes]
 class Index:
     """Every row of a corpus in its order, without its content."""
 
-    shards: list[Path]
+    shards: list[AnyPath]
     table: pa.Table
 
     def __len__(self) -> int:
@@ -54,7 +55,7 @@ class Index:
         return self.table.filter(pc.is_null(self.table["reason"]))
 
 
-def scan(ray: Any, shards: Sequence[Path], *, key_of: KeyOf, limit: int | None, cache: Path, label: str) -> Index:
+def scan(ray: Any, shards: Sequence[AnyPath], *, key_of: KeyOf, limit: int | None, cache: Path, label: str) -> Index:
     """Read every shard once, in parallel; kept in `cache` so that a resumed run need not read again.
 
     A second row of an id is refused as `duplicate_id`.
@@ -110,7 +111,7 @@ def picture_key(row: CorpusRow) -> bytes:
 def _scan_shard(batch: pa.Table, *, key_of: KeyOf, limit: int | None) -> Iterator[pa.Table]:
     for item in batch.to_pylist():
         records: list[dict[str, Any]] = []
-        for position, row in enumerate(read_rows(Path(item["path"]))):
+        for position, row in enumerate(read_rows(locate(item["path"]))):
             if limit is not None and position >= limit:
                 break
             records.append(_record(row, item["shard"], position, key_of))
@@ -158,7 +159,7 @@ def _mark_duplicate_ids(table: pa.Table) -> pa.Table:
     return table.set_column(table.column_names.index("key"), "key", key)
 
 
-def shards_of(inputs: Sequence[str], **options: Any) -> list[Path]:
+def shards_of(inputs: Sequence[str], **options: Any) -> list[AnyPath]:
     """`find_shards` with its error as a configuration error."""
     from mme5core.readers import find_shards
 

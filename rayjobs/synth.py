@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from mme5core.readers import input_identity
 from mme5core.readers.img2dataset import read_picture
 from mme5core.schemas import HOLDOUT, NEIGHBOURS, SAMPLES
+from mme5core.storage import locate
 from mme5core.synthesis.answer import parse_answer
 from mme5core.synthesis.plan import PlannedSample, PlanSettings, plan_image
 from mme5core.synthesis.prompts import answer_schema, build_prompt, prompt_hash
@@ -326,7 +327,7 @@ class AskTeacher:
         assert self._teacher is not None
         plan = _plan_of(record)
         images = {
-            image_id: read_picture(Path(place["path"]), place["offset"], place["num_bytes"])
+            image_id: read_picture(locate(place["path"]), place["offset"], place["num_bytes"])
             for image_id, place in zip(plan.image_ids, record["pictures"], strict=True)
         }
         system, user = build_prompt(plan, num_negatives=self._num_negatives)

@@ -10,13 +10,13 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mme5core.model_folder import check_model_files, model_identity, model_width
 from mme5core.prompt_styles import check_style
 from mme5core.readers import InputError, input_identity
 from mme5core.readers.samples import SampleTable, count_by, map_samples
+from mme5core.storage import AnyPath
 from mme5core.types import Rejected
 from rayjobs import cli
 from rayjobs.cluster import actor_cpus, connected
@@ -89,7 +89,9 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(f"loss.matryoshka_dims: {dim} does not fit vectors of width {width}")
 
 
-def _map_samples(config: TrainConfig, sources: dict[str, list[Path]], folder: JobFolder) -> tuple[list[Rejected], int]:
+def _map_samples(
+    config: TrainConfig, sources: dict[str, list[AnyPath]], folder: JobFolder
+) -> tuple[list[Rejected], int]:
     """The samples as one mapped file, made once; what was refused on the way is kept beside it."""
     file, refusals = folder.work / "samples.arrow", folder.work / "refused.json"
     if not refusals.is_file():

@@ -20,8 +20,8 @@ LAYERS = (
     {"training", "evaluation", "synthesis", "demo"},
     {"encoder", "adapters", "gradcache", "objective", "losses", "checkpoint", "sampling"},
     {"backbones", "batching", "readers", "prompt_styles", "distributed"},
-    {"images", "metrics", "schemas", "languages", "model_folder", "content_key"},
-    {"types"},
+    {"images", "metrics", "schemas", "languages", "model_folder", "content_key", "vectors"},
+    {"types", "storage"},
 )
 HUGGING_FACE = (
     "mme5core.backbones",

@@ -21,6 +21,7 @@ class DualEncoder:
 
     image_prefix = ""
     default_style = "plain"
+    pooling = "projection"
     knows_tower = True
     needs_sizes = False
     tower: tuple[str, ...] = ()

@@ -26,6 +26,7 @@ PIXELS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
 class Mllama:
     image_prefix = "<|image|><|begin_of_text|>"
     default_style = "mme5"
+    pooling = "last"
     knows_tower = True
     needs_sizes = False
     tower = ("vision_model", "multi_modal_projector")

@@ -29,6 +29,7 @@ class PictureTokens(ABC):
     image_prefix: str
     image_token: str
     default_style = "mme5"
+    pooling = "last"
     knows_tower = True
     needs_sizes = True
     tower: tuple[str, ...]

@@ -26,6 +26,8 @@ class Backbone(Protocol):
     """What stands for the picture before the text, in this family."""
     default_style: str
     """The prompt style of a checkpoint that has none stored."""
+    pooling: str
+    """What of the model's states becomes the vector: "last", or a tower's own "projection"."""
     tower: tuple[str, ...]
     """The parts of the model, by name, through which a picture goes before it meets a text."""
     knows_tower: bool

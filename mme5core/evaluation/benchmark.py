@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from mme5core.readers.shards import InputError, find_shards
 from mme5core.schemas import CANDIDATES, QUERIES
+from mme5core.storage import parquet_file
 from mme5core.types import Content, EvalQuery
 
 
@@ -68,7 +69,7 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
     models: dict[str, str] = {}
     for file in find_shards(inputs, suffixes=(".parquet",)):
         try:
-            parquet = pq.ParquetFile(file)
+            parquet = parquet_file(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
         schema = parquet.schema_arrow

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mme5core.images import IMAGE_SUFFIXES
 from mme5core.readers.corpus_row import CorpusRow, refuse, writable
+from mme5core.storage import AnyPath
 
-IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"))
 
-
-def read(shard: Path) -> Iterator[CorpusRow]:
+def read(shard: AnyPath) -> Iterator[CorpusRow]:
     """The pictures of one tar; then the rows of the Parquet beside it that did not make it into the tar.
 
     The caption is not the row's text: what is embedded or shown to a teacher here is the picture.
@@ -26,20 +26,20 @@ def read(shard: Path) -> Iterator[CorpusRow]:
     yield from _not_in_tar(shard.with_suffix(".parquet"), in_tar)
 
 
-def read_picture(shard: Path, offset: int, num_bytes: int) -> bytes:
+def read_picture(shard: AnyPath, offset: int, num_bytes: int) -> bytes:
     """The bytes of one picture, without reading the tar up to it."""
     with shard.open("rb") as stream:
         stream.seek(offset)
         return stream.read(num_bytes)
 
 
-def _read_tar(shard: Path) -> Iterator[CorpusRow]:
+def _read_tar(shard: AnyPath) -> Iterator[CorpusRow]:
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 key, _, suffix = Path(member.name).name.partition(".")
                 key = writable(key)
-                if not member.isfile() or suffix.lower() not in IMAGE_SUFFIXES:
+                if not member.isfile() or f".{suffix.lower()}" not in IMAGE_SUFFIXES:
                     continue
                 stream = tar.extractfile(member)
                 try:
@@ -58,11 +58,12 @@ def _read_tar(shard: Path) -> Iterator[CorpusRow]:
         yield refuse(shard.name, "broken_shard", error.strerror or str(error))
 
 
-def _not_in_tar(sidecar: Path, in_tar: set[str]) -> Iterator[CorpusRow]:
+def _not_in_tar(sidecar: AnyPath, in_tar: set[str]) -> Iterator[CorpusRow]:
     if not sidecar.is_file():
         return
     try:
-        table = pq.read_table(sidecar)
+        with sidecar.open("rb") as file:
+            table = pq.read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
         yield refuse(sidecar.name, "broken_shard", str(error).splitlines()[0])
         return

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from mme5core.readers import table
 from mme5core.readers.corpus_row import CorpusRow, refuse
+from mme5core.storage import AnyPath
 
 
-def read(shard: Path) -> Iterator[CorpusRow]:
+def read(shard: AnyPath) -> Iterator[CorpusRow]:
     """Rows of one file, by the column names that Parquet files go by; pictures are paths."""
     with shard.open("rb") as stream:
         for position, line in enumerate(stream):

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mme5core.content_key import document_key
 from mme5core.images import BadImage, load_rgb
 from mme5core.prompt_styles import PICTURE_TOKENS
 from mme5core.readers.shards import InputError
 from mme5core.schemas import CONTENT
+from mme5core.storage import AnyPath, parquet_file
 from mme5core.types import Content, Rejected, Sample
 
 REQUIRED = ("id", "query", "positive", "negatives", "instruction", "document_instruction")
@@ -55,7 +55,7 @@ class SampleTable:
 
 
 def map_samples(
-    shards: Mapping[str, Sequence[Path]],
+    shards: Mapping[str, Sequence[AnyPath]],
     file: Path,
     *,
     num_negatives: int,
@@ -118,9 +118,9 @@ def to_sample(row: dict[str, Any]) -> Sample:
     )
 
 
-def _batches(shard: Path) -> Iterator[list[dict[str, Any]]]:
+def _batches(shard: AnyPath) -> Iterator[list[dict[str, Any]]]:
     try:
-        parquet = pq.ParquetFile(shard)
+        parquet = parquet_file(shard)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{shard}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
     names = parquet.schema_arrow.names

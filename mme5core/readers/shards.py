@@ -1,13 +1,13 @@
-"""Which files an `input` means: a file, a folder, a glob, or a list of these."""
+"""Which files an `input` means: a file, a folder, a glob, an address in an object store, or a list of these."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-from mme5core.model_folder import file_ends
+from mme5core.images import IMAGE_SUFFIXES
+from mme5core.storage import Address, AnyPath, entries, locate, num_bytes
 
 SUFFIXES = (".tar", ".parquet", ".jsonl")
 END_BYTES = 1 << 19
@@ -17,32 +17,28 @@ class InputError(ValueError):
     """An input that is not there or holds nothing to read; the message is one line for people."""
 
 
-def find_shards(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
+def find_shards(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES, pictures: bool = False) -> list[AnyPath]:
     """The files to read, sorted within each input, each once.
 
     In a folder, hidden files and those that start with "_" are passed over, and so is a Parquet that
     img2dataset wrote beside a tar: the tar's reader reads it.
 
+    Args:
+        pictures: a folder without such files may be one of pictures, at any depth, and is one shard.
+
     Raises:
         InputError: naming the input for which there is no file.
     """
-    found: dict[Path, Path] = {}
+    found: dict[AnyPath, AnyPath] = {}
     for text in inputs:
-        matches = [Path(match) for match in sorted(glob.glob(text))] or [Path(text)]
-        files: list[Path] = []
-        for path in matches:
-            if path.is_dir():
-                files += [file for file in sorted(path.iterdir()) if _is_data(file, suffixes)]
-            elif not path.exists():
-                raise InputError(f"input {text!r}: no such file or folder")
-            elif path.suffix in suffixes or len(matches) == 1:
-                files.append(path)
-        files = [file for file in files if not _is_beside_a_tar(file)] if ".tar" in suffixes else files
+        try:
+            files = _files(text, suffixes, pictures)
+        except OSError as error:
+            raise InputError(f"input {text!r}: {str(error).splitlines()[0]}") from None
         if not files:
-            raise InputError(f"input {text!r}: holds no {', '.join(suffixes)} file")
+            also = " and no picture" if pictures else ""
+            raise InputError(f"input {text!r}: holds no {', '.join(suffixes)} file{also}")
         for file in files:
-            if file.suffix not in suffixes:
-                raise InputError(f"input {str(file)!r}: not a {', '.join(suffixes)} file")
             # By its target each once; by its own name, as a link of the hub's cache points at a blob without suffix.
             found.setdefault(file.resolve(), file.absolute())
     if not found:
@@ -50,21 +46,68 @@ def find_shards(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES) ->
     return list(found.values())
 
 
-def input_identity(shards: Sequence[Path]) -> str:
+def input_identity(shards: Sequence[AnyPath]) -> str:
     """16 hex digits over the names, sizes and ends of the files; their folder may move.
 
-    Of a file above 1 MB only both ends are read: a corpus must not be read once more to be named.
+    Of a file above 1 MB only both ends are read: a corpus must not be read once more to be named. Of a folder of
+    pictures names and sizes count.
     """
     digest = hashlib.sha256()
     for shard in shards:
-        digest.update(f"{shard.name}:{shard.stat().st_size}\n".encode())
-        digest.update(file_ends(shard, END_BYTES))
+        if shard.is_dir():
+            for name, file in pictures_in(shard):
+                digest.update(f"{name}:{num_bytes(file)}\n".encode())
+            continue
+        size = num_bytes(shard)
+        digest.update(f"{shard.name}:{size}\n".encode())
+        with shard.open("rb") as stream:
+            if size <= 2 * END_BYTES:
+                digest.update(stream.read())
+            else:
+                digest.update(str(size).encode() + stream.read(END_BYTES))
+                stream.seek(size - END_BYTES)
+                digest.update(stream.read())
     return digest.hexdigest()[:16]
 
 
-def _is_data(file: Path, suffixes: Sequence[str]) -> bool:
+def shard_bytes(shard: AnyPath) -> int:
+    """Size of a file, or of all pictures of a folder."""
+    return sum(num_bytes(file) for _, file in pictures_in(shard)) if shard.is_dir() else num_bytes(shard)
+
+
+def pictures_in(folder: AnyPath) -> Iterator[tuple[str, AnyPath]]:
+    """The picture files of a folder and of those below it, with their paths relative to it, in the order of these."""
+    for entry in entries(folder):
+        if entry.name.startswith((".", "_")):
+            continue
+        if entry.is_dir():
+            yield from ((f"{entry.name}/{name}", file) for name, file in pictures_in(entry))
+        elif entry.suffix.lower() in IMAGE_SUFFIXES:
+            yield entry.name, entry
+
+
+def _files(text: str, suffixes: Sequence[str], pictures: bool) -> list[AnyPath]:
+    path = locate(text)
+    matches: list[AnyPath] = [path]
+    if not isinstance(path, Address):
+        matches = [locate(match) for match in sorted(glob.glob(str(path)))] or [path]
+    files: list[AnyPath] = []
+    for match in matches:
+        if match.is_dir():
+            data = [file for file in entries(match) if _is_data(file, suffixes)]
+            files += data or ([match] if pictures and next(pictures_in(match), None) else [])
+        elif not match.exists():
+            raise InputError(f"input {text!r}: no such file or folder")
+        elif match.suffix in suffixes:
+            files.append(match)
+        elif len(matches) == 1:
+            raise InputError(f"input {str(match)!r}: not a {', '.join(suffixes)} file")
+    return [file for file in files if not _is_beside_a_tar(file)] if ".tar" in suffixes else files
+
+
+def _is_data(file: AnyPath, suffixes: Sequence[str]) -> bool:
     return file.suffix in suffixes and file.is_file() and not file.name.startswith(("_", "."))
 
 
-def _is_beside_a_tar(file: Path) -> bool:
+def _is_beside_a_tar(file: AnyPath) -> bool:
     return file.suffix == ".parquet" and file.with_suffix(".tar").is_file()

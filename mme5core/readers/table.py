@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mme5core.images import BadImage, image_bytes
 from mme5core.readers.corpus_row import CorpusRow, refuse, writable
+from mme5core.storage import AnyPath, parquet_file
 
 # The first of each that a file has is taken, in any case.
 ID_COLUMNS = ("id", "_id", "key", "docid", "sample_id")
@@ -19,10 +18,10 @@ IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "image_path")
 INSTRUCTION_COLUMNS = ("instruction",)
 
 
-def read(shard: Path) -> Iterator[CorpusRow]:
+def read(shard: AnyPath) -> Iterator[CorpusRow]:
     """Rows of one file; a row without id is named by file and position."""
     try:
-        file = pq.ParquetFile(shard)
+        file = parquet_file(shard)
         columns = {
             role: find_column(file.schema_arrow.names, names)
             for role, names in (
@@ -56,7 +55,7 @@ def find_column(names: list[str], wanted: tuple[str, ...]) -> str | None:
     return next((by_fold[name] for name in wanted if name in by_fold), None)
 
 
-def row_of(record: dict[str, Any], columns: dict[str, str | None], shard: Path, position: int) -> CorpusRow:
+def row_of(record: dict[str, Any], columns: dict[str, str | None], shard: AnyPath, position: int) -> CorpusRow:
     """One record as a row; what cannot be one is refused with its id."""
     values = {role: record.get(name) if name else None for role, name in columns.items()}
     row_id = f"{shard.name}:{position}" if values["id"] in (None, "") else writable(str(values["id"]))
@@ -84,7 +83,7 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _image(value: Any, folder: Path) -> bytes | None:
+def _image(value: Any, folder: AnyPath) -> bytes | None:
     """Bytes, a Hugging Face image struct, or a path (relative to the file's folder)."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -93,5 +92,5 @@ def _image(value: Any, folder: Path) -> bytes | None:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return image_bytes(folder / value)
+        return image_bytes(value) if "://" in value else image_bytes(str(folder / value))
     raise BadImage("not_an_image", f"a {type(value).__name__} where bytes or a path were expected")

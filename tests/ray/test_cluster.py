@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -69,7 +69,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         wait_for(dashboard)
         yield env
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        # Told to end, Ray takes half a minute.
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
         process.wait(timeout=60)
         shutil.rmtree(temp, ignore_errors=True)
 

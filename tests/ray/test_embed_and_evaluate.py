@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mme5core import Content, Encoder
+from mme5core.vectors import Int8Calibration, cut, pack_bits
 from tests.ray.conftest import World, adds_up, kill_when, read_parts, run_job
 
 pytestmark = pytest.mark.ray
@@ -56,6 +57,38 @@ def test_counters_add_up_and_the_files_are_of_the_size_set(vectors: Path, world:
     assert sizes[:-1] == [30] * (len(sizes) - 1) and 0 < sizes[-1] <= 30
     field = pq.read_schema(next(vectors.glob("part-*.parquet"))).field("embedding")
     assert pa.types.is_fixed_size_list(field.type) and field.type.value_type == pa.float32()
+
+
+@pytest.mark.slow
+def test_vectors_are_cut_rounded_and_quantised_as_asked_and_say_what_made_them(
+    vectors: Path, world: World, base: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    asked = ["vectors.dim=32", "vectors.dtype=float16", "vectors.also=[int8, binary]"]
+    ended = run_job("embed-corpus", *embed_args(world, base, output), *asked)
+    assert ended.code == 0, ended.stderr
+    table = pq.read_table(sorted(output.glob("part-*.parquet")))
+    whole = {row["id"]: row["embedding"] for row in read_parts(vectors)}
+    expected = cut(np.array([whole[row] for row in table["id"].to_pylist()], dtype=np.float32), 32)
+
+    def matrix(name: str) -> np.ndarray:
+        column = table[name].combine_chunks()
+        return np.array(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(table), -1)
+
+    assert table.schema.field("embedding").type == pa.list_(pa.float16(), 32)
+    assert np.abs(matrix("embedding").astype(np.float32) - expected).max() < 1e-3
+    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    calibration = Int8Calibration(*(np.float32(json.loads(metadata[f"mme5.int8_{part}"])) for part in ("low", "step")))
+    codes = calibration.decode(matrix("embedding_int8"))
+    assert (np.abs(codes - expected) <= calibration.step * 0.51 + 1e-4).all()
+    assert np.array_equal(matrix("embedding_binary"), pack_bits(expected))
+    assert (
+        metadata["mme5.prompt_style"] == "mme5" and metadata["mme5.pooling"] == "last" and metadata["mme5.dim"] == "32"
+    )
+    mixed = run_job("evaluate", f"input=[{vectors}, {output}]", f"benchmark={world.root}/bench", f"output={tmp_path}/e")
+    assert mixed.code == 2 and "vectors of different models" in mixed.summary["reason"]
+    too_wide = run_job("embed-corpus", *embed_args(world, base, tmp_path / "wide"), "vectors.dim=1000")
+    assert too_wide.code == 2 and "vectors.dim=1000 does not fit vectors of width 128" in too_wide.summary["reason"]
 
 
 def test_equal_contents_are_embedded_once_and_all_get_the_vector(base: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mme5core.evaluation.benchmark import read_benchmark, read_vectors
 from mme5core.readers import InputError
-from mme5core.schemas import CANDIDATES, QUERIES, vectors
+from mme5core.schemas import CANDIDATES, QUERIES
 from mme5core.types import Content, EvalQuery
 
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ def benchmark_at(folder: Path, queries: list[Row] | None = None, candidates: lis
 def vectors_at(
     file: Path, rows: dict[str, list[float] | None], *, model: str = "", kind: pa.DataType | None = None
 ) -> str:
-    schema = pa.schema([("id", pa.string()), ("embedding", kind)]) if kind else vectors(2)
+    schema = pa.schema([("id", pa.string()), ("embedding", kind or pa.list_(pa.float32(), 2))])
     table = pa.Table.from_pydict({"id": list(rows), "embedding": list(rows.values())}, schema)
     pq.write_table(table.replace_schema_metadata({"mme5.model_identity": model} if model else None), file)
     return str(file)

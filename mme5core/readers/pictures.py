@@ -1,0 +1,18 @@
+"""A plain folder of pictures, one row each; a row's id is the picture's path below the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mme5core.readers.corpus_row import CorpusRow, refuse, writable
+from mme5core.readers.shards import pictures_in
+from mme5core.storage import AnyPath
+
+
+def read(shard: AnyPath) -> Iterator[CorpusRow]:
+    """Every picture of the folder and of those below it."""
+    for name, file in pictures_in(shard):
+        try:
+            yield CorpusRow(writable(name), image=file.read_bytes())
+        except OSError as error:
+            yield refuse(name, "missing_image", error.strerror or str(error))

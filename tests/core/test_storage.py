@@ -1,0 +1,114 @@
+"""An object store is read as a disk is: listing, seeking, Parquet, tars; tested on a server of the S3 protocol."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+
+from mme5core.images import BadImage, load_rgb
+from mme5core.readers import InputError, find_shards, input_identity, read_rows
+from mme5core.storage import Address, locate
+from tests.core.contents import picture
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of an empty bucket, with what a client must be told of the server."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "none")
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        options = f"endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http&allow_bucket_creation=true"
+        store, path = fs.FileSystem.from_uri(f"s3://corpus/?{options}")
+        store.create_dir(path)
+        yield f"s3://corpus?{options}"
+        server.stop()
+
+
+def put(address: str, data: bytes) -> None:
+    store, path = fs.FileSystem.from_uri(address)
+    with store.open_output_stream(path) as stream:
+        stream.write(data)
+
+
+def below(bucket: str, name: str) -> str:
+    return str(Address(bucket) / name)
+
+
+def test_a_corpus_in_a_store_has_the_rows_of_the_same_corpus_on_disk(bucket: str, tmp_path: Path) -> None:
+    put(below(bucket, "pictures/cat.png"), png(1))
+    rows = [{"id": "a", "text": "a cat"}, {"id": "b", "image": png(2)}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    (tmp_path / "y.jsonl").write_text('{"id": "c", "text": "a dog"}\n{"id": "d", "image_path": "nowhere.png"}\n')
+    for name in ("x.parquet", "y.jsonl"):
+        put(below(bucket, f"mixed/{name}"), (tmp_path / name).read_bytes())
+    there, here = find_shards([below(bucket, "mixed")]), find_shards([str(tmp_path)])
+    assert [shard.name for shard in there] == ["x.parquet", "y.jsonl"]
+    assert input_identity(there) == input_identity(here)
+
+    def seen(shards: list) -> list:
+        return [(r.id, r.text, r.image, r.refused and r.refused.reason) for s in shards for r in read_rows(s)]
+
+    assert seen(there) == seen(here)
+    assert seen(there)[-1] == ("d", None, None, "missing_image")
+
+
+def test_a_picture_may_be_named_by_its_address(bucket: str) -> None:
+    put(below(bucket, "one.png"), png(3))
+    assert load_rgb(below(bucket, "one.png")).tobytes() == picture(3).tobytes()
+    with pytest.raises(BadImage, match="missing_image"):
+        load_rgb(below(bucket, "none.png"))
+    with pytest.raises(BadImage, match="missing_image"):
+        load_rgb("nosuch://bucket/one.png")
+
+
+def test_what_is_not_there_is_one_line(bucket: str) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_shards([below(bucket, "none")])
+    with pytest.raises(InputError, match="nosuch://corpus"):
+        find_shards(["nosuch://corpus"])
+
+
+def test_a_folder_of_pictures_is_one_shard_with_its_paths_for_ids(bucket: str, tmp_path: Path) -> None:
+    names = ["b.png", "a/2.PNG", "a/1.png", "a/deep/3.png"]
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png(number))
+        put(below(bucket, f"tree/{name}"), png(number))
+    for passed_over in ("a/notes.txt", ".hidden.png", "_thumbs/4.png"):
+        (tmp_path / passed_over).parent.mkdir(exist_ok=True)
+        (tmp_path / passed_over).write_bytes(b"x")
+    (shard,) = find_shards([str(tmp_path)], pictures=True)
+    rows = list(read_rows(shard))
+    assert [row.id for row in rows] == sorted(names)
+    assert {row.id: row.image for row in rows} == {name: png(number) for number, name in enumerate(names)}
+    (in_store,) = find_shards([below(bucket, "tree")], pictures=True)
+    assert list(read_rows(in_store)) == rows and input_identity([in_store]) == input_identity([shard])
+    (tmp_path / "b.png").write_bytes(png(9) + b"x")
+    assert input_identity([shard]) != input_identity([in_store])
+    with pytest.raises(InputError, match=r"holds no \.tar, \.parquet, \.jsonl file$"):
+        find_shards([str(tmp_path)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="file and no picture"):
+        find_shards([str(tmp_path / "empty")], pictures=True)
+
+
+def test_an_address_has_the_parts_of_a_path() -> None:
+    shard = locate("s3://bucket/a/b.tar?region=eu")
+    assert isinstance(shard, Address)
+    assert (shard.stem, str(shard.parent)) == ("b", "s3://bucket/a?region=eu")
+    assert locate("file:///a/b.tar") == Path("/a/b.tar")
