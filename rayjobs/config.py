@@ -220,6 +220,12 @@ class VectorsConfig(_Section):
 
 class EmbedCorpusConfig(InputJobConfig):
     model: str = _required("checkpoint, train's model folder, adapter folder, or hub id")
+    side: Literal["both", "query", "target"] = _key(
+        "both", "of MMEB and XTD files, which hold queries and candidates: which to embed"
+    )
+    pictures: str | None = _key(
+        None, "folder or address that paths of pictures start from; null: their file's own folder", rows=False
+    )
     adapter: str | None = _key(None, "adapter folder to put on the model")
     prompt_style: str | None = _key(None, "how contents become prompts; null: the one stored with the model")
     remote_code: bool = _key(False, "run code that comes with the model; it can do anything that you can")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from mme5core.content_key import content_key
 from mme5core.images import BadImage, image_hash, load_rgb
 from mme5core.model_folder import check_model_files, encoder_settings, model_identity, model_width
-from mme5core.readers import CorpusRow, input_identity, read_rows
+from mme5core.readers import CorpusRow, ReadOptions, input_identity, read_rows
 from mme5core.storage import locate
 from mme5core.types import Content, Rejected
 from mme5core.vectors import Int8Calibration, VectorFormat, cut
@@ -83,6 +83,7 @@ def run(config: EmbedCorpusConfig) -> cli.Outcome:
             limit=config.limit,
             cache=folder.work / "index.arrow",
             label="embed-corpus",
+            options=ReadOptions(config.side, config.pictures),
         )
         _embed_all(ray, config, index, instructions, rows, dimension)
     return _finish(folder, config, index, worklog.WorkLog(rows, work_schema(dimension)), vector_format)
@@ -126,7 +127,11 @@ def _embed_all(
             _read_contents,
             batch_size=1,
             batch_format="pyarrow",
-            fn_kwargs={"instructions": instructions, "rows_per_table": config.window_rows},
+            fn_kwargs={
+                "instructions": instructions,
+                "rows_per_table": config.window_rows,
+                "options": ReadOptions(config.side, config.pictures),
+            },
         )
         .map_batches(
             Embed,
@@ -148,13 +153,15 @@ def _embed_all(
             progress.update(num_done)
 
 
-def _read_contents(batch: pa.Table, *, instructions: Instructions, rows_per_table: int) -> Iterator[pa.Table]:
+def _read_contents(
+    batch: pa.Table, *, instructions: Instructions, rows_per_table: int, options: ReadOptions
+) -> Iterator[pa.Table]:
     """The contents at the wanted positions of a shard, in tables of a window each."""
     key_of = KeyOf(instructions)
     for item in batch.to_pylist():
         wanted = set(item["positions"])
         records: list[dict[str, Any]] = []
-        for position, row in enumerate(read_rows(locate(item["path"]))):
+        for position, row in enumerate(read_rows(locate(item["path"]), options)):
             if position not in wanted:
                 continue
             records.append(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mme5core.images import BadImage, load_rgb
-from mme5core.readers import CorpusRow, InputError, read_rows
+from mme5core.readers import AS_IT_IS, CorpusRow, InputError, ReadOptions, read_rows
 from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
 from rayjobs.cluster import rows_to_tables
@@ -55,7 +55,16 @@ class Index:
         return self.table.filter(pc.is_null(self.table["reason"]))
 
 
-def scan(ray: Any, shards: Sequence[AnyPath], *, key_of: KeyOf, limit: int | None, cache: Path, label: str) -> Index:
+def scan(
+    ray: Any,
+    shards: Sequence[AnyPath],
+    *,
+    key_of: KeyOf,
+    limit: int | None,
+    cache: Path,
+    label: str,
+    options: ReadOptions = AS_IT_IS,
+) -> Index:
     """Read every shard once, in parallel; kept in `cache` so that a resumed run need not read again.
 
     A second row of an id is refused as `duplicate_id`.
@@ -79,7 +88,7 @@ def scan(ray: Any, shards: Sequence[AnyPath], *, key_of: KeyOf, limit: int | Non
                 _scan_shard,
                 batch_size=1,
                 batch_format="pyarrow",
-                fn_kwargs={"key_of": key_of, "limit": limit - num_rows if limit else None},
+                fn_kwargs={"key_of": key_of, "limit": limit - num_rows if limit else None, "options": options},
             )
             for table in rows_to_tables(dataset):
                 tables.append(table.cast(INDEX))
@@ -108,10 +117,10 @@ def picture_key(row: CorpusRow) -> bytes:
     return hashlib.sha256(row.image).digest()[:16]
 
 
-def _scan_shard(batch: pa.Table, *, key_of: KeyOf, limit: int | None) -> Iterator[pa.Table]:
+def _scan_shard(batch: pa.Table, *, key_of: KeyOf, limit: int | None, options: ReadOptions) -> Iterator[pa.Table]:
     for item in batch.to_pylist():
         records: list[dict[str, Any]] = []
-        for position, row in enumerate(read_rows(locate(item["path"]))):
+        for position, row in enumerate(read_rows(locate(item["path"]), options)):
             if limit is not None and position >= limit:
                 break
             records.append(_record(row, item["shard"], position, key_of))

@@ -4,7 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
+
+SIDES = ("both", "query", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What a user may say of a corpus.
+
+    Args:
+        side: of files that hold queries and candidates: "query", "target" or "both".
+        pictures: the folder or address that paths of pictures start from; None: the file's own folder.
+    """
+
+    side: str = "both"
+    pictures: str | None = None
+
+    def picture_path(self, path: str, shard: AnyPath) -> str:
+        """Where the picture lies that `shard` names by `path`."""
+        if "://" in path:
+            return path
+        return str((locate(self.pictures) if self.pictures else shard.parent) / path)
+
+
+AS_IT_IS = ReadOptions()
 
 
 @dataclass(frozen=True, slots=True)

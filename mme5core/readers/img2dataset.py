@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.images import IMAGE_SUFFIXES
-from mme5core.readers.corpus_row import CorpusRow, refuse, writable
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
 from mme5core.storage import AnyPath
 
 
-def read(shard: AnyPath) -> Iterator[CorpusRow]:
+def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """The pictures of one tar; then the rows of the Parquet beside it that did not make it into the tar.
 
     The caption is not the row's text: what is embedded or shown to a teacher here is the picture.

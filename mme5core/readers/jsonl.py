@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 
 from mme5core.readers import table
-from mme5core.readers.corpus_row import CorpusRow, refuse
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
 from mme5core.storage import AnyPath
 
 
-def read(shard: AnyPath) -> Iterator[CorpusRow]:
+def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """Rows of one file, by the column names that Parquet files go by; pictures are paths."""
     with shard.open("rb") as stream:
         for position, line in enumerate(stream):
@@ -24,10 +24,5 @@ def read(shard: AnyPath) -> Iterator[CorpusRow]:
             if not isinstance(record, dict):
                 yield refuse(f"{shard.name}:{position}", "not_an_object", type(record).__name__)
                 continue
-            columns = {
-                "id": table.find_column(list(record), table.ID_COLUMNS),
-                "text": table.find_column(list(record), table.TEXT_COLUMNS),
-                "image": table.find_column(list(record), table.IMAGE_COLUMNS),
-                "instruction": table.find_column(list(record), table.INSTRUCTION_COLUMNS),
-            }
-            yield table.row_of(record, columns, shard, position)
+            columns = table.choose_columns(list(record))
+            yield table.row_of(record, columns, shard, position, options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mme5core.readers.corpus_row import CorpusRow, refuse, writable
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
 from mme5core.readers.shards import pictures_in
 from mme5core.storage import AnyPath
 
 
-def read(shard: AnyPath) -> Iterator[CorpusRow]:
+def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """Every picture of the folder and of those below it."""
     for name, file in pictures_in(shard):
         try:

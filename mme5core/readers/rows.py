@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mme5core.readers import img2dataset, jsonl, pictures, table
-from mme5core.readers.corpus_row import CorpusRow
+from mme5core.readers.corpus_row import AS_IT_IS, CorpusRow, ReadOptions
 from mme5core.storage import AnyPath
 
-READERS: dict[str, Callable[[AnyPath], Iterator[CorpusRow]]] = {
+READERS: dict[str, Callable[[AnyPath, ReadOptions], Iterator[CorpusRow]]] = {
     ".tar": img2dataset.read,
     ".parquet": table.read,
     ".jsonl": jsonl.read,
 }
 
 
-def read_rows(shard: AnyPath) -> Iterator[CorpusRow]:
+def read_rows(shard: AnyPath, options: ReadOptions = AS_IT_IS) -> Iterator[CorpusRow]:
     """Every row of a shard in its order, bad ones with their reason; a shard that breaks off ends with a
     refused row of its own name, after all the rows before the break."""
     if shard.suffix not in READERS and shard.is_dir():
-        return pictures.read(shard)
+        return pictures.read(shard, options)
     if shard.suffix not in READERS:
         raise ValueError(f"unknown format {shard.suffix!r} of {shard}; known: {sorted(READERS)}")
-    return READERS[shard.suffix](shard)
+    return READERS[shard.suffix](shard, options)
 
 
-__all__ = ["CorpusRow", "read_rows"]
+__all__ = ["AS_IT_IS", "CorpusRow", "ReadOptions", "read_rows"]

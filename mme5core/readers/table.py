@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from mme5core.images import BadImage, image_bytes
-from mme5core.readers.corpus_row import CorpusRow, refuse, writable
+from mme5core.readers import mmeb
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
 from mme5core.storage import AnyPath, parquet_file
 
 # The first of each that a file has is taken, in any case.
@@ -16,21 +17,17 @@ ID_COLUMNS = ("id", "_id", "key", "docid", "sample_id")
 TEXT_COLUMNS = ("text", "caption", "content")
 IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "image_path")
 INSTRUCTION_COLUMNS = ("instruction",)
+Columns = dict[str, str | None]
 
 
-def read(shard: AnyPath) -> Iterator[CorpusRow]:
+def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """Rows of one file; a row without id is named by file and position."""
     try:
         file = parquet_file(shard)
-        columns = {
-            role: find_column(file.schema_arrow.names, names)
-            for role, names in (
-                ("id", ID_COLUMNS),
-                ("text", TEXT_COLUMNS),
-                ("image", IMAGE_COLUMNS),
-                ("instruction", INSTRUCTION_COLUMNS),
-            )
-        }
+        if mmeb.is_one(file.schema_arrow.names):
+            yield from mmeb.read(shard, options)
+            return
+        columns = choose_columns(file.schema_arrow.names)
         wanted = [name for name in columns.values() if name]
         if not columns["text"] and not columns["image"]:
             known = ", ".join(TEXT_COLUMNS + IMAGE_COLUMNS)
@@ -39,7 +36,7 @@ def read(shard: AnyPath) -> Iterator[CorpusRow]:
         position = 0
         for batch in file.iter_batches(batch_size=256, columns=wanted):
             for record in batch.to_pylist():
-                yield row_of(record, columns, shard, position)
+                yield row_of(record, columns, shard, position, options)
                 position += 1
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         yield refuse(shard.name, "broken_shard", str(error).splitlines()[0])
@@ -55,11 +52,24 @@ def find_column(names: list[str], wanted: tuple[str, ...]) -> str | None:
     return next((by_fold[name] for name in wanted if name in by_fold), None)
 
 
-def row_of(record: dict[str, Any], columns: dict[str, str | None], shard: AnyPath, position: int) -> CorpusRow:
+def choose_columns(names: list[str]) -> Columns:
+    """Which column is what. BEIR's corpora, known by their `_id`, have a title that belongs to the text."""
+    found = {
+        "id": find_column(names, ID_COLUMNS),
+        "text": find_column(names, TEXT_COLUMNS),
+        "image": find_column(names, IMAGE_COLUMNS),
+        "instruction": find_column(names, INSTRUCTION_COLUMNS),
+    }
+    return found | {"title": find_column(names, ("title",)) if found["id"] == "_id" and found["text"] else None}
+
+
+def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: int, options: ReadOptions) -> CorpusRow:
     """One record as a row; what cannot be one is refused with its id."""
     values = {role: record.get(name) if name else None for role, name in columns.items()}
     row_id = f"{shard.name}:{position}" if values["id"] in (None, "") else writable(str(values["id"]))
     text, instruction = values["text"], values["instruction"]
+    if isinstance(values["title"], str) and isinstance(text, str):
+        text = f"{values['title']} {text}".strip()
     if text is not None and not isinstance(text, str):
         return refuse(row_id, "text_not_a_string", type(text).__name__)
     if instruction is not None and not isinstance(instruction, str):
@@ -67,7 +77,7 @@ def row_of(record: dict[str, Any], columns: dict[str, str | None], shard: AnyPat
     if not is_unicode(text or "") or not is_unicode(instruction or ""):
         return refuse(row_id, "text_not_unicode", "half a surrogate pair")
     try:
-        image = _image(values["image"], shard.parent)
+        image = _image(values["image"], shard, options)
     except BadImage as error:
         return refuse(row_id, error.reason, error.detail)
     if image is None and not text:
@@ -83,8 +93,8 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _image(value: Any, folder: AnyPath) -> bytes | None:
-    """Bytes, a Hugging Face image struct, or a path (relative to the file's folder)."""
+def _image(value: Any, shard: AnyPath, options: ReadOptions) -> bytes | None:
+    """Bytes, a Hugging Face image struct, a path or an address."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None or value == "":
@@ -92,5 +102,5 @@ def _image(value: Any, folder: AnyPath) -> bytes | None:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return image_bytes(value) if "://" in value else image_bytes(str(folder / value))
+        return image_bytes(options.picture_path(value, shard))
     raise BadImage("not_an_image", f"a {type(value).__name__} where bytes or a path were expected")

@@ -78,3 +78,17 @@ def test_a_text_with_half_a_character_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_file_gives_no_rows(tmp_path: Path) -> None:
     assert rows_of(tmp_path) == []
+
+
+def test_the_title_of_a_beir_corpus_is_the_beginning_of_its_text(tmp_path: Path) -> None:
+    lines = [
+        '{"_id": "d1", "title": "Cats", "text": "They sleep.", "metadata": {}}',
+        '{"_id": "d2", "title": "", "text": "No title."}',
+        '{"id": "d3", "title": "Not BEIR", "text": "Its own text."}',
+    ]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    assert [(row.id, row.text) for row in read_rows(tmp_path / "corpus.jsonl")] == [
+        ("d1", "Cats They sleep."),
+        ("d2", "No title."),
+        ("d3", "Its own text."),
+    ]

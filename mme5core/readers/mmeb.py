@@ -1,0 +1,94 @@
+"""Files of MMEB and XTD-10: a query a row, beside its own list of candidates, the right one first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from mme5core.images import BadImage, image_bytes
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
+from mme5core.storage import AnyPath, parquet_file
+
+COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
+PICTURE = "<|image_1|>"
+"""How their texts announce a picture, whose path stands in a column of its own, or (in defect rows) nowhere."""
+
+
+def is_one(names: list[str]) -> bool:
+    return {"qry_text", "tgt_text"} <= set(names)
+
+
+def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
+    """The queries, or every distinct candidate of the file, or both, as `options.side` says."""
+    name, seen, number = dataset_name(shard), set[str](), -1
+    file = parquet_file(shard)
+    names = [column for column in COLUMNS if column in file.schema_arrow.names]
+    for batch in file.iter_batches(batch_size=64, columns=names):
+        for record in batch.to_pylist():
+            number += 1
+            if options.side != "target":
+                yield from _queries(record, name, number, shard, options)
+            if options.side != "query":
+                for text, path in candidates(record):
+                    row_id = target_id(name, text, path)
+                    if row_id not in seen:
+                        seen.add(row_id)
+                        yield _row(row_id, text, path, shard, options)
+
+
+def candidates(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(text, path of the picture) of each candidate of a row, in order; either may be empty."""
+    texts, paths = list(record["tgt_text"] or ()), list(record.get("tgt_img_path") or ())
+    for place in range(max(len(texts), len(paths))):
+        yield (
+            (texts[place] if place < len(texts) else "") or "",
+            (paths[place] if place < len(paths) else "") or "",
+        )
+
+
+def query_id(name: str, number: int, place: int = 0) -> str:
+    """Of the row's query; some rows have several pictures for one, each a query."""
+    return f"{name}/q{number}" + (f".{place}" if place else "")
+
+
+def target_id(name: str, text: str, path: str) -> str:
+    """Equal for equal candidates of one dataset, as its scores compare them: by text and path."""
+    content = "\0".join((text, path)).encode("utf-8", "backslashreplace")
+    return f"{name}/t{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def dataset_name(shard: AnyPath) -> str:
+    """The hub names a file by its split and its folder by the dataset; XTD names both by the language.
+
+    >>> dataset_name(PurePosixPath("MMEB-eval/CIRR/test-00000-of-00001.parquet"))
+    'CIRR'
+    >>> dataset_name(PurePosixPath("XTD-10/it/it.parquet"))
+    'it'
+    """
+    stem = PurePosixPath(shard.name).stem
+    return shard.parent.name if stem.split("-")[0] in ("test", "train", "original", "validation") else stem
+
+
+def _queries(
+    record: dict[str, Any], name: str, number: int, shard: AnyPath, options: ReadOptions
+) -> Iterator[CorpusRow]:
+    paths = record.get("qry_img_path") or ""
+    for place, path in enumerate(paths if isinstance(paths, list) else [paths]):
+        yield _row(query_id(name, number, place), record["qry_text"] or "", path or "", shard, options)
+
+
+def _row(row_id: str, text: str, path: str, shard: AnyPath, options: ReadOptions) -> CorpusRow:
+    row_id = writable(row_id)
+    # "<|image_1|>\n" is the picture's place, which the prompt style gives it; not a part of the text.
+    text = text.removeprefix(f"{PICTURE}\n").removeprefix(PICTURE)
+    image = None
+    try:
+        if path:
+            image = image_bytes(options.picture_path(path, shard))
+    except BadImage as error:
+        return refuse(row_id, error.reason, error.detail)
+    if image is None and not text:
+        return refuse(row_id, "empty_row", "neither text nor picture")
+    return CorpusRow(row_id, text or None, image)
