@@ -114,13 +114,13 @@ def _small() -> Encoder:
 def _full_size() -> Encoder:
     tokenizer = train_tokenizer([f"{TEXT} {number}" for number in range(3000)])
     config = MllamaConfig(pad_token_id=tokenizer.pad_token_id)  # the library's defaults are the 11B
-    config.vision_config.image_size = 448
+    config.vision_config.image_size = 560
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
         model = MllamaModel._from_config(config, attn_implementation="sdpa")
     torch.set_default_dtype(torch.float32)
     open_cross_attention(model)
-    pixels = MllamaImageProcessor(size={"height": 448, "width": 448}, max_image_tiles=4, do_resize=True, do_pad=True)
+    pixels = MllamaImageProcessor(size={"height": 560, "width": 560}, max_image_tiles=4, do_resize=True, do_pad=True)
     return Encoder(model, Mllama(tokenizer, pixels, config))
 
 

@@ -43,10 +43,10 @@ def plan_batches(
     num_pictures = 0
 
     def fits(batch: list[int], more: list[int], *, new_picture: bool) -> bool:
-        together = batch + more
+        count = len(batch) + len(more)
         return (
-            len(together) <= max_rows
-            and len(together) * max(lengths[row] for row in together) <= max_tokens
+            count <= max_rows
+            and count * max(lengths[row] for row in more) <= max_tokens  # in their order none before is longer
             and has_image[batch[-1]] == has_image[more[0]]
             and (max_pictures is None or not new_picture or num_pictures < max_pictures)
         )
@@ -56,7 +56,7 @@ def plan_batches(
 
     for rows in sorted(groups.values(), key=place):
         rows.sort(key=lambda row: (lengths[row], row))
-        if batches and fits(batches[-1], rows, new_picture=True):
+        if batches and fits(batches[-1], rows, new_picture=has_image[rows[0]]):
             batches[-1] += rows
             num_pictures += 1
             continue

@@ -6,8 +6,9 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from mme5core.ahead import ahead
 from mme5core.backbones import Backbone, load_backbone
 from mme5core.backbones.loading import first_line, load_config
-from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, base_model, without_pixels
-from mme5core.batching import plan_batches
-from mme5core.images import image_hash, load_rgb, picture_size
+from mme5core.backbones.protocol import Features, PictureInputs, base_model
+from mme5core.images import load_rgb
 from mme5core.model_folder import (
     ENCODER_FILE,
     base_reference,
@@ -32,30 +35,12 @@ from mme5core.model_folder import (
     model_identity,
     read_settings,
 )
+from mme5core.prepare import PreparedBatch, prepare_batches, size_of
 from mme5core.prompt_styles import DEFAULT_STYLE, check_style, render
 from mme5core.types import Content
 
 MAX_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedBatch:
-    """Inputs of one forward pass, and which rows of the caller's list they are.
-
-    Rows may share pictures: `pictures` are the distinct ones, `picture_of` tells each row's, and `inputs` then hold no
-    pixels.
-
-    In training also: the tower's features of the rows' pictures where they were made before, the seed of the pass's
-    randomness, so that it can be repeated, and a weight of 0 for a pass that only keeps step with other processes.
-    """
-
-    rows: list[int]
-    inputs: dict[str, Tensor]
-    pictures: Sequence[PictureInputs] = ()
-    picture_of: Sequence[int] = ()
-    features: Sequence[Features] | None = None
-    seed: int | None = None
-    weight: float = 1.0
+_ONE_AT_A_TIME = threading.Lock()  # the families stand in for parts of transformers, which all threads would find
 
 
 class EmbeddingModel(nn.Module):
@@ -72,12 +57,15 @@ class EmbeddingModel(nn.Module):
         for batch in batches:
             if batch.seed is not None:
                 torch.manual_seed(batch.seed)  # of every device
-            vectors.append(self.embed_batch(batch.inputs, batch.features))
+            vectors.append(self.embed_batch(batch))
         return torch.cat(vectors)
 
-    def embed_batch(self, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
-        """float32 [B, D], unit length. What is given may lie in host memory: only the pass itself needs the device."""
-        inputs = self.on_device(inputs)
+    def embed_batch(self, batch: PreparedBatch) -> Tensor:
+        """float32 [B, D], unit length. The batch may lie in host memory: only the pass itself needs the device."""
+        inputs, features = self.on_device(batch.inputs), batch.features
+        if features is None and batch.pictures:
+            made = self.features(batch.pictures)
+            features = [made[place] for place in batch.picture_of]
         if features is not None:
             device = next(self.parameters()).device
             moved: dict[int, Features] = {}  # rows may share a picture
@@ -240,112 +228,54 @@ class Encoder:
         Raises:
             ValueError: a picture that cannot be read (`images.BadImage`), naming its place in `contents`.
         """
+        result = np.zeros((len(contents), self.dimension), dtype=np.float32)
         instructions = per_content(instruction, len(contents))
-        if not contents:
-            return np.zeros((0, self.dimension), dtype=np.float32)
-        result = np.empty((len(contents), self.dimension), dtype=np.float32)
-        batches = self.batches(
-            contents,
-            instructions,
-            batch_size=batch_size,
-            max_batch_tokens=max_batch_tokens,
-            picture_keys=[self._picture_key(content, place) for place, content in enumerate(contents)],
-        )
-        for batch in batches:
-            result[batch.rows] = self.embed_batch(batch)
+        for rows, vector_BD in self.stream(
+            contents, instructions, batch_size=batch_size, max_batch_tokens=max_batch_tokens
+        ):
+            result[rows] = vector_BD
         return result
+
+    def stream(
+        self, contents: Sequence[Content], instructions: Sequence[str | None], **options: Any
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(places in `contents`, their vectors [B, D]) of each batch, while a thread prepares the next ones.
+
+        Args:
+            options: those of `prepare.prepare_batches`.
+        """
+        for batch in ahead(self.batches(contents, instructions, share_pictures=True, **options)):
+            yield batch.rows, self.embed_batch(batch)
 
     def embed_batch(self, batch: PreparedBatch) -> np.ndarray:
         """float32 [B, D] of one prepared batch."""
-        with torch.inference_mode():
-            features = None
-            if batch.pictures:
-                made = self.module.features(batch.pictures)
-                features = [made[place] for place in batch.picture_of]
-            vector_BD: np.ndarray = self.module.embed_batch(batch.inputs, features).cpu().numpy()
+        with _ONE_AT_A_TIME, torch.inference_mode():
+            vector_BD: np.ndarray = self.module.embed_batch(batch).cpu().numpy()
         if not np.isfinite(vector_BD).all():
             raise ValueError("the model gave NaN or infinity; try dtype=float32")
         return vector_BD
 
     def batches(
-        self,
-        contents: Sequence[Content],
-        instructions: Sequence[str | None],
-        *,
-        batch_size: int,
-        max_batch_tokens: int,
-        picture_inputs: Sequence[PictureInputs | None] | None = None,
-        picture_keys: Sequence[Hashable] | None = None,
+        self, contents: Sequence[Content], instructions: Sequence[str | None], **options: Any
     ) -> Iterator[PreparedBatch]:
-        """The forward passes for `contents`: one modality each, sorted by length, prepared one at a time.
-
-        Args:
-            picture_inputs: prepared pictures by content, where the caller has them already.
-            picture_keys: equal where contents share a picture, which the tower then reads once, where the family's
-                tower is known; None: every row brings its pixels, as a tower that trains needs them.
-        """
-        token_ids = self.token_ids(contents, instructions)
-        if not self.backbone.knows_tower:
-            picture_keys = None
-        plan = plan_batches(
-            [len(ids) for ids in token_ids],
-            [content.image is not None for content in contents],
-            max_rows=batch_size,
-            max_tokens=max_batch_tokens,
-            pictures=picture_keys,
-        )
-
-        def prepared(row: int) -> PictureInputs:
-            given = picture_inputs[row] if picture_inputs is not None else None
-            return given or self.prepare_picture(contents[row], place=row)
-
-        for rows in plan:
-            ids = [token_ids[row] for row in rows]
-            if contents[rows[0]].image is None:
-                yield PreparedBatch(rows, self.backbone.collate(ids, None))
-            elif picture_keys is None:
-                yield PreparedBatch(rows, self.backbone.collate(ids, [prepared(row) for row in rows]))
-            else:
-                first = {picture_keys[row]: row for row in reversed(rows)}
-                pictures = {key: prepared(row) for key, row in first.items()}
-                slim = {key: without_pixels(picture) for key, picture in pictures.items()}
-                places = {key: place for place, key in enumerate(pictures)}
-                keys = [picture_keys[row] for row in rows]
-                inputs = self.backbone.collate(ids, [slim[key] for key in keys])
-                yield PreparedBatch(rows, inputs, [*pictures.values()], [places[key] for key in keys])
+        """The forward passes for `contents`; `options` are those of `prepare.prepare_batches`."""
+        prompts = self._prompts(contents, instructions)
+        return prepare_batches(self.backbone, contents, prompts, max_tokens=self.max_tokens, **options)
 
     def token_ids(self, contents: Sequence[Content], instructions: Sequence[str | None]) -> list[list[int]]:
         """Token ids of each content's prompt, cut to `max_tokens`."""
-        prompts = [
+        sizes = [size_of(self.backbone, content) for content in contents]
+        return self.backbone.token_ids(self._prompts(contents, instructions), sizes, max_tokens=self.max_tokens)
+
+    def prepare_picture(self, content: Content) -> PictureInputs:
+        """The tensors of a content's picture."""
+        return self.backbone.prepare_picture(load_rgb(content.image))
+
+    def _prompts(self, contents: Sequence[Content], instructions: Sequence[str | None]) -> list[str]:
+        return [
             render(content, instruction, style=self.prompt_style, image_prefix=self.backbone.image_prefix)
             for content, instruction in zip(contents, instructions, strict=True)
         ]
-        sizes = [self._picture_size(content, place) for place, content in enumerate(contents)]
-        return self.backbone.token_ids(prompts, sizes, max_tokens=self.max_tokens)
-
-    def prepare_picture(self, content: Content, *, place: int | None = None) -> PictureInputs:
-        """The tensors of a content's picture; a bad one is named by its `place` in the caller's list."""
-        try:
-            return self.backbone.prepare_picture(load_rgb(content.image))
-        except ValueError as error:
-            where = "" if place is None else f"content {place}: "
-            raise ValueError(f"{where}{error}") from None
-
-    def _picture_key(self, content: Content, place: int) -> str | None:
-        try:
-            return None if content.image is None else image_hash(content.image)
-        except ValueError as error:
-            raise ValueError(f"content {place}: {error}") from None
-
-    def _picture_size(self, content: Content, place: int) -> PictureSize | None:
-        if content.image is None:
-            return None
-        if not self.backbone.needs_sizes:
-            return 1, 1
-        try:
-            return picture_size(content.image)
-        except ValueError as error:
-            raise ValueError(f"content {place}: {error}") from None
 
     def checkpoint_activations(self) -> None:
         """In training, keep each layer's input only and compute the rest again in the backward pass."""
@@ -353,6 +283,12 @@ class Encoder:
         # renamed in transformers 5.23
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
+        for name, module in model.named_modules():
+            if isinstance(module, nn.ModuleList) and name.endswith(("layers", "blocks")):
+                for layer in module:
+                    # mllama's tower takes no notice of the switch.
+                    if not isinstance(layer, GradientCheckpointingLayer):
+                        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
     def save(self, folder: str | os.PathLike[str], *, include_base: bool = False) -> None:
         """Write the adapter, prompt style and pooling; the base by reference, or whole with `include_base`.

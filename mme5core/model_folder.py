@@ -39,8 +39,8 @@ def read_settings(path: Path_) -> dict[str, Any]:
 
 def encoder_settings(path: Path_) -> dict[str, Any]:
     """`read_settings`, with the prompt style and the pooling that a model without stored ones has."""
-    file = Path(find_base(path)) / "config.json"
-    is_dual = file.is_file() and _read_json(file).get("model_type") in DUAL_ENCODERS
+    file = _config_file(find_base(path))
+    is_dual = file is not None and _read_json(file).get("model_type") in DUAL_ENCODERS
     style, pooling = ("plain", "projection") if is_dual else ("mme5", "last")
     return {"prompt_style": style, "pooling": pooling} | read_settings(path)
 
@@ -119,17 +119,9 @@ def model_width(path: Path_) -> int | None:
     stored = read_settings(path).get("dimension")
     if stored:
         return int(stored)
-    base = find_base(path)
-    file = Path(base) / "config.json"
-    if not file.is_file():
-        if Path(base).is_dir():
-            return None
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(base, "config.json"))
-        except (OSError, ValueError, RuntimeError):
-            return None
+    file = _config_file(find_base(path))
+    if file is None:
+        return None
     width = config_width(_read_json(file))
     if width is None:
         # What equals its family's default is often not written.
@@ -140,6 +132,21 @@ def model_width(path: Path_) -> int | None:
         except (OSError, ValueError):
             return None
     return width
+
+
+def _config_file(base: str) -> Path | None:
+    """The configuration of a checkpoint folder or hub id; None where it cannot be had."""
+    file = Path(base) / "config.json"
+    if file.is_file():
+        return file
+    if Path(base).is_dir():
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(base, "config.json"))
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def config_width(config: Mapping[str, Any]) -> int | None:

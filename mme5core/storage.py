@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+_WEB = ("http", "https")
+_CREDENTIALS = re.compile(r"//[^/@\s\"']+@")
+_QUERY = re.compile(r"(\w://[^\s\"'?]*)\?[^\s\"']*")
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
     """A file or folder in an object store, such as s3://bucket/corpus/00000.tar, with the part of `Path` that readers
-    use. A query (s3://bucket/corpus?region=...) goes with every file below the folder.
+    use.
 
-    >>> shard = Address("s3://bucket/corpus?region=eu-west-1") / "00000.tar"
-    >>> str(shard), shard.name, shard.suffix, str(shard.with_suffix(".parquet"))
-    ('s3://bucket/corpus/00000.tar?region=eu-west-1', '00000.tar', '.tar', 's3://bucket/corpus/00000.parquet?region=eu-west-1')
+    Args:
+        path: scheme and all.
+        options: of the store, as pyarrow reads them behind a "?": "region=eu-west-1". They go with what lies below.
+
+    >>> shard = locate("s3://bucket/corpus?region=eu-west-1") / "00000.tar"
+    >>> str(shard), shard.name, shard.suffix
+    ('s3://bucket/corpus/00000.tar?region=eu-west-1', '00000.tar', '.tar')
     """
 
-    text: str
+    path: str
+    options: str = ""
+    _info: fs.FileInfo | None = field(default=None, compare=False, repr=False)  # as a listing has given it
 
     def __str__(self) -> str:
-        return self.text
+        return f"{self.path}?{self.options}" if self.options else self.path
 
     def __truediv__(self, name: str) -> Address:
-        path, query = self._split()
-        return Address(f"{path.rstrip('/')}/{name}{query}")
+        return Address(f"{self.path.rstrip('/')}/{name}", self.options)
 
     @property
     def name(self) -> str:
-        return self._split()[0].rstrip("/").rpartition("/")[2]
-
-    @property
-    def stem(self) -> str:
-        return Path(self.name).stem
+        return self.path.rstrip("/").rpartition("/")[2]
 
     @property
     def suffix(self) -> str:
-        return Path(self.name).suffix
+        return PurePosixPath(self.name).suffix
 
     @property
     def parent(self) -> Address:
-        path, query = self._split()
-        return Address(path.rstrip("/").rpartition("/")[0] + query)
+        return Address(self.path.rstrip("/").rpartition("/")[0], self.options)
 
     def with_suffix(self, suffix: str) -> Address:
-        return self.parent / Path(self.name).with_suffix(suffix).name
+        return self.parent / PurePosixPath(self.name).with_suffix(suffix).name
 
     def absolute(self) -> Address:
         return self
@@ -58,21 +64,25 @@ class Address:
         return self
 
     def exists(self) -> bool:
-        return self._info().type != fs.FileType.NotFound
+        return self.info().type != fs.FileType.NotFound
 
     def is_dir(self) -> bool:
-        return bool(self._info().type == fs.FileType.Directory)
+        return bool(self.info().type == fs.FileType.Directory)
 
     def is_file(self) -> bool:
-        return bool(self._info().type == fs.FileType.File)
-
-    def num_bytes(self) -> int:
-        return int(self._info().size)
+        return bool(self.info().type == fs.FileType.File)
 
     def iterdir(self) -> list[Address]:
         """What lies in the folder itself."""
-        store, path = _opened(self.text)
-        return [self / info.base_name for info in store.get_file_info(fs.FileSelector(path))]
+        store, path = _opened(self)
+        found = store.get_file_info(fs.FileSelector(path))
+        return [Address(f"{self.path.rstrip('/')}/{info.base_name}", self.options, info) for info in found]
+
+    def matches(self) -> list[Address]:
+        """What the last part of the address means as a pattern, in the order of the names."""
+        if not set("*[") & set(self.name):
+            return [self]
+        return [entry for entry in entries(self.parent) if fnmatch.fnmatchcase(entry.name, self.name)]  # type: ignore[misc]
 
     def open(self, mode: str = "rb") -> IO[bytes]:
         """A binary stream that can seek.
@@ -81,19 +91,17 @@ class Address:
             OSError: no such file, or the store does not answer.
         """
         assert mode == "rb", "addresses are only read"
-        store, path = _opened(self.text)
+        store, path = _opened(self)
         return io.BufferedReader(store.open_input_file(path), 1 << 20)  # type: ignore[type-var, return-value]
 
     def read_bytes(self) -> bytes:
         with self.open() as stream:
             return stream.read()
 
-    def _split(self) -> tuple[str, str]:
-        path, mark, query = self.text.partition("?")
-        return path, mark + query
-
-    def _info(self) -> Any:
-        store, path = _opened(self.text)
+    def info(self) -> Any:
+        if self._info is not None:
+            return self._info
+        store, path = _opened(self)
         return store.get_file_info([path])[0]
 
 
@@ -104,13 +112,18 @@ def locate(text: str) -> AnyPath:
     """A path of this machine, or an address where there is a scheme.
 
     >>> locate("corpus/a.tar"), locate("gs://bucket/a.tar")
-    (PosixPath('corpus/a.tar'), Address(text='gs://bucket/a.tar'))
+    (PosixPath('corpus/a.tar'), Address(path='gs://bucket/a.tar', options=''))
     >>> locate("file:///corpus")
     PosixPath('/corpus')
     """
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
-    return Address(text) if "://" in text else Path(text)
+    if "://" not in text:
+        return Path(text)
+    if text.startswith(tuple(f"{scheme}://" for scheme in _WEB)):
+        return Address(text)  # there the query is a part of the address
+    path, _, options = text.partition("?")
+    return Address(path, options)
 
 
 def parquet_file(file: AnyPath) -> pq.ParquetFile:
@@ -129,43 +142,45 @@ def entries(folder: AnyPath) -> list[AnyPath]:
 
 
 def num_bytes(file: AnyPath) -> int:
-    return file.num_bytes() if isinstance(file, Address) else file.stat().st_size
+    return int(file.info().size) if isinstance(file, Address) else file.stat().st_size
 
 
-def _opened(text: str) -> tuple[fs.FileSystem, str]:
+def without_credentials(text: str) -> str:
+    """The text without what may be a key in the addresses in it: user and password, and what follows a "?".
+
+    >>> without_credentials("http://me:secret@host:8000/v1")
+    'http://host:8000/v1'
+    >>> without_credentials("no such file: s3://id:key@bucket/a.tar?token=key, sorry")
+    'no such file: s3://bucket/a.tar?... sorry'
+    """
+    return _QUERY.sub(r"\1?...", _CREDENTIALS.sub("//", text))
+
+
+def _opened(address: Address) -> tuple[fs.FileSystem, str]:
     """The store of an address, and the path in it.
 
     Raises:
         OSError: no such store, or a scheme for which nothing is installed.
     """
-    path, _, query = text.partition("?")
-    scheme, _, rest = path.partition("://")
+    scheme, _, rest = address.path.partition("://")
     root, _, inside = rest.partition("/")
     try:
-        store, base = _store(scheme, root, query)
+        store, base = _store(scheme, root, address.options)
     except (ValueError, ImportError, OSError) as error:
-        raise OSError(f"{without_query(text)}: {str(error).splitlines()[0]}") from None
+        raise OSError(without_credentials(f"{address}: {str(error).splitlines()[0]}")) from None
     return store, f"{base}/{inside}".rstrip("/") if base else inside
 
 
 @cache
-def _store(scheme: str, root: str, query: str) -> tuple[fs.FileSystem, str]:
+def _store(scheme: str, root: str, options: str) -> tuple[fs.FileSystem, str]:
     """pyarrow's own where it has one (s3, gs, abfs, hdfs), else fsspec's, kept for the life of the process."""
-    address = f"{scheme}://{root}" + (f"?{query}" if query else "")
-    if scheme in ("http", "https"):
-        import fsspec
+    import fsspec
 
+    if scheme in _WEB:
         return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme))), f"{scheme}://{root}"
     try:
-        store, base = fs.FileSystem.from_uri(address)
+        store, base = fs.FileSystem.from_uri(f"{scheme}://{root}" + (f"?{options}" if options else ""))
         return store, base
     except (ValueError, NotImplementedError):
-        import fsspec
-
         store, base = fsspec.core.url_to_fs(f"{scheme}://{root}")
         return fs.PyFileSystem(fs.FSSpecHandler(store)), base
-
-
-def without_query(text: str) -> str:
-    """An address without what may hold a key."""
-    return text.partition("?")[0]

@@ -20,10 +20,11 @@ from mme5core.backbones.protocol import Features, PictureInputs, without_pixels
 from mme5core.batching import deal_chunks
 from mme5core.content_key import document_key
 from mme5core.distributed import rank, sum_over_processes, world_size
-from mme5core.encoder import Encoder, PreparedBatch
+from mme5core.encoder import Encoder
 from mme5core.gradcache import Engine, PlainEngine, contrastive_backward
 from mme5core.images import image_hash
 from mme5core.objective import Labels, Objective, TaskTemperatures
+from mme5core.prepare import PreparedBatch
 from mme5core.sampling import BatchSampler
 from mme5core.types import Content, Sample
 
@@ -143,7 +144,7 @@ def fit(
         chunk_rows, max_chunk_tokens: of one forward pass at most.
         picture_cache_bytes: prepared pictures kept from step to step.
         device_features_bytes: what the tower gives for a step stays on the device up to this size, the rest in the
-            host's memory. (A Llama-3.2-Vision picture of 4 tiles: 52 MB in bfloat16.)
+            host's memory. (A picture of Llama-3.2-Vision: 52 MB in bfloat16.)
         num_threads: that decode pictures beside the training.
     """
     cache = PictureCache(encoder, picture_cache_bytes, num_threads=num_threads)
@@ -240,7 +241,7 @@ def _prepare(
         picture_keys.append(keys)
     return Contrast(
         batches,
-        pictures,
+        pictures if tower_once else {},  # else the batches hold their pixels
         picture_keys,
         _labels(samples, objective, num_negatives),
         [sample.task for sample in samples],
@@ -289,19 +290,26 @@ def _with_features(contrast: Contrast, encoder: Encoder, autocast: Any, device_b
         if new:
             with torch.no_grad(), autocast():
                 made = encoder.module.features([contrast.pictures.pop(key) for key in new])
-            for key, feature in zip(new, made, strict=True):
-                device_bytes -= _num_bytes(feature)
-                features[key] = feature if device_bytes >= 0 else tuple(_in_host_memory(part) for part in feature)
+            device_bytes -= sum(_num_bytes(feature) for feature in made)
+            features |= zip(new, made if device_bytes >= 0 else _in_host_memory(made), strict=True)
         batches.append(replace(batch, features=[features[key] for key in keys]) if keys else batch)
     return batches
 
 
-def _in_host_memory(tensor: Tensor) -> Tensor:
-    """A copy there, on pages that the device reads without waiting for the processor."""
-    if tensor.device.type == "cpu":
-        return tensor
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-    return copy.copy_(tensor, non_blocking=True)
+def _in_host_memory(features: Sequence[Features]) -> list[Features]:
+    """Copies there, on pages that the device reads without waiting for the processor.
+
+    One block for all of them: the allocator rounds each up to a power of two, and keeps it.
+    """
+    parts = [part for feature in features for part in feature]
+    block = torch.empty(
+        sum(part.numel() for part in parts), dtype=parts[0].dtype, pin_memory=parts[0].device.type == "cuda"
+    )
+    places = block.split([part.numel() for part in parts])
+    copies = iter(
+        [place.view(part.shape).copy_(part, non_blocking=True) for place, part in zip(places, parts, strict=True)]
+    )
+    return [tuple(next(copies) for _ in feature) for feature in features]
 
 
 def _share(

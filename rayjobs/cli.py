@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
+from mme5core.storage import without_credentials
 from rayjobs.config import (
     CONFIGS,
     ConfigError,
@@ -23,7 +24,6 @@ from rayjobs.config import (
     load_config,
     recipe_names,
     resolve_paths,
-    without_credentials,
 )
 
 # What the libraries below print of themselves; the job's own lines are what people read. Workers inherit it.

@@ -119,7 +119,7 @@ class LoraConfig(_Section):
     dropout: float = _key(0.0, "dropout on the adapter's input", ge=0, lt=1)
     dropout_on: Literal["input", "low_rank"] = _key(
         "input",
-        "dora: dropout on the input of base and adapter, as published, or, a third faster, of the adapter alone",
+        "dora: dropout on the input of base and adapter, as published, or, faster, of the adapter alone",
     )
     targets: str | list[str] = _key(
         "language", "linear layers of: language, vision, all; mme5; a list of name endings; a regular expression"
@@ -217,6 +217,11 @@ class VectorsConfig(_Section):
         [], "columns beside it: embedding_int8, calibrated on the corpus; embedding_binary, eight columns a byte"
     )
 
+    @field_validator("also")
+    @classmethod
+    def _in_one_order(cls, value: list[str]) -> list[str]:
+        return sorted(set(value))
+
 
 class EmbedCorpusConfig(InputJobConfig):
     model: str = _required("checkpoint, train's model folder, adapter folder, or hub id")
@@ -234,6 +239,10 @@ class EmbedCorpusConfig(InputJobConfig):
     device: str = _key("auto", "auto, cpu, cuda", rows=False)
     batch_size: int = _key(32, "rows of one forward pass at most", rows=False, ge=1)
     max_batch_tokens: int = _key(16_384, "rows x longest row of one forward pass at most", rows=False, ge=1)
+    max_batch_pictures: int | None = _key(
+        None, "distinct pictures of one forward pass at most; null: as many as rows", rows=False, ge=1
+    )
+    picture_threads: int = _key(1, "threads of each worker that decode pictures beside the model", rows=False, ge=1)
     window_rows: int = _key(1024, "rows sorted by length together", rows=False, ge=1)
     vectors: VectorsConfig = _key(VectorsConfig(), "what is written of each vector")
     rows_per_file: int = _key(100_000, "rows of one output file", ge=1)
@@ -306,7 +315,7 @@ def load_config(job: str, recipe: str | None, overrides: Sequence[str]) -> JobCo
 def resolve_paths(config: JobConfig) -> JobConfig:
     """The configuration with absolute folders: workers run in other ones."""
     update = {"output": str(Path(config.output).expanduser().resolve())}
-    for name in ("model", "adapter"):
+    for name in ("model", "adapter", "pictures"):
         value = getattr(config, name, None)
         if value and Path(value).expanduser().is_dir():
             update[name] = str(Path(value).expanduser().resolve())
@@ -326,18 +335,6 @@ def fingerprint(config: JobConfig, **identities: str) -> str:
 
 
 _PATHS = ("input", "model", "adapter", "neighbours", "holdout", "benchmark")
-
-
-_CREDENTIALS = re.compile(r"//[^/@\s\"]+@")
-
-
-def without_credentials(text: str) -> str:
-    """The text without the user and password of addresses in it.
-
-    >>> without_credentials("http://me:secret@host:8000/v1")
-    'http://host:8000/v1'
-    """
-    return _CREDENTIALS.sub("//", text)
 
 
 def row_keys(config: JobConfig) -> dict[str, Any]:

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 
-def build(module: nn.Module, config: dict[str, Any]) -> Any:
+def build(module: nn.Module, config: dict[str, Any], *, persistence_threshold: int = 100_000) -> Any:
     """A DeepSpeed engine over the module's trainable parameters.
 
     The process group is Ray's. Adapter weights are float32 and autocast rounds the products, so DeepSpeed's own
     bf16 mode, which would round the weights too, stays off.
+
+    Args:
+        persistence_threshold: weights of fewer numbers are not sharded by ZeRO-3.
     """
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -47,6 +50,7 @@ def build(module: nn.Module, config: dict[str, Any]) -> Any:
                 "contiguous_gradients": True,
                 "reduce_bucket_size": 50_000_000,
                 "allgather_bucket_size": 50_000_000,
+                "stage3_param_persistence_threshold": persistence_threshold,
             },
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1 << 30,

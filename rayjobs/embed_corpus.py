@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mme5core.content_key import content_key
-from mme5core.images import BadImage, image_hash, load_rgb
+from mme5core.images import BadImage
 from mme5core.model_folder import check_model_files, encoder_settings, model_identity, model_width
 from mme5core.readers import CorpusRow, ReadOptions, input_identity, read_rows
 from mme5core.storage import locate
@@ -27,7 +27,6 @@ from rayjobs.progress import Progress
 from rayjobs.scan import Index, scan, shards_of
 
 Instructions = dict[str, str | None]
-PictureInputs = dict[str, Any]  # `backbones.protocol`, which the driver does not load: it needs torch
 
 
 def work_schema(dimension: int) -> pa.Schema:
@@ -211,34 +210,25 @@ class Embed:
         return {"count": [table.num_rows], "failure": [""]}
 
     def _embed(self, batch: pa.Table) -> pa.Table:
-        keys, contents, instructions, pictures, refused = [], [], [], [], []
-        prepared_by_hash: dict[str, PictureInputs] = {}
-        for row in batch.to_pylist():
-            content = Content(row["text"], row["image"])
-            picture = None
-            try:
-                if content.image is not None:
-                    picture = image_hash(content.image)
-                    if picture not in prepared_by_hash:
-                        prepared_by_hash[picture] = self._encoder.backbone.prepare_picture(load_rgb(content.image))
-            except BadImage as error:
-                refused.append({"key": row["key"], "reason": error.reason, "detail": error.detail})
-                continue
-            keys.append(row["key"])
-            contents.append(content)
-            instructions.append(row["instruction"])
-            pictures.append(picture)
-        vector_ND = np.zeros((len(contents), self._encoder.dimension), dtype=np.float32)
-        if contents:
-            for prepared in self._encoder.batches(
-                contents,
-                instructions,
-                batch_size=self._config["batch_size"],
-                max_batch_tokens=self._config["max_batch_tokens"],
-                picture_inputs=[None if picture is None else prepared_by_hash[picture] for picture in pictures],
-                picture_keys=pictures,
-            ):
-                vector_ND[prepared.rows] = self._encoder.embed_batch(prepared)
+        rows = batch.to_pylist()
+        refused: list[dict[str, Any]] = []
+
+        def on_bad(place: int, error: BadImage) -> None:
+            refused.append({"key": rows[place]["key"], "reason": error.reason, "detail": error.detail})
+
+        keys, vectors = [], [np.zeros((0, self._encoder.dimension), dtype=np.float32)]
+        for places, vector_BD in self._encoder.stream(
+            [Content(row["text"], row["image"]) for row in rows],
+            [row["instruction"] for row in rows],
+            batch_size=self._config["batch_size"],
+            max_batch_tokens=self._config["max_batch_tokens"],
+            max_pictures=self._config["max_batch_pictures"],
+            num_threads=self._config["picture_threads"],
+            on_bad=on_bad,
+        ):
+            keys += [rows[place]["key"] for place in places]
+            vectors.append(vector_BD)
+        vector_ND = np.concatenate(vectors)
         schema = work_schema(self._encoder.dimension)
         embedded = pa.table(
             {

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.schemas import QUARANTINE
+from mme5core.storage import without_credentials
 from mme5core.types import Rejected
-from rayjobs.config import ConfigError, without_credentials
+from rayjobs.config import ConfigError
 
 MANIFEST, SUCCESS, WORK, QUARANTINE_FOLDER = "_manifest.json", "_SUCCESS", "_work", "_quarantine"
 VERSIONED = ("mme5", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pillow", "openai")
@@ -96,7 +97,7 @@ class JobFolder:
         """Write every refused input with its reason; returns the count of each reason."""
         folder = self.path / QUARANTINE_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [{"id": r.id, "reason": r.reason, "detail": r.detail} for r in refused]
+        rows = [{"id": r.id, "reason": r.reason, "detail": without_credentials(r.detail)} for r in refused]
         rows.sort(key=lambda row: (row["id"], row["reason"]))
         staged = self._stage() / "quarantine.parquet"
         pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), staged, compression="zstd")

@@ -117,7 +117,9 @@ def picture_key(row: CorpusRow) -> bytes:
     return hashlib.sha256(row.image).digest()[:16]
 
 
-def _scan_shard(batch: pa.Table, *, key_of: KeyOf, limit: int | None, options: ReadOptions) -> Iterator[pa.Table]:
+def _scan_shard(
+    batch: pa.Table, *, key_of: KeyOf, limit: int | None, options: ReadOptions = AS_IT_IS
+) -> Iterator[pa.Table]:
     for item in batch.to_pylist():
         records: list[dict[str, Any]] = []
         for position, row in enumerate(read_rows(locate(item["path"]), options)):

@@ -90,7 +90,6 @@ def add_adapter(
         raise ValueError(f"unknown dropout_on {dropout_on!r}; known: input, low_rank")
     dtype = next(model.parameters()).dtype
     adapted = get_peft_model(model, config)  # type: ignore[arg-type]
-    use_step_dora(adapted, whole_input=dropout_on == "input")
     for name, module in adapted.named_modules():
         if train_embeddings and name.endswith("embed_tokens"):
             # In bfloat16 a small step on a weight is lost in rounding; what it gives is of the model's own dtype.
@@ -98,6 +97,7 @@ def add_adapter(
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    use_step_dora(adapted, whole_input=dropout_on == "input")
     return adapted  # type: ignore[return-value]
 
 

@@ -45,11 +45,11 @@ class Tiles:
 def unmasked_tiles(vision_model: nn.Module) -> Iterator[None]:
     """Within it the tower computes its attention by `Tiles`, and gives what it gave before."""
     config: Any = vision_model.config
-    implementation, prepare = config._attn_implementation, modeling_mllama._prepare_aspect_ratio_attention_mask
 
     def tiles(aspect_ratio_mask: Tensor, num_patches: int, target_length: int, dtype: torch.dtype) -> Tiles:
         return Tiles(aspect_ratio_mask, num_patches=num_patches, padded_patches=target_length)
 
+    implementation, prepare = config._attn_implementation, modeling_mllama._prepare_aspect_ratio_attention_mask
     config._attn_implementation = NAME
     modeling_mllama._prepare_aspect_ratio_attention_mask = tiles  # type: ignore[assignment]
     try:

@@ -22,7 +22,8 @@ from transformers import (
 
 from mme5core.backbones.protocol import PictureInputs
 from mme5core.demo.captions import Captions
-from mme5core.encoder import Encoder, PreparedBatch, in_row_order
+from mme5core.encoder import Encoder, in_row_order
+from mme5core.prepare import PreparedBatch
 from mme5core.types import Content
 
 BOS, EOS, PAD, IMAGE = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|image|>"
@@ -119,14 +120,7 @@ def train_base(
     batch_size = min(batch_size, len(pictures))
     for step in range(num_steps):
         chosen = random_.sample(range(len(pictures)), batch_size)
-        image_B = [Content(image=b"") for _ in chosen]
-        image_inputs = encoder.batches(
-            image_B,
-            [None] * batch_size,
-            batch_size=CHUNK_ROWS,
-            max_batch_tokens=1 << 30,
-            picture_inputs=[pictures[index] for index in chosen],
-        )
+        image_inputs = _picture_batches(encoder, [pictures[index] for index in chosen])
         drawn = [captions.draw(index, random_) for _ in range(captions_per_picture) for index in chosen]
         text_inputs = encoder.batches(
             [Content(text) for text in drawn],
@@ -134,7 +128,7 @@ def train_base(
             batch_size=CHUNK_ROWS,
             max_batch_tokens=1 << 30,
         )
-        image_BD = _embed(module, list(image_inputs))
+        image_BD = _embed(module, image_inputs)
         text_CBD = _embed(module, list(text_inputs)).view(captions_per_picture, batch_size, -1)
         loss = _symmetric_loss(image_BD, text_CBD, temperature)
         module.zero_grad(set_to_none=True)
@@ -153,6 +147,16 @@ def train_base(
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(masters[name])
+
+
+def _picture_batches(encoder: Encoder, pictures: Sequence[PictureInputs]) -> list[PreparedBatch]:
+    (token_ids,) = encoder.token_ids([Content(image=b"")], [None])
+    batches = []
+    for start in range(0, len(pictures), CHUNK_ROWS):
+        rows = list(range(start, min(start + CHUNK_ROWS, len(pictures))))
+        inputs = encoder.backbone.collate([token_ids] * len(rows), [pictures[row] for row in rows])
+        batches.append(PreparedBatch(rows, inputs))
+    return batches
 
 
 def _embed(module: torch.nn.Module, batches: list[PreparedBatch]) -> Tensor:

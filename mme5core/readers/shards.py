@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from mme5core.images import IMAGE_SUFFIXES
 from mme5core.storage import Address, AnyPath, entries, locate, num_bytes
@@ -53,21 +55,23 @@ def input_identity(shards: Sequence[AnyPath]) -> str:
     pictures names and sizes count.
     """
     digest = hashlib.sha256()
-    for shard in shards:
-        if shard.is_dir():
-            for name, file in pictures_in(shard):
-                digest.update(f"{name}:{num_bytes(file)}\n".encode())
-            continue
-        size = num_bytes(shard)
-        digest.update(f"{shard.name}:{size}\n".encode())
-        with shard.open("rb") as stream:
-            if size <= 2 * END_BYTES:
-                digest.update(stream.read())
-            else:
-                digest.update(str(size).encode() + stream.read(END_BYTES))
-                stream.seek(size - END_BYTES)
-                digest.update(stream.read())
+    with ThreadPoolExecutor(16) as threads:  # a store takes its time for each
+        for part in threads.map(_identity_of, shards):
+            digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def _identity_of(shard: AnyPath) -> bytes:
+    if shard.is_dir():
+        return "".join(f"{name}:{num_bytes(file)}\n" for name, file in pictures_in(shard)).encode()
+    size = num_bytes(shard)
+    head = f"{shard.name}:{size}\n".encode()
+    with shard.open("rb") as stream:
+        if size <= 2 * END_BYTES:
+            return head + stream.read()
+        head += str(size).encode() + stream.read(END_BYTES)
+        stream.seek(size - END_BYTES)
+        return head + stream.read()
 
 
 def shard_bytes(shard: AnyPath) -> int:
@@ -88,25 +92,32 @@ def pictures_in(folder: AnyPath) -> Iterator[tuple[str, AnyPath]]:
 
 def _files(text: str, suffixes: Sequence[str], pictures: bool) -> list[AnyPath]:
     path = locate(text)
-    matches: list[AnyPath] = [path]
-    if not isinstance(path, Address):
-        matches = [locate(match) for match in sorted(glob.glob(str(path)))] or [path]
+    matches: list[AnyPath] = []
+    if isinstance(path, Address):
+        matches += path.matches()
+    else:
+        matches += [Path(match) for match in sorted(glob.glob(str(path)))] or [path]
     files: list[AnyPath] = []
     for match in matches:
         if match.is_dir():
-            data = [file for file in entries(match) if _is_data(file, suffixes)]
+            data = _without_sidecars([file for file in entries(match) if _is_data(file, suffixes)], suffixes)
             files += data or ([match] if pictures and next(pictures_in(match), None) else [])
         elif not match.exists():
             raise InputError(f"input {text!r}: no such file or folder")
         elif match.suffix in suffixes:
-            files.append(match)
+            files += [] if ".tar" in suffixes and _is_beside_a_tar(match) else [match]
         elif len(matches) == 1:
             raise InputError(f"input {str(match)!r}: not a {', '.join(suffixes)} file")
-    return [file for file in files if not _is_beside_a_tar(file)] if ".tar" in suffixes else files
+    return files
 
 
 def _is_data(file: AnyPath, suffixes: Sequence[str]) -> bool:
     return file.suffix in suffixes and file.is_file() and not file.name.startswith(("_", "."))
+
+
+def _without_sidecars(files: list[AnyPath], suffixes: Sequence[str]) -> list[AnyPath]:
+    tars = {file.name for file in files if file.suffix == ".tar"} if ".tar" in suffixes else set()
+    return [file for file in files if file.suffix != ".parquet" or file.with_suffix(".tar").name not in tars]
 
 
 def _is_beside_a_tar(file: AnyPath) -> bool:

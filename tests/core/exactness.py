@@ -145,7 +145,10 @@ def step(setting: Setting) -> Found:
 
         world = distributed.get_world_size()
         config = {"batch_size": NUM_ROWS, "num_workers": world, "max_grad_norm": 1e9, "weight_decay": 0.0}
-        engine = deepspeed_engine.build(encoder.module, config | {"zero_stage": setting.zero_stage})
+        # No weight of so small a model would be sharded otherwise.
+        engine = deepspeed_engine.build(
+            encoder.module, config | {"zero_stage": setting.zero_stage}, persistence_threshold=0
+        )
     rows = [row for combination in setting.combination.split("+") for row in samples(combination)]
     temperatures = None
     if setting.learn_temperature:

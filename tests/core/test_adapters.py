@@ -17,7 +17,7 @@ from PIL import Image
 from mme5core import Content, Encoder
 from mme5core.adapters import MME5, add_adapter, resolve_targets, train_weights, weights_at_rest
 from tests.core.backbones.families import build
-from tests.core.contents import mixed
+from tests.core.contents import mixed, picture
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_dora_gives_the_vectors_and_the_gradients_of_pefts_own(dropout: float, b
         with weights_at_rest(model):
             for seed, batch in enumerate(batches):
                 torch.manual_seed(seed)
-                vector_BD = encoder.module.embed_batch(batch.inputs)
+                vector_BD = encoder.module.embed_batch(batch)
                 (vector_BD * torch.linspace(-1, 1, encoder.dimension)).sum().backward()
                 sums += float(vector_BD.abs().sum())
         gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
@@ -169,6 +169,32 @@ def test_dora_gives_the_vectors_and_the_gradients_of_pefts_own(dropout: float, b
     for name, gradient in found[False][1].items():
         scale = float(gradient.abs().max())
         assert float((found[True][1][name] - gradient).abs().max()) < 1e-4 * scale, name
+
+
+def test_a_fresh_dora_leaves_a_model_of_bfloat16_as_it_is(base: Path) -> None:
+    encoder = Encoder.load(base, device="cpu", dtype="bfloat16")
+    contents = [Content("a cat"), Content("a dog on a red sofa")]
+    before = encoder.embed(contents)
+    encoder.module.model = add_adapter(
+        encoder.module.model, rank=4, alpha=8, dropout=0.0, targets="all", train_embeddings=False, use_dora=True
+    )
+    encoder.module.eval()
+    assert np.abs(encoder.embed(contents) - before).max() < 1e-6
+
+
+@pytest.mark.parametrize("family", ["mllama", "qwen2_vl"])
+def test_with_checkpointing_every_layer_of_both_towers_runs_again(family: str, tmp_path: Path) -> None:
+    encoder = Encoder.load(build(family, tmp_path), device="cpu", attention="eager")
+    encoder.checkpoint_activations()
+    encoder.module.train()
+    runs: dict[str, int] = {}
+    for name, module in encoder.module.model.named_modules():
+        if name.endswith("attn"):
+            module.register_forward_hook(lambda *_, name=name: runs.__setitem__(name, runs.get(name, 0) + 1))
+    (batch,) = encoder.batches([Content("a cat", picture(0))], [None], batch_size=1, max_batch_tokens=9999)
+    encoder.module([batch])[:, 0].sum().backward()
+    assert {"vision", "language"} <= {"vision" if "vis" in name else "language" for name in runs}
+    assert set(runs.values()) == {2}
 
 
 def test_row_lengths_are_kept_only_while_the_weights_rest(base: Path) -> None:

@@ -54,6 +54,11 @@ def test_rows_of_one_picture_share_a_batch_where_they_fit_in_one(seed: int) -> N
         assert not has_image[batch[0]] or len({pictures[row] for row in batch}) <= 2
 
 
+def test_a_limit_of_pictures_does_not_limit_texts() -> None:
+    assert plan_batches([1] * 3, [False] * 3, max_rows=8, max_tokens=99, max_pictures=1) == [[0, 1, 2]]
+    assert plan_batches([1] * 3, [True] * 3, max_rows=8, max_tokens=99, max_pictures=2) == [[0, 1], [2]]
+
+
 def test_the_budget_counts_padding_and_not_true_tokens() -> None:
     # 1 + 1 + 6 tokens are 8, but padded to 6 they are 18.
     assert plan_batches([6, 1, 1], [False] * 3, max_rows=8, max_tokens=10) == [[1, 2], [0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mme5core import Encoder
+from mme5core import Encoder, training
 from mme5core.adapters import add_adapter
+from mme5core.backbones.protocol import Features
 from mme5core.losses import info_nce
 from mme5core.objective import Objective
 from mme5core.training import _contents
@@ -82,14 +84,30 @@ def test_dropout_matters_and_follows_the_chunk(base: Path) -> None:
     assert largest_difference(other_chunks, once) > 1e-2
 
 
-def test_recomputed_activations_and_features_in_host_memory_change_nothing(base: Path) -> None:
+def test_recomputed_activations_and_features_in_host_memory_change_nothing(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[int] = []
+    to_host = training._in_host_memory
+
+    def counted(features: Sequence[Features]) -> list[Features]:
+        copies = to_host(features)
+        for (old,), (new,) in zip(features, copies, strict=True):
+            assert torch.equal(old, new) and old.data_ptr() != new.data_ptr()
+            moved.append(new.data_ptr())
+            old.fill_(float("nan"))  # nothing may read it any more
+        return copies
+
+    monkeypatch.setattr(training, "_in_host_memory", counted)
     expected = step(Setting(str(base), OBJECTIVES["own"], dropout=0.3, targets="language"))
     for grad_cache in (False, True):
         sparing = Setting(
             str(base), OBJECTIVES["own"], dropout=0.3, targets="language", grad_cache=grad_cache,
             activation_checkpointing=True, device_features_bytes=0,
         )  # fmt: skip
+        moved.clear()
         assert largest_difference(step(sparing), expected) < 1e-6
+        assert moved and len(moved) == len(set(moved))  # every picture of the step, once
 
 
 @pytest.mark.parametrize("targets", ["all", "language"])

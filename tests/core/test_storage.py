@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,7 +48,9 @@ def put(address: str, data: bytes) -> None:
 
 
 def below(bucket: str, name: str) -> str:
-    return str(Address(bucket) / name)
+    place = locate(bucket)
+    assert isinstance(place, Address)
+    return str(place / name)
 
 
 def test_a_corpus_in_a_store_has_the_rows_of_the_same_corpus_on_disk(bucket: str, tmp_path: Path) -> None:
@@ -110,5 +114,52 @@ def test_a_folder_of_pictures_is_one_shard_with_its_paths_for_ids(bucket: str, t
 def test_an_address_has_the_parts_of_a_path() -> None:
     shard = locate("s3://bucket/a/b.tar?region=eu")
     assert isinstance(shard, Address)
-    assert (shard.stem, str(shard.parent)) == ("b", "s3://bucket/a?region=eu")
+    assert (str(shard.with_suffix(".txt")), str(shard.parent)) == (
+        "s3://bucket/a/b.txt?region=eu", "s3://bucket/a?region=eu"
+    )  # fmt: skip
     assert locate("file:///a/b.tar") == Path("/a/b.tar")
+
+
+def test_a_pattern_means_its_matches_in_a_store_too(bucket: str) -> None:
+    for name in ("1.jsonl", "2.jsonl", "3.txt"):
+        put(below(bucket, f"many/{name}"), b'{"id": "a", "text": "b"}')
+    assert [shard.name for shard in find_shards([below(bucket, "many/*.jsonl")])] == ["1.jsonl", "2.jsonl"]
+    with pytest.raises(InputError, match="holds no"):
+        find_shards([below(bucket, "many/*.tar")])
+
+
+def test_a_name_with_a_question_mark_is_a_picture_like_others(bucket: str) -> None:
+    address = locate(below(bucket, "odd"))
+    assert isinstance(address, Address)
+    store, path = fs.FileSystem.from_uri(str(address))
+    with store.open_output_stream(f"{path}/what?.png") as stream:
+        stream.write(png(5))
+    (shard,) = find_shards([str(address)], pictures=True)
+    assert [(row.id, row.image) for row in read_rows(shard)] == [("what?.png", png(5))]
+
+
+def test_the_query_of_a_web_address_is_a_part_of_it() -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = png(int(self.path.rpartition("=")[2]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/render?id="
+        assert [load_rgb(f"{address}{n}").tobytes() for n in (1, 2)] == [picture(n).tobytes() for n in (1, 2)]
+        server.shutdown()
+
+
+def test_keys_in_an_address_are_in_no_message() -> None:
+    with pytest.raises(BadImage) as caught:
+        load_rgb("nosuch://AKIA:SECRET@bucket/none.png?signature=KEY")
+    assert "bucket/none.png" in str(caught.value)
+    assert not [word for word in ("AKIA", "SECRET", "KEY") if word in str(caught.value)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mme5core.backbones import BACKBONES, load_backbone
 from mme5core.backbones.loading import load_config
 from mme5core.backbones.protocol import Features, PictureInputs
 from mme5core.model_folder import model_width
+from mme5core.prepare import PreparedBatch
 from tests.core.backbones.families import DUAL, FAMILIES, UNKNOWN, VLMS
 from tests.core.contents import SIZES, mixed, picture
 
@@ -48,7 +50,7 @@ def test_the_tower_may_run_apart_and_once_for_a_picture_that_several_rows_share(
     ids = encoder.token_ids(contents, [None] * 4)
     with torch.inference_mode():
         whole = encoder.backbone.collate(ids, [prepared[0]] * 2 + [prepared[1]] * 2)
-        expected = encoder.module.embed_batch(whole).numpy()
+        expected = encoder.module.embed_batch(PreparedBatch([0, 1, 2, 3], whole)).numpy()
         first, second = encoder.backbone.features(encoder.module.model, prepared)
         inputs = encoder.backbone.collate(ids, [prepared[0]] * 2 + [prepared[1]] * 2)
         del inputs["pixel_values"]  # nothing may need it any more
@@ -76,6 +78,16 @@ def test_texts_that_share_a_picture_get_their_vectors_and_its_tower_runs_once(
     together = encoder.embed([Content("no picture"), *contents])[1:]
     assert np.abs(together - alone).max() < 1e-5
     assert towers == ([] if family in UNKNOWN else [2])
+
+
+@pytest.mark.parametrize("family", ["mllama", "qwen2_vl"])
+def test_threads_that_embed_side_by_side_get_the_vectors_of_one(family: str, encoder_of: EncoderOf) -> None:
+    encoder = encoder_of(family)
+    contents = [Content(image=picture(seed)) for seed in range(24)]
+    expected = encoder.embed(contents)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda content: encoder.embed([content])[0], contents))
+    assert np.abs(np.array(found) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("family", VLMS)
