@@ -31,6 +31,7 @@ test: venv emoji
 	$(BIN)/python -m pytest
 
 test-slow: venv emoji
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,engines]'
 	$(BIN)/python -m pytest -m slow
 
 check: venv

@@ -1,7 +1,8 @@
-"""`Encoder.embed` against the library's bare forward on the batches that it prepares: what preparing costs."""
+"""`Encoder.embed` from JPEG and text to vectors, against the library's bare forward on prepared, sorted batches."""
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,30 +11,29 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mme5core.demo.base_model import build_base
+from benchmarks.training import checkpoint
 from mme5core.encoder import Encoder
 from mme5core.types import Content
 
-NUM_ROWS, BATCH_SIZE, ROUNDS = 512, 32, 5
+NUM_ROWS, BATCH_SIZE, ROUNDS, THREADS = 128, 16, 5, 1
+WORDS = ["red", "heart", "faccina", "gatto", "солнце", "猫", "flag", "house"]
 
 
-def contents() -> list[Content]:
-    """Half texts of lognormal length, half pictures of 128 pixels."""
+def contents(num_rows: int = NUM_ROWS) -> list[Content]:
+    """Half texts of lognormal length, half pictures of 320 x 240 pixels."""
     random_ = random.Random(0)
-    words = ["red", "heart", "faccina", "gatto", "солнце", "猫", "flag", "house"]
     texts = [
-        Content(" ".join(random_.choices(words, k=max(1, min(60, round(random_.lognormvariate(2, 0.9)))))))
-        for _ in range(NUM_ROWS // 2)
+        Content(" ".join(random_.choices(WORDS, k=max(1, min(60, round(random_.lognormvariate(2, 0.9)))))))
+        for _ in range(num_rows // 2)
     ]
-    noise = np.random.default_rng(0).integers(0, 255, (NUM_ROWS // 2, 128, 128, 3), dtype=np.uint8)
-    return texts + [Content(image=Image.fromarray(pixels)) for pixels in noise]
+    return texts + [Content(image=_jpeg(number)) for number in range(num_rows // 2)]
 
 
 def run(folder: Path, best_of: Callable[[dict[str, Callable[[], object]], int], dict[str, float]]) -> dict[str, object]:
-    """Above 1: the share of the time that rendering, tokenising and preparing pictures add."""
+    """`ratio`: the whole job in one process over the bare forward; what preparing adds, less what our path saves."""
     rows = contents()
-    build_base(folder / "embedding", [row.text or "" for row in rows])
-    encoder = Encoder.load(folder / "embedding", device="cpu")
+    encoder = Encoder.load(checkpoint(folder / "embedding"), device="cpu")
+    torch.set_num_threads(THREADS)  # the other core prepares, as it would beside an accelerator
     instructions: list[str | None] = [None] * len(rows)
     prepared = list(encoder.batches(rows, instructions, batch_size=BATCH_SIZE, max_batch_tokens=1 << 20))
 
@@ -53,9 +53,18 @@ def run(folder: Path, best_of: Callable[[dict[str, Callable[[], object]], int], 
     difference = float(np.abs(bare() - ours()).max())
     assert difference < 1e-5, f"the two sides differ by {difference}"
     best = best_of({"bare": bare, "ours": ours}, ROUNDS)
+    torch.set_num_threads(2)
     return {
         "ratio": round(best["ours"] / best["bare"], 3),
         "n": NUM_ROWS,
         "dtype": "float32",
-        "model": "tiny mllama, 2.6 M parameters: preparing weighs far more than on a real one",
+        "threads": THREADS,
+        "model": "small mllama, the tower's share of a picture row 0.87 as in the 11B",
     }
+
+
+def _jpeg(number: int) -> bytes:
+    coarse = np.random.default_rng(number).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((320, 240)).save(buffer, "JPEG")
+    return buffer.getvalue()

@@ -69,6 +69,7 @@ def test_faults_of_the_teacher_lose_nothing(world: World, knowledge: Knowledge, 
     assert counters["calls"] == calls
 
 
+@pytest.mark.slow
 def test_a_spent_budget_ends_with_code_3_and_a_raised_one_goes_on(
     world: World, teacher: DemoTeacher, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def _without_time(rows: list[dict[str, Any]]) -> list[str]:
     return [json.dumps(row, sort_keys=True, default=lambda value: value.hex()) for row in rows]
 
 
+@pytest.mark.slow
 def test_sigterm_stops_with_code_3_and_a_summary(world: World, knowledge: Knowledge, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with DemoTeacher(knowledge, Faults(delay_s=0.3)) as slow:

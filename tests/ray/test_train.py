@@ -79,27 +79,35 @@ def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_unbroken_run
     output = tmp_path / "killed"
     args = [*train_args(samples, base, output), f"num_steps={NUM_STEPS}", "num_workers=2"]
 
-    def half_written() -> list[Path]:
-        return [step for step in (output / "checkpoints").glob("step-*") if not (step / "meta.json").exists()]
+    def is_half_written() -> bool:
+        """The newest checkpoint is begun and does not count yet (an old one without its meta is being dropped)."""
+        steps = sorted((output / "checkpoints").glob("step-*"))
+        return bool(steps) and not (steps[-1] / "meta.json").exists()
+
+    def workers() -> list[psutil.Process]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
 
     with subprocess.Popen(
         command("train", *args), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
-        wait_for(process, lambda: (output / "checkpoints" / "step-00000002" / "meta.json").exists())
-        workers = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "RayTrainWorker" in " ".join(child.cmdline())
-        ]
-        assert len(workers) == 2
-        if moment.startswith("both"):
-            wait_for(process, lambda: bool(half_written()), every_s=0)
-            for worker in workers:
-                worker.kill()
-            assert half_written()
-        else:
-            workers[-1].kill()
-        printed, _ = process.communicate(timeout=240)
+        try:
+            wait_for(process, lambda: len(workers()) == 2)
+            first = workers()
+            if moment.startswith("both"):
+                wait_for(process, lambda: (output / "checkpoints" / "step-00000002" / "meta.json").exists(), every_s=0)
+                wait_for(process, is_half_written, every_s=0)
+                for worker in first:
+                    worker.kill()
+                assert is_half_written()
+            else:
+                wait_for(process, lambda: (output / "checkpoints" / "step-00000002" / "meta.json").exists())
+                first[-1].kill()
+            assert len(losses(output)) < NUM_STEPS
+            wait_for(process, lambda: len(workers()) == 2 and not set(workers()) & set(first))
+            printed, _ = process.communicate(timeout=240)
+        finally:
+            process.kill()
     assert process.returncode == 0, printed
     assert losses(output) == pytest.approx(losses(two_workers), abs=1e-6)
 
