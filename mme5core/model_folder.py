@@ -114,6 +114,18 @@ def check_model_files(path: Path_) -> None:
         raise ValueError(f"model folder {base!r} has no weights (*.safetensors)")
 
 
+def check_adapter(path: Path_) -> None:
+    """Refuse a folder that holds no adapter.
+
+    Raises:
+        ValueError: it lacks the configuration or the weights.
+    """
+    if not has_adapter(path):
+        raise ValueError(f"no adapter in {str(path)!r}: it has no {ADAPTER_FILE}")
+    if not any(Path(path).glob("adapter_model.*")):
+        raise ValueError(f"no adapter in {str(path)!r}: it has no weights")
+
+
 def model_width(path: Path_) -> int | None:
     """Width of a model's vectors: as `save` wrote it, else by the base's configuration; None where neither is here."""
     stored = read_settings(path).get("dimension")

@@ -31,6 +31,7 @@ QUIET_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # every actor would take all cores, and warn after a fork
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore",
 }
 
@@ -143,7 +144,7 @@ def _parse(job: str, verbs: dict[str, Verb], argv: list[str]) -> tuple[str, str 
         elif position == 0:
             if word not in verbs:
                 named = ", ".join(sorted(name for name in verbs if name)) or "none"
-                raise ConfigError(f"unknown verb {word!r}; verbs of {job}: {named}")
+                raise ConfigError(f"unknown verb {word!r}; verbs of {job}: {named}; settings are key=value")
             verb = word
         else:
             raise ConfigError(f"cannot read {word!r}: overrides are key=value or key.sub=value")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
@@ -37,7 +38,10 @@ def _describe_input(config: Any) -> list[str]:
     if not isinstance(config, InputJobConfig):
         return ["nothing"]
     shards = shards_of(config.input, pictures=isinstance(config, EmbedCorpusConfig))
-    rows = sum(parquet_file(shard).metadata.num_rows for shard in shards if shard.suffix == ".parquet")
+    try:
+        rows = sum(parquet_file(shard).metadata.num_rows for shard in shards if shard.suffix == ".parquet")
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"input: {str(error).splitlines()[0]}") from None
     return _files(shards) + ([f"{rows:,} rows in Parquet"] if rows else [])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pyarrow.compute as pc
 
 from mme5core.content_key import content_key
 from mme5core.images import BadImage
-from mme5core.model_folder import check_model_files, encoder_settings, model_identity, model_width
+from mme5core.model_folder import check_adapter, check_model_files, encoder_settings, model_identity, model_width
+from mme5core.prompt_styles import check_style
 from mme5core.readers import CorpusRow, ReadOptions, input_identity, read_rows
 from mme5core.storage import locate
 from mme5core.types import Content, Rejected
@@ -50,11 +52,16 @@ def run(config: EmbedCorpusConfig) -> cli.Outcome:
     shards = shards_of(config.input, pictures=True)
     try:
         check_model_files(config.model)
+        if config.adapter:
+            check_adapter(config.adapter)
+        if config.prompt_style:
+            check_style(config.prompt_style)
         dimension = model_width(config.model)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if dimension is None:
-        raise ConfigError(f"model {config.model!r}: its configuration names no width; download it to a folder first")
+        here = "its configuration names no width" if Path(config.model).is_dir() else "no such folder here"
+        raise ConfigError(f"no model at {config.model!r}: {here}, and the hub gives none of that name")
     try:
         vector_format = VectorFormat(
             dimension, config.vectors.dim or dimension, config.vectors.dtype, tuple(config.vectors.also)
@@ -84,6 +91,10 @@ def run(config: EmbedCorpusConfig) -> cli.Outcome:
             label="embed-corpus",
             options=ReadOptions(config.side, config.pictures),
         )
+        if not index.usable().num_rows:
+            reasons = Counter(refused.reason for refused in index.refused())
+            counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+            raise ConfigError(f"nothing in the input can be embedded: {counts} ({index.refused()[0].detail})")
         _embed_all(ray, config, index, instructions, rows, dimension)
     return _finish(folder, config, index, worklog.WorkLog(rows, work_schema(dimension)), vector_format)
 
@@ -147,7 +158,8 @@ def _embed_all(
         for batch in rows_to_tables(embedded):
             for row in batch.to_pylist():
                 if row["failure"]:
-                    raise cli.JobFailed(row["failure"])
+                    error = ConfigError if row["failure"].startswith("cannot load") else cli.JobFailed
+                    raise error(row["failure"])
                 num_done += row["count"]
             progress.update(num_done)
 
@@ -191,16 +203,22 @@ class Embed:
             num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             torch.set_num_threads(max(1, num_cpus // config["num_workers"]))
         self._config, self._rows = config, Path(rows)
-        self._encoder = Encoder.load(
-            config["model"],
-            config["adapter"],
-            config["prompt_style"],
-            config["device"],
-            config["dtype"],
-            remote_code=config["remote_code"],
-        )
+        self._refused = ""
+        try:
+            self._encoder = Encoder.load(
+                config["model"],
+                config["adapter"],
+                config["prompt_style"],
+                config["device"],
+                config["dtype"],
+                remote_code=config["remote_code"],
+            )
+        except Exception as error:  # raised here, it would come out as Ray's tracebacks
+            self._refused = (str(error).strip().splitlines() or [type(error).__name__])[0]
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+        if self._refused:
+            return {"count": [0], "failure": [f"cannot load model {self._config['model']!r}: {self._refused}"]}
         try:
             table = self._embed(batch)
             worklog.append(self._rows, table)

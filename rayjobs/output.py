@@ -65,6 +65,9 @@ class JobFolder:
         manifest = self._read_json(self.path / MANIFEST)
         started = self._read_json(self.work / "run.json")
         earlier = manifest or started
+        if earlier and not manifest and earlier.get("fingerprint") != self.run.fingerprint and self._is_unworked():
+            shutil.rmtree(self.work)  # begun and refused at once: there is nothing to keep
+            earlier = started = {}
         if earlier:
             self._check_same(earlier)
         if manifest and (self.path / SUCCESS).exists():
@@ -176,6 +179,21 @@ class JobFolder:
             f"output {str(self.path)!r} holds a run of another configuration "
             f"({'; '.join(differing) or 'fingerprints differ'}): choose another output"
         )
+
+    def _is_unworked(self) -> bool:
+        """Whether an earlier run has left nothing that took work: no row, no checkpoint, no model; and is over."""
+        if any(entry.name not in (WORK, "log") for entry in self.path.iterdir()) or (self.path / "log").is_dir():
+            return False
+        if any((self.work / "rows").glob("*.arrow")):
+            return False
+        try:
+            with (self.work / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
 
     def _take_lock(self) -> None:
         # Held by the process: gone with it however it ends, so that a killed run leaves nothing to clean up.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from mme5core.images import BadImage, load_rgb
 from mme5core.readers import AS_IT_IS, CorpusRow, InputError, ReadOptions, read_rows
+from mme5core.readers.shards import labels
 from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
 from rayjobs.cluster import rows_to_tables
@@ -75,7 +77,10 @@ def scan(
     if cache.is_file():
         with pa.memory_map(str(cache)) as source:
             return Index(list(shards), pa.ipc.open_file(source).read_all())
-    items = [{"shard": number, "path": str(path)} for number, path in enumerate(shards)]
+    items = [
+        {"shard": number, "path": str(path), "label": label}
+        for number, (path, label) in enumerate(zip(shards, labels(shards), strict=True))
+    ]
     # All shards at once, or with a limit one after the other until there are enough rows.
     groups = [[item] for item in items] if limit else [items]
     tables = [INDEX.empty_table()]
@@ -98,11 +103,21 @@ def scan(
     table = _mark_duplicate_ids(table)
     if not table.num_rows:
         raise ConfigError(f"no rows in the input ({', '.join(path.name for path in shards[:3])})")
+    _tell_of_broken(table)
     temporary = cache.with_name(f".{cache.name}")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, INDEX) as writer:
         writer.write_table(table)
     temporary.rename(cache)
     return Index(list(shards), table)
+
+
+def _tell_of_broken(table: pa.Table) -> None:
+    """A line for each file of which not all could be read: one refused row may stand for a million."""
+    broken = table.filter(pc.is_in(table["reason"], pa.array(["broken_shard", "no_content_column"])))
+    for row in broken.slice(0, 10).select(["id", "reason", "detail"]).to_pylist():
+        print(f"{row['id']}: {row['reason']}, {row['detail']}", file=sys.stderr)
+    if len(broken) > 10:
+        print(f"... and {len(broken) - 10:,} more files", file=sys.stderr)
 
 
 def picture_key(row: CorpusRow) -> bytes:
@@ -122,7 +137,9 @@ def _scan_shard(
 ) -> Iterator[pa.Table]:
     for item in batch.to_pylist():
         records: list[dict[str, Any]] = []
-        for position, row in enumerate(read_rows(locate(item["path"]), options)):
+        for position, row in enumerate(
+            read_rows(locate(item["path"]), replace(options, label=item.get("label") or ""))
+        ):
             if limit is not None and position >= limit:
                 break
             records.append(_record(row, item["shard"], position, key_of))
@@ -175,6 +192,6 @@ def shards_of(inputs: Sequence[str], **options: Any) -> list[AnyPath]:
     from mme5core.readers import find_shards
 
     try:
-        return find_shards(inputs, **options)
+        return find_shards(inputs, note=lambda line: print(line, file=sys.stderr), **options)
     except InputError as error:
         raise ConfigError(str(error)) from None

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -206,6 +207,7 @@ def _explain(error: Exception) -> Exception:
 def _watch(folder: JobFolder, num_steps: int, stop: threading.Event) -> None:
     """Show what trains, and the progress that rank 0 writes to the log."""
     log, summary = folder.path / LOG, folder.work / SUMMARY
+    started = time.time()
     with Progress("train", num_steps, "steps") as progress:
         first, is_described = True, False
         while True:
@@ -214,9 +216,11 @@ def _watch(folder: JobFolder, num_steps: int, stop: threading.Event) -> None:
                 print(f"train: {_describe(json.loads(summary.read_text()))}", file=sys.stderr, flush=True)
                 is_described = True
             lines = log.read_text().splitlines() if log.is_file() else []
-            if lines:
-                last = json.loads(lines[-1])
+            last = json.loads(lines[-1]) if lines else None
+            if last and last["time"] > started:  # until a worker begins, the log is the killed run's
                 if first:
+                    if last["step"] > 1:
+                        print(f"train: going on at step {last['step']:,}", file=sys.stderr, flush=True)
                     progress.restart(last["step"])
                     first = False
                 progress.update(last["step"], f"loss {last['loss']:.3f}, {last['rows'] / last['seconds']:.0f} rows/s")

@@ -17,10 +17,12 @@ class ReadOptions:
     Args:
         side: of files that hold queries and candidates: "query", "target" or "both".
         pictures: the folder or address that paths of pictures start from; None: the file's own folder.
+        label: names the shard among all of the input in the ids of rows that have none; empty: its file name.
     """
 
     side: str = "both"
     pictures: str | None = None
+    label: str = ""
 
     def picture_path(self, path: str, shard: AnyPath) -> str:
         """Where the picture lies that `shard` names by `path`."""

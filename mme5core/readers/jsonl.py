@@ -19,10 +19,10 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                yield refuse(f"{shard.name}:{position}", "not_json", str(error))
+                yield refuse(f"{options.label or shard.name}:{position}", "not_json", str(error))
                 continue
             if not isinstance(record, dict):
-                yield refuse(f"{shard.name}:{position}", "not_an_object", type(record).__name__)
+                yield refuse(f"{options.label or shard.name}:{position}", "not_an_object", type(record).__name__)
                 continue
             columns = table.choose_columns(list(record))
             yield table.row_of(record, columns, shard, position, options)

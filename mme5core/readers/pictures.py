@@ -11,7 +11,8 @@ from mme5core.storage import AnyPath
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """Every picture of the folder and of those below it."""
-    for name, file in pictures_in(shard):
+    for path, file in pictures_in(shard):
+        name = f"{options.label}/{path}" if options.label else path
         try:
             yield CorpusRow(writable(name), image=file.read_bytes())
         except OSError as error:

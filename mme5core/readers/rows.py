@@ -18,11 +18,12 @@ READERS: dict[str, Callable[[AnyPath, ReadOptions], Iterator[CorpusRow]]] = {
 def read_rows(shard: AnyPath, options: ReadOptions = AS_IT_IS) -> Iterator[CorpusRow]:
     """Every row of a shard in its order, bad ones with their reason; a shard that breaks off ends with a
     refused row of its own name, after all the rows before the break."""
-    if shard.suffix not in READERS and shard.is_dir():
+    suffix = shard.suffix.lower()
+    if suffix not in READERS and shard.is_dir():
         return pictures.read(shard, options)
-    if shard.suffix not in READERS:
+    if suffix not in READERS:
         raise ValueError(f"unknown format {shard.suffix!r} of {shard}; known: {sorted(READERS)}")
-    return READERS[shard.suffix](shard, options)
+    return READERS[suffix](shard, options)
 
 
 __all__ = ["AS_IT_IS", "CorpusRow", "ReadOptions", "read_rows"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,14 +19,21 @@ class InputError(ValueError):
     """An input that is not there or holds nothing to read; the message is one line for people."""
 
 
-def find_shards(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES, pictures: bool = False) -> list[AnyPath]:
+def find_shards(
+    inputs: Sequence[str],
+    *,
+    suffixes: Sequence[str] = SUFFIXES,
+    pictures: bool = False,
+    note: Callable[[str], None] = lambda line: None,
+) -> list[AnyPath]:
     """The files to read, sorted within each input, each once.
 
-    In a folder, hidden files and those that start with "_" are passed over, and so is a Parquet that
-    img2dataset wrote beside a tar: the tar's reader reads it.
+    Of a folder, the files in it and in folders below it; those whose names start with "." or "_" are passed over, and
+    so is a Parquet that img2dataset wrote beside a tar: the tar's reader reads it.
 
     Args:
         pictures: a folder without such files may be one of pictures, at any depth, and is one shard.
+        note: told in a line what else lies in a folder and is not read.
 
     Raises:
         InputError: naming the input for which there is no file.
@@ -34,7 +41,7 @@ def find_shards(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES, pi
     found: dict[AnyPath, AnyPath] = {}
     for text in inputs:
         try:
-            files = _files(text, suffixes, pictures)
+            files = _files(text, suffixes, pictures, note)
         except OSError as error:
             raise InputError(f"input {text!r}: {str(error).splitlines()[0]}") from None
         if not files:
@@ -46,6 +53,29 @@ def find_shards(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES, pi
     if not found:
         raise InputError("no input given")
     return list(found.values())
+
+
+def labels(shards: Sequence[AnyPath]) -> list[str]:
+    """For each shard what tells it from the others: empty where its name does, else the end of its path.
+
+    >>> labels([Path("a/x.jsonl"), Path("b/x.jsonl"), Path("b/y.jsonl")])
+    ['a/x.jsonl', 'b/x.jsonl', '']
+    """
+    parts = [str(shard).split("?")[0].rstrip("/").split("/") for shard in shards]
+    found = []
+    for own in parts:
+        twins = [other for other in parts if other[-1] == own[-1]]
+        length = 1
+        while len(twins) > 1 and sum(other[-length:] == own[-length:] for other in twins) > 1 and length < len(own):
+            length += 1
+        found.append("" if len(twins) == 1 else "/".join(own[-length:]))
+    # Pictures are named by their paths below a folder: of two folders, each needs its own name before them.
+    folders = [shard.is_dir() for shard in shards]
+    if sum(folders) > 1:
+        found = [
+            label or (shard.name if folder else "") for label, shard, folder in zip(found, shards, folders, strict=True)
+        ]
+    return found
 
 
 def input_identity(shards: Sequence[AnyPath]) -> str:
@@ -82,7 +112,7 @@ def shard_bytes(shard: AnyPath) -> int:
 def pictures_in(folder: AnyPath) -> Iterator[tuple[str, AnyPath]]:
     """The picture files of a folder and of those below it, with their paths relative to it, in the order of these."""
     for entry in entries(folder):
-        if entry.name.startswith((".", "_")):
+        if entry.name.startswith("."):
             continue
         if entry.is_dir():
             yield from ((f"{entry.name}/{name}", file) for name, file in pictures_in(entry))
@@ -90,7 +120,7 @@ def pictures_in(folder: AnyPath) -> Iterator[tuple[str, AnyPath]]:
             yield entry.name, entry
 
 
-def _files(text: str, suffixes: Sequence[str], pictures: bool) -> list[AnyPath]:
+def _files(text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[str], None]) -> list[AnyPath]:
     path = locate(text)
     matches: list[AnyPath] = []
     if isinstance(path, Address):
@@ -100,24 +130,41 @@ def _files(text: str, suffixes: Sequence[str], pictures: bool) -> list[AnyPath]:
     files: list[AnyPath] = []
     for match in matches:
         if match.is_dir():
-            data = _without_sidecars([file for file in entries(match) if _is_data(file, suffixes)], suffixes)
-            files += data or ([match] if pictures and next(pictures_in(match), None) else [])
+            data, others = _data_in(match, suffixes)
+            if not data and pictures and next(pictures_in(match), None):
+                files.append(match)
+                continue
+            files += data
+            if data and others:
+                note(
+                    f"input {text!r}: {len(others):,} other files are not rows of it: {', '.join(others[:3])}"
+                    + (", ..." if len(others) > 3 else "")
+                )
         elif not match.exists():
             raise InputError(f"input {text!r}: no such file or folder")
-        elif match.suffix in suffixes:
+        elif match.suffix.lower() in suffixes:
             files += [] if ".tar" in suffixes and _is_beside_a_tar(match) else [match]
         elif len(matches) == 1:
             raise InputError(f"input {str(match)!r}: not a {', '.join(suffixes)} file")
     return files
 
 
-def _is_data(file: AnyPath, suffixes: Sequence[str]) -> bool:
-    return file.suffix in suffixes and file.is_file() and not file.name.startswith(("_", "."))
-
-
-def _without_sidecars(files: list[AnyPath], suffixes: Sequence[str]) -> list[AnyPath]:
-    tars = {file.name for file in files if file.suffix == ".tar"} if ".tar" in suffixes else set()
-    return [file for file in files if file.suffix != ".parquet" or file.with_suffix(".tar").name not in tars]
+def _data_in(folder: AnyPath, suffixes: Sequence[str]) -> tuple[list[AnyPath], list[str]]:
+    """The files to read of a folder and those below it, and the names of others."""
+    data: list[AnyPath] = []
+    others: list[str] = []
+    here = [entry for entry in entries(folder) if not entry.name.startswith((".", "_"))]
+    tars = {entry.name for entry in here if entry.suffix == ".tar"} if ".tar" in suffixes else set()
+    for entry in here:
+        if entry.is_dir():
+            below, more = _data_in(entry, suffixes)
+            data += below
+            others += [f"{entry.name}/{name}" for name in more]
+        elif entry.suffix.lower() not in suffixes:
+            others += [] if entry.name.endswith("_stats.json") else [entry.name]  # img2dataset's
+        elif entry.suffix != ".parquet" or entry.with_suffix(".tar").name not in tars:
+            data.append(entry)
+    return data, others
 
 
 def _is_beside_a_tar(file: AnyPath) -> bool:

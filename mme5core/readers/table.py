@@ -66,7 +66,7 @@ def choose_columns(names: list[str]) -> Columns:
 def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: int, options: ReadOptions) -> CorpusRow:
     """One record as a row; what cannot be one is refused with its id."""
     values = {role: record.get(name) if name else None for role, name in columns.items()}
-    row_id = f"{shard.name}:{position}" if values["id"] in (None, "") else writable(str(values["id"]))
+    row_id = f"{options.label or shard.name}:{position}" if values["id"] in (None, "") else writable(str(values["id"]))
     text, instruction = values["text"], values["instruction"]
     if isinstance(values["title"], str) and isinstance(text, str):
         text = f"{values['title']} {text}".strip()
@@ -80,7 +80,7 @@ def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: i
         image = _image(values["image"], shard, options)
     except BadImage as error:
         return refuse(row_id, error.reason, error.detail)
-    if image is None and not text:
+    if image is None and not (text or "").strip():
         return refuse(row_id, "empty_row", "neither text nor picture")
     return CorpusRow(row_id, text or None, image, instruction or None)
 

@@ -88,12 +88,12 @@ def test_what_is_not_there_is_one_line(bucket: str) -> None:
 
 
 def test_a_folder_of_pictures_is_one_shard_with_its_paths_for_ids(bucket: str, tmp_path: Path) -> None:
-    names = ["b.png", "a/2.PNG", "a/1.png", "a/deep/3.png"]
+    names = ["b.png", "a/2.PNG", "a/1.png", "a/deep/3.png", "_DSC1.jpg"]
     for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(png(number))
         put(below(bucket, f"tree/{name}"), png(number))
-    for passed_over in ("a/notes.txt", ".hidden.png", "_thumbs/4.png"):
+    for passed_over in ("a/notes.txt", ".hidden.png", ".thumbs/4.png"):
         (tmp_path / passed_over).parent.mkdir(exist_ok=True)
         (tmp_path / passed_over).write_bytes(b"x")
     (shard,) = find_shards([str(tmp_path)], pictures=True)

@@ -157,6 +157,9 @@ def test_a_run_of_another_configuration_is_refused_naming_what_differs(tmp_path:
     first.open()
     if is_done:
         finish(first, num_kept=0)
+    else:
+        (first.work / "rows").mkdir()
+        (first.work / "rows" / "a.arrow").touch()
     del first
     with pytest.raises(ConfigError) as caught:
         folder_of(tmp_path / "out", seed=4).open()
@@ -165,6 +168,17 @@ def test_a_run_of_another_configuration_is_refused_naming_what_differs(tmp_path:
         folder_of(tmp_path / "out", seed=3, source="bbbb").open()
     with pytest.raises(ConfigError, match="'synth'"):
         folder_of(tmp_path / "out", seed=3, job="train").open()
+
+
+def test_a_run_that_was_refused_at_once_leaves_its_folder_to_the_corrected_one(tmp_path: Path) -> None:
+    first = folder_of(tmp_path / "out", seed=3)
+    first.open()
+    with pytest.raises(ConfigError, match="seed: 3 there, 4 here"):
+        folder_of(tmp_path / "out", seed=4).open()  # it may still be at work
+    del first
+    second = folder_of(tmp_path / "out", seed=4)
+    assert second.open() is None
+    assert json.loads((second.work / "run.json").read_text())["keys"]["seed"] == 4
 
 
 @pytest.mark.parametrize("foreign", ["holiday.jpg", "part-00000.parquet", "_SUCCESS"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mme5core.readers import InputError, find_shards, input_identity
+from mme5core.readers.shards import labels
 
 
 def folder_of(tmp_path: Path, *names: str) -> Path:
@@ -24,7 +25,19 @@ def test_a_folder_means_its_data_files_in_order_without_hidden_and_underscored_o
     data = ["00010.tar", "00002.tar", "b.jsonl", "a.parquet"]
     folder = folder_of(tmp_path, *data, "_manifest.parquet", ".staged.parquet", "notes.txt", "sub/c.parquet")
     (folder / "folder.tar").mkdir()
-    assert names(folder) == sorted(data)
+    (folder / "_work").mkdir()
+    (folder / "_work" / "d.parquet").touch()
+    noted: list[str] = []
+    assert names(folder, note=noted.append) == [*sorted(data), "c.parquet"]
+    assert noted == [f"input {str(folder)!r}: 1 other files are not rows of it: notes.txt"]
+
+
+def test_rows_without_ids_are_named_apart_in_files_of_one_name(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a", "x.jsonl")
+    folder_of(tmp_path / "b", "x.jsonl", "y.jsonl")
+    shards = find_shards([str(tmp_path)])
+    found = labels(shards)
+    assert len(set(found)) == 3 and "" in found and all(name == "" or name.endswith("/x.jsonl") for name in found)
 
 
 def test_the_parquet_beside_a_tar_is_the_tars(tmp_path: Path) -> None:
