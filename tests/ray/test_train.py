@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
@@ -85,8 +86,12 @@ def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_unbroken_run
         return bool(steps) and not (steps[-1] / "meta.json").exists()
 
     def workers() -> list[psutil.Process]:
-        children = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+        found = []
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # gone by now
+                if "RayTrainWorker" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     with subprocess.Popen(
         command("train", *args), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
