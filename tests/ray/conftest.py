@@ -164,12 +164,21 @@ def kill_when(
         command(job, *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         wait_for(process, ready, timeout_s=timeout_s)
-        children = [] if driver_only else psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        process.wait()
+        if driver_only:
+            process.kill()
+            process.wait()
+        else:
+            kill_with_children(process)
+
+
+def kill_with_children(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL to a process and all that it has started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a child may end with its parent
+            child.kill()
+    process.wait(timeout=60)
 
 
 def wait_for(

@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from mme5core.demo.teacher import DemoTeacher
-from tests.ray.conftest import World, adds_up, synth_args
+from tests.ray.conftest import World, adds_up, kill_with_children, synth_args
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -69,11 +68,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         wait_for(dashboard)
         yield env
     finally:
-        # Told to end, Ray takes half a minute.
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.wait(timeout=60)
+        kill_with_children(process)  # told to end, Ray takes half a minute
         shutil.rmtree(temp, ignore_errors=True)
 
 
