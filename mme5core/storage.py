@@ -10,10 +10,12 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 _WEB = ("http", "https")
+_PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _CREDENTIALS = re.compile(r"//[^/@\s\"']+@")
 _QUERY = re.compile(r"(\w://[^\s\"'?]*)\?[^\s\"']*")
 
@@ -166,21 +168,20 @@ def _opened(address: Address) -> tuple[fs.FileSystem, str]:
     root, _, inside = rest.partition("/")
     try:
         store, base = _store(scheme, root, address.options)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, pa.ArrowNotImplementedError) as error:  # the last: built without it
         raise OSError(without_credentials(f"{address}: {str(error).splitlines()[0]}")) from None
     return store, f"{base}/{inside}".rstrip("/") if base else inside
 
 
 @cache
 def _store(scheme: str, root: str, options: str) -> tuple[fs.FileSystem, str]:
-    """pyarrow's own where it has one (s3, gs, abfs, hdfs), else fsspec's, kept for the life of the process."""
+    """pyarrow's own where it has one, else fsspec's, kept for the life of the process."""
+    if scheme in _PYARROW:
+        store, base = fs.FileSystem.from_uri(f"{scheme}://{root}" + (f"?{options}" if options else ""))
+        return store, base
     import fsspec
 
     if scheme in _WEB:
         return fs.PyFileSystem(fs.FSSpecHandler(fsspec.filesystem(scheme))), f"{scheme}://{root}"
-    try:
-        store, base = fs.FileSystem.from_uri(f"{scheme}://{root}" + (f"?{options}" if options else ""))
-        return store, base
-    except (ValueError, NotImplementedError):
-        store, base = fsspec.core.url_to_fs(f"{scheme}://{root}")
-        return fs.PyFileSystem(fs.FSSpecHandler(store)), base
+    store, base = fsspec.core.url_to_fs(f"{scheme}://{root}")
+    return fs.PyFileSystem(fs.FSSpecHandler(store)), base

@@ -85,6 +85,8 @@ def test_what_is_not_there_is_one_line(bucket: str) -> None:
         find_shards([below(bucket, "none")])
     with pytest.raises(InputError, match="nosuch://corpus"):
         find_shards(["nosuch://corpus"])
+    with pytest.raises(InputError, match="regoin"):  # and not that a library for s3 is missing, which is not needed
+        find_shards(["s3://corpus?regoin=eu-west-1"])
 
 
 def test_a_folder_of_pictures_is_one_shard_with_its_paths_for_ids(bucket: str, tmp_path: Path) -> None:

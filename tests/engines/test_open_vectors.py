@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,18 +64,27 @@ def nearest(query: np.ndarray) -> list[str]:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[re.findall(r"import (\w+)", block)[0] for block in BLOCKS])
 def test_an_engine_finds_the_nearest_rows(
-    block: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    block: str, folder: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     (tmp_path / "vectors").symlink_to(folder / "vectors")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     query = unit(1, 1)[0]
-    names: dict[str, Any] = {"query": query}
+    np.save(tmp_path / "query.npy", query)
+    before = 'import numpy\nquery = numpy.load("query.npy")\n'
+    after = "import json\nprint(json.dumps(ids))\n"
     if "address" in block:
-        names["address"] = request.getfixturevalue("address")
-        block += '\n    database.execute("DROP TABLE corpus")\n'
-    exec(block, names)
-    assert names["ids"] == nearest(query)
+        before += f"address = {request.getfixturevalue('address')!r}\n"
+        after += 'psycopg.connect(address, autocommit=True).execute("DROP TABLE corpus")\n'
+    (tmp_path / "block.py").write_text(before + block + after)
+    done = subprocess.run(
+        [sys.executable, "block.py"],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HOME": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == nearest(query)
 
 
 def test_every_engine_of_the_page_has_its_block() -> None:

@@ -39,6 +39,17 @@ def scan_file(file: Path, *, limit: int | None = None) -> list[dict[str, Any]]:
     return rows
 
 
+def test_rows_without_ids_in_files_of_one_name_are_all_kept(tmp_path: Path) -> None:
+    ids = []
+    for label in ("a/x.jsonl", "b/x.jsonl"):
+        (tmp_path / label).parent.mkdir()
+        (tmp_path / label).write_text('{"text": "same place"}\n')
+        batch = pa.table({"shard": [0], "path": [str(tmp_path / label)], "label": [label]})
+        (found,) = _scan_shard(batch, key_of=lambda row: b"0" * 16, limit=None)
+        ids += found["id"].to_pylist()
+    assert ids == ["a/x.jsonl:0", "b/x.jsonl:0"]
+
+
 def test_later_rows_of_an_id_are_refused_and_the_first_is_kept() -> None:
     index = marked(row("b"), row("a"), row("b"), row("c"), row("b"), row("a"))
     assert index.usable()["id"].to_pylist() == ["b", "a", "c"]

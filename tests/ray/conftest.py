@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,10 +146,12 @@ def command(job: str, *args: str) -> list[str]:
     return [sys.executable, "-m", f"rayjobs.{job.replace('-', '_')}", *args]
 
 
-def run_job(job: str, *args: str, env: dict[str, str] | None = None, timeout_s: float = 240) -> Ended:
-    """Run a job as a user would, to its end."""
+def run_job(
+    job: str, *args: str, env: dict[str, str] | None = None, timeout_s: float = 240, before: Sequence[str] = ()
+) -> Ended:
+    """Run a job as a user would, to its end; `before` is a command that runs it."""
     done = subprocess.run(
-        command(job, *args), capture_output=True, text=True, timeout=timeout_s, env=os.environ | (env or {})
+        [*before, *command(job, *args)], capture_output=True, text=True, timeout=timeout_s, env=os.environ | (env or {})
     )
     lines = done.stdout.strip().splitlines()
     summary = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}

@@ -9,7 +9,6 @@ import struct
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -144,6 +143,13 @@ def test_synth_keeps_every_good_picture_and_names_every_bad_one(
         (["input={tars}", "bath_size=3"], "'bath_size'; did you mean 'batch_size'"),
         (["input={tars}", "batch_size=0"], "batch_size=0"),
         (["input={hollow}"], "no rows"),
+        (["input={tars}", "prompt_style=foo"], "unknown prompt style 'foo'"),
+        (["input={tars}", "adapter={empty}"], "no adapter in"),
+        (["input={garbage}", "--dry-run"], "Parquet magic bytes not found"),
+        pytest.param(
+            ["input={garbage}"], "nothing in the input can be embedded: broken_shard 1", marks=pytest.mark.slow
+        ),
+        pytest.param(["input={tars}", "model={cut}"], "cannot load model", marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_setting_is_one_line_and_code_2(
@@ -153,7 +159,17 @@ def test_a_bad_setting_is_one_line_and_code_2(
     write_tar(tmp_path / "hollow" / "00000.tar", [])
     broken = tmp_path / "broken"
     shutil.copytree(base, broken, ignore=shutil.ignore_patterns("tokenizer*"))
-    places = {"empty": tmp_path / "empty", "tars": world.tars, "broken": broken, "hollow": tmp_path / "hollow"}
+    cut = shutil.copytree(base, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
+    (tmp_path / "garbage.parquet").write_bytes(b"no Parquet" * 99)
+    places = {
+        "cut": cut,
+        "garbage": tmp_path / "garbage.parquet",
+        "empty": tmp_path / "empty",
+        "tars": world.tars,
+        "broken": broken,
+        "hollow": tmp_path / "hollow",
+    }
     given = [f"model={base}", f"output={tmp_path / 'out'}", *(arg.format(**places) for arg in args)]
     ended = run_job("embed-corpus", *given)
     assert ended.code == 2 == ended.summary["code"]
@@ -161,22 +177,27 @@ def test_a_bad_setting_is_one_line_and_code_2(
     assert "Traceback" not in ended.stderr
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 kB, where one may be mounted."""
-    folder = tmp_path / "disk"
+NAMESPACE = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+
+
+def may_mount() -> bool:
+    """As root, and elsewhere where users may have namespaces: not on every Linux, and on no other system."""
+    try:
+        return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def on_a_small_disk(folder: Path) -> list[str]:
+    """Before a command: run it where a file system of 200 kB lies on the folder, which only it sees."""
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode or os.geteuid():
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    return [*NAMESPACE, "sh", "-c", f'mount -t tmpfs -o size=200k tmpfs "{folder}" && exec "$@"', "sh"]
 
 
-def test_a_full_disk_is_one_line_and_what_was_done_is_kept(
-    world: World, teacher: DemoTeacher, small_disk: Path
-) -> None:
-    ended = run_job("synth", *synth_args(world, teacher, small_disk / "out"))
+@pytest.mark.skipif(not may_mount(), reason="this system lets nobody mount a small disk")
+def test_a_full_disk_is_one_line_and_what_was_done_is_kept(world: World, teacher: DemoTeacher, tmp_path: Path) -> None:
+    before = on_a_small_disk(tmp_path / "disk")
+    ended = run_job("synth", *synth_args(world, teacher, tmp_path / "disk" / "out"), before=before)
     assert ended.code == 1
     assert "No space left" in ended.summary["reason"] or "no space left" in ended.summary["reason"]
     assert "Traceback" not in ended.stderr
