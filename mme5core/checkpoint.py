@@ -15,6 +15,8 @@ from pyarrow import fs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mme5core.errors import first_line
+
 STATE, META = "state.safetensors", "meta.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -50,7 +52,7 @@ class Checkpoints:
         try:
             self._files, self._root = (filesystem, address) if filesystem else fs.FileSystem.from_uri(address)
         except (OSError, ValueError) as error:
-            raise ValueError(f"checkpoints at {place}: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"checkpoints at {place}: {first_line(error)}") from None
         self._place, self._keep, self._run, self._may_write = str(place), keep, run, may_write
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None

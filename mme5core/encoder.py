@@ -22,8 +22,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mme5core.ahead import ahead
 from mme5core.backbones import Backbone, load_backbone
-from mme5core.backbones.loading import first_line, load_config
+from mme5core.backbones.loading import load_config
 from mme5core.backbones.protocol import Features, PictureInputs, base_model
+from mme5core.errors import first_line
 from mme5core.images import load_rgb
 from mme5core.model_folder import (
     ENCODER_FILE,

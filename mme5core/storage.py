@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from mme5core.errors import first_line
+
 _WEB = ("http", "https")
 _PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _CREDENTIALS = re.compile(r"//[^/@\s\"']+@")
@@ -169,7 +171,7 @@ def _opened(address: Address) -> tuple[fs.FileSystem, str]:
     try:
         store, base = _store(scheme, root, address.options)
     except (ValueError, ImportError, OSError, pa.ArrowNotImplementedError) as error:  # the last: built without it
-        raise OSError(without_credentials(f"{address}: {str(error).splitlines()[0]}")) from None
+        raise OSError(without_credentials(f"{address}: {first_line(error)}")) from None
     return store, f"{base}/{inside}".rstrip("/") if base else inside
 
 

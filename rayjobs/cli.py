@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
+from mme5core.errors import first_line
 from mme5core.storage import without_credentials
 from rayjobs.config import (
     CONFIGS,
@@ -116,8 +117,7 @@ def _end(job: str, code: int, reason: str) -> Outcome:
 def _unexpected(error: BaseException) -> str:
     with tempfile.NamedTemporaryFile("w", prefix="mme5-", suffix=".traceback", delete=False) as file:
         file.write("".join(traceback.format_exception(error)))
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"unexpected {type(error).__name__}: {first} (traceback in {file.name})"
+    return f"unexpected {type(error).__name__}: {first_line(error)} (traceback in {file.name})"
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:

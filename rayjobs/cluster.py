@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mme5core.errors import first_line
 from rayjobs.cli import JobFailed
 
 OBJECT_STORE_BYTES = 1 << 30
@@ -44,8 +45,7 @@ def connected(*, dashboard: bool = False) -> Iterator[Any]:
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise JobFailed(f"cannot connect to Ray: {first}") from None
+        raise JobFailed(f"cannot connect to Ray: {first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray put one of its own there, which ends with another code
     _quiet()
@@ -64,6 +64,7 @@ def _quiet() -> None:
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a rate-limited teacher may be silent for long
     context.print_on_execution_start = False
+    context.target_max_block_size = None  # a table that a task yields is a block, neither joined to others nor cut
 
 
 def _num_cpus() -> int:

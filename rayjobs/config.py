@@ -245,6 +245,7 @@ class EmbedCorpusConfig(InputJobConfig):
     picture_threads: int = _key(1, "threads of each worker that decode pictures beside the model", rows=False, ge=1)
     window_rows: int = _key(1024, "rows sorted by length together", rows=False, ge=1)
     vectors: VectorsConfig = _key(VectorsConfig(), "what is written of each vector")
+    columns: list[str] = _key([], "columns of the input to write beside the vectors")
     rows_per_file: int = _key(100_000, "rows of one output file", ge=1)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from mme5core.errors import first_line
 from mme5core.readers import read_rows
 from mme5core.readers.shards import shard_bytes
 from mme5core.storage import AnyPath, parquet_file
@@ -41,7 +42,7 @@ def _describe_input(config: Any) -> list[str]:
     try:
         rows = sum(parquet_file(shard).metadata.num_rows for shard in shards if shard.suffix == ".parquet")
     except (OSError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"input: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"input: {first_line(error)}") from None
     return _files(shards) + ([f"{rows:,} rows in Parquet"] if rows else [])
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from mme5core.content_key import content_key
+from mme5core.errors import first_line
 from mme5core.images import BadImage
 from mme5core.model_folder import check_adapter, check_model_files, encoder_settings, model_identity, model_width
 from mme5core.prompt_styles import check_style
@@ -21,34 +26,38 @@ from mme5core.readers import CorpusRow, ReadOptions, input_identity, read_rows
 from mme5core.storage import locate
 from mme5core.types import Content, Rejected
 from mme5core.vectors import Int8Calibration, VectorFormat, cut
-from rayjobs import cli, worklog
+from rayjobs import cli
 from rayjobs.cluster import actor_cpus, connected, rows_to_tables
 from rayjobs.config import ConfigError, EmbedCorpusConfig, fingerprint, row_keys
-from rayjobs.output import JobFolder, Run
+from rayjobs.contents import Contents, VectorLog, number_contents, vector_schema
+from rayjobs.external import sort_tables
+from rayjobs.output import JobFolder, Run, of_size, part_name
 from rayjobs.progress import Progress
-from rayjobs.scan import Index, scan, shards_of
+from rayjobs.scan import Index, rows_of, scan, shards_of
+from rayjobs.source_columns import SourceColumns
+from rayjobs.worklog import append
 
 Instructions = dict[str, str | None]
 
 
-def work_schema(dimension: int) -> pa.Schema:
-    """A distinct content that was embedded, or why it could not be. `key` is its 16-byte hash."""
-    return pa.schema(
-        [
-            ("key", pa.binary(16)),
-            ("embedding", pa.list_(pa.float32(), dimension)),
-            ("reason", pa.string()),
-            ("detail", pa.string()),
-        ]
-    )
-
-
 CONTENTS = pa.schema(
-    [("key", pa.binary(16)), ("text", pa.string()), ("image", pa.binary()), ("instruction", pa.string())]
+    [
+        ("content", pa.int64()),
+        ("text", pa.string()),
+        ("image", pa.binary()),
+        ("instruction", pa.string()),
+        ("reason", pa.string()),  # set where the row is not what it was when the corpus was scanned
+    ]
 )
+WINDOW_BYTES = 1 << 27
+SLICE_BYTES = 1 << 26
 
 
-def run(config: EmbedCorpusConfig) -> cli.Outcome:
+def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | None = None) -> cli.Outcome:
+    """
+    Args:
+        load: makes the encoder of an actor from the job's configuration; None: the model that this names.
+    """
     shards = shards_of(config.input, pictures=True)
     try:
         check_model_files(config.model)
@@ -68,6 +77,8 @@ def run(config: EmbedCorpusConfig) -> cli.Outcome:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if taken := {"id", "embedding", "embedding_int8", "embedding_binary"} & set(config.columns):
+        raise ConfigError(f"'columns' names {sorted(taken)[0]!r}, which the job writes itself")
     identities = {"input": input_identity(shards), "model": model_identity(config.model)}
     if config.adapter:
         identities["adapter"] = model_identity(config.adapter)
@@ -79,6 +90,7 @@ def run(config: EmbedCorpusConfig) -> cli.Outcome:
     if finished:
         return cli.Outcome(finished["counters"], reason="already done")
     instructions: Instructions = config.instruction.model_dump()
+    options = ReadOptions(config.side, config.pictures, columns=tuple(config.columns))
     rows = folder.work / "rows"
     rows.mkdir(exist_ok=True)
     with connected() as ray:
@@ -87,16 +99,19 @@ def run(config: EmbedCorpusConfig) -> cli.Outcome:
             shards,
             key_of=KeyOf(instructions),
             limit=config.limit,
-            cache=folder.work / "index.arrow",
+            folder=folder.work / "index",
             label="embed-corpus",
-            options=ReadOptions(config.side, config.pictures),
+            options=options,
         )
-        if not index.usable().num_rows:
+        if not index.num_usable:
             reasons = Counter(refused.reason for refused in index.refused())
             counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
-            raise ConfigError(f"nothing in the input can be embedded: {counts} ({index.refused()[0].detail})")
-        _embed_all(ray, config, index, instructions, rows, dimension)
-    return _finish(folder, config, index, worklog.WorkLog(rows, work_schema(dimension)), vector_format)
+            detail = next(index.refused()).detail
+            raise ConfigError(f"nothing in the input can be embedded: {counts} ({detail})")
+        source = SourceColumns.of(index, config.columns, folder.work / "columns.json")
+        contents = number_contents(index, folder.work)
+        _embed_all(ray, config, index, contents, instructions, VectorLog(rows, dimension), load or load_encoder)
+        return _finish(ray, folder, config, index, contents, VectorLog(rows, dimension), vector_format, source)
 
 
 class KeyOf:
@@ -115,46 +130,54 @@ def instruction_of(row: CorpusRow, instructions: Instructions) -> str | None:
 
 
 def _embed_all(
-    ray: Any, config: EmbedCorpusConfig, index: Index, instructions: Instructions, rows: Path, dimension: int
+    ray: Any,
+    config: EmbedCorpusConfig,
+    index: Index,
+    contents: Contents,
+    instructions: Instructions,
+    log: VectorLog,
+    load: Callable[[dict[str, Any]], Any],
 ) -> None:
     """Embed the first row of every distinct content that has no vector yet."""
-    usable = index.usable()
-    done = worklog.WorkLog(rows, work_schema(dimension))
-    keys = usable["key"].combine_chunks()
-    codes = keys.dictionary_encode()
-    _, first = np.unique(codes.indices.to_numpy(), return_index=True)
-    chosen = usable.take(pa.array(np.sort(first)))
-    missing = chosen.filter(pa.array(done.find(chosen["key"].combine_chunks()) < 0))
-    if not missing.num_rows:
+    done = index.folder.parent / "done"
+    is_done = log.locate(len(contents), done) >= 0
+    num_done = int(is_done.sum())
+    items = [
+        {"shard": shard, "path": str(path)}
+        for shard, path in enumerate(index.shards)
+        if not is_done[contents.starts[shard] : contents.starts[shard + 1]].all()
+    ]
+    if not items:
         return
-    items = []
-    for shard in pc.unique(missing["shard"]).to_pylist():
-        positions = missing.filter(pc.equal(missing["shard"], shard))["position"].to_pylist()
-        items.append({"path": str(index.shards[shard]), "positions": positions})
+    row_bytes = index.num_bytes // index.num_usable or 1
+    window_rows = min(config.window_rows, max(config.batch_size, WINDOW_BYTES // row_bytes))
     embedded = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(
-            _read_contents,
+            ReadContents(
+                index.folder,
+                index.starts,
+                contents,
+                done,
+                instructions,
+                window_rows,
+                ReadOptions(config.side, config.pictures),
+            ),
             batch_size=1,
             batch_format="pyarrow",
-            fn_kwargs={
-                "instructions": instructions,
-                "rows_per_table": config.window_rows,
-                "options": ReadOptions(config.side, config.pictures),
-            },
+            memory=WINDOW_BYTES,  # without a demand of its own Ray runs it inside of the actor, which waits for it
         )
         .map_batches(
             Embed,
-            fn_constructor_args=(config.model_dump(), str(rows)),
-            batch_size=config.window_rows,
+            fn_constructor_args=(load, config.model_dump(), str(log.folder)),
+            batch_size=window_rows,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=config.num_workers),
             num_cpus=actor_cpus(ray, config.num_workers, 1.0),
             num_gpus=1 if ray.cluster_resources().get("GPU", 0) >= config.num_workers else 0,
         )
     )
-    num_done = chosen.num_rows - missing.num_rows
-    with Progress("embed-corpus", chosen.num_rows, "contents", done=num_done) as progress:
+    with Progress("embed-corpus", len(contents), "contents", done=num_done) as progress:
         for batch in rows_to_tables(embedded):
             for row in batch.to_pylist():
                 if row["failure"]:
@@ -164,38 +187,85 @@ def _embed_all(
             progress.update(num_done)
 
 
-def _read_contents(
-    batch: pa.Table, *, instructions: Instructions, rows_per_table: int, options: ReadOptions
-) -> Iterator[pa.Table]:
-    """The contents at the wanted positions of a shard, in tables of a window each."""
-    key_of = KeyOf(instructions)
-    for item in batch.to_pylist():
-        wanted = set(item["positions"])
+@dataclass(frozen=True, slots=True)
+class ReadContents:
+    """The task: a shard in, those of its rows out with which a content begins that has no vector yet."""
+
+    index: Path
+    row_starts: np.ndarray
+    contents: Contents
+    done: Path
+    instructions: Instructions
+    rows_per_table: int
+    options: ReadOptions
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for item in batch.to_pylist():
+            wanted = self._wanted(item["shard"])
+            yield from self._read(item, wanted)
+
+    def _wanted(self, shard: int) -> Iterator[tuple[int, int, bytes]]:
+        """(position in the shard, content, its key) of the rows to read."""
+        begun, end = (int(start) for start in self.contents.starts[shard : shard + 2])
+        is_done = np.fromfile(self.done, np.int64, end - begun, offset=8 * begun) >= 0
+        first_row = int(self.row_starts[shard])
+        newest = begun - 1
+        for rows, table in rows_of(self.index, shard, first_row, ["key"]):
+            of_rows = self.contents.of(int(rows[0]), len(rows))
+            highest = np.maximum.accumulate(np.concatenate([[newest], of_rows]))
+            places = np.flatnonzero(of_rows > highest[:-1])
+            places = places[~is_done[of_rows[places] - begun]]
+            newest = int(highest[-1])
+            keys = table["key"].take(pa.array(places)).to_pylist()
+            yield from zip((rows[places] - first_row).tolist(), of_rows[places].tolist(), keys, strict=True)
+
+    def _read(self, item: dict[str, Any], wanted: Iterator[tuple[int, int, bytes]]) -> Iterator[pa.Table]:
+        """In tables of a window each."""
+        key_of = KeyOf(self.instructions)
         records: list[dict[str, Any]] = []
-        for position, row in enumerate(read_rows(locate(item["path"]), options)):
-            if position not in wanted:
+        target = next(wanted, None)
+        for position, row in enumerate(read_rows(locate(item["path"]), self.options)):
+            if target is None:
+                break
+            if position != target[0]:
                 continue
-            records.append(
-                {
-                    "key": key_of(row),
+            record: dict[str, Any] = {"content": target[1]}
+            if row.refused or key_of(row) != target[2]:
+                record["reason"] = "changed_since_scan"
+            else:
+                record |= {
                     "text": row.text,
                     "image": row.image,
-                    "instruction": instruction_of(row, instructions),
+                    "instruction": instruction_of(row, self.instructions),
                 }
-            )
-            if len(records) >= rows_per_table:
+            records.append(record)
+            target = next(wanted, None)
+            if len(records) >= self.rows_per_table:
                 yield pa.Table.from_pylist(records, CONTENTS)
                 records = []
+        # The shard has become shorter: what is gone is left out here and found missing at the end.
         yield pa.Table.from_pylist(records, CONTENTS)
+
+
+def load_encoder(config: dict[str, Any]) -> Any:
+    """The model that `config` names, in this process."""
+    from mme5core.encoder import Encoder
+
+    return Encoder.load(
+        config["model"],
+        config["adapter"],
+        config["prompt_style"],
+        config["device"],
+        config["dtype"],
+        remote_code=config["remote_code"],
+    )
 
 
 class Embed:
     """The actor: contents in, vectors into the work folder, counts out."""
 
-    def __init__(self, config: dict[str, Any], rows: str) -> None:
+    def __init__(self, load: Callable[[dict[str, Any]], Any], config: dict[str, Any], rows: str) -> None:
         import torch
-
-        from mme5core.encoder import Encoder
 
         if not torch.cuda.is_available():
             import os
@@ -205,36 +275,29 @@ class Embed:
         self._config, self._rows = config, Path(rows)
         self._refused = ""
         try:
-            self._encoder = Encoder.load(
-                config["model"],
-                config["adapter"],
-                config["prompt_style"],
-                config["device"],
-                config["dtype"],
-                remote_code=config["remote_code"],
-            )
+            self._encoder = load(config)
         except Exception as error:  # raised here, it would come out as Ray's tracebacks
-            self._refused = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._refused = first_line(error)
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         if self._refused:
             return {"count": [0], "failure": [f"cannot load model {self._config['model']!r}: {self._refused}"]}
         try:
             table = self._embed(batch)
-            worklog.append(self._rows, table)
+            append(self._rows, table)
         except (OSError, ValueError, RuntimeError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return {"count": [0], "failure": [f"cannot embed: {first}"]}
+            return {"count": [0], "failure": [f"cannot embed: {first_line(error)}"]}
         return {"count": [table.num_rows], "failure": [""]}
 
     def _embed(self, batch: pa.Table) -> pa.Table:
-        rows = batch.to_pylist()
-        refused: list[dict[str, Any]] = []
+        schema = vector_schema(self._encoder.dimension)
+        rows = batch.filter(pc.is_null(batch["reason"])).to_pylist()
+        refused = batch.filter(pc.is_valid(batch["reason"])).select(["content", "reason"]).to_pylist()
 
         def on_bad(place: int, error: BadImage) -> None:
-            refused.append({"key": rows[place]["key"], "reason": error.reason, "detail": error.detail})
+            refused.append({"content": rows[place]["content"], "reason": error.reason, "detail": error.detail})
 
-        keys, vectors = [], [np.zeros((0, self._encoder.dimension), dtype=np.float32)]
+        numbers, vectors = [], [np.zeros((0, self._encoder.dimension), dtype=np.float32)]
         for places, vector_BD in self._encoder.stream(
             [Content(row["text"], row["image"]) for row in rows],
             [row["instruction"] for row in rows],
@@ -244,16 +307,16 @@ class Embed:
             num_threads=self._config["picture_threads"],
             on_bad=on_bad,
         ):
-            keys += [rows[place]["key"] for place in places]
+            numbers += [rows[place]["content"] for place in places]
             vectors.append(vector_BD)
-        vector_ND = np.concatenate(vectors)
-        schema = work_schema(self._encoder.dimension)
         embedded = pa.table(
             {
-                "key": pa.array(keys, pa.binary(16)),
-                "embedding": pa.FixedSizeListArray.from_arrays(vector_ND.ravel(), self._encoder.dimension),
-                "reason": pa.nulls(len(keys), pa.string()),
-                "detail": pa.nulls(len(keys), pa.string()),
+                "content": pa.array(numbers, pa.int64()),
+                "embedding": pa.FixedSizeListArray.from_arrays(
+                    np.concatenate(vectors).ravel(), self._encoder.dimension
+                ),
+                "reason": pa.nulls(len(numbers), pa.string()),
+                "detail": pa.nulls(len(numbers), pa.string()),
             },
             schema=schema,
         )
@@ -261,67 +324,130 @@ class Embed:
 
 
 def _finish(
-    folder: JobFolder, config: EmbedCorpusConfig, index: Index, done: worklog.WorkLog, vector_format: VectorFormat
+    ray: Any,
+    folder: JobFolder,
+    config: EmbedCorpusConfig,
+    index: Index,
+    contents: Contents,
+    log: VectorLog,
+    vector_format: VectorFormat,
+    source: SourceColumns,
 ) -> cli.Outcome:
     """Every row by id with the vector of its content; rows whose content was refused go to quarantine."""
-    usable = index.usable().sort_by("id")
-    places = done.find(usable["key"].combine_chunks())
-    refused = index.refused()
-    reasons = done.column("reason")
-    is_bad = np.asarray(pc.is_valid(reasons))[places] if len(done) else np.zeros(len(places), dtype=bool)
-    is_missing = places < 0  # its content is not what it was when the corpus was scanned
-    is_bad &= ~is_missing
-    bad = np.flatnonzero(is_bad)
-    for row, place in zip(bad, places[bad], strict=True):
-        detail = done.column("detail")[int(place)].as_py()
-        refused.append(Rejected(usable["id"][int(row)].as_py(), reasons[int(place)].as_py(), detail or ""))
-    good = np.flatnonzero(~is_bad & ~is_missing)
-    refused += [
-        Rejected(usable["id"][int(row)].as_py(), "changed_since_scan", "its content changed while the job ran")
-        for row in np.flatnonzero(is_missing)
-    ]
+    place_of = log.locate(len(contents), folder.work / "done")
+    has_vector = (place_of >= 0) & (place_of < VectorLog.REFUSED)
     calibration = None
-    if "int8" in vector_format.also and len(good):
-        calibration = Int8Calibration.fit(_matrix(table, vector_format) for table in done.take(places[good]))
+    if "int8" in vector_format.also and has_vector.any():
+        calibration = Int8Calibration.fit(cut(vectors, vector_format.dim) for vectors in log.batches())
     schema = pa.schema(
-        [("id", pa.string()), *vector_format.fields()], _file_metadata(folder, config, vector_format, calibration)
+        [("id", pa.string()), *vector_format.fields(), *source.fields()],
+        _file_metadata(folder, config, vector_format, calibration),
     )
-    num_kept = folder.write_parts(
-        _vector_tables(usable, good, done, places, vector_format, calibration),
-        schema,
-        rows_per_file=config.rows_per_file,
+    # Named by the vectors they hold: parts of a killed run are taken only where these are the same.
+    staged = folder.work / f"parts-{log.digest()}"
+    staged.mkdir(exist_ok=True)
+    ordered = of_size(
+        sort_tables(_rows_with_vectors(index, contents, place_of), folder.work / "sorting"),
+        config.rows_per_file,
+        ORDERED,
     )
+    write = PartWriter(log, vector_format, calibration, schema, source)
+    num_kept = _write_parts(ray, ordered, staged, write)
+    folder.take_parts(staged)
     counters = folder.finish(
         unit="corpus rows",
         num_read=len(index),
         num_kept=num_kept,
-        refused=folder.write_quarantine(refused),
+        refused=folder.write_quarantine(chain(index.refused(), _rows_without_vectors(index, contents, place_of, log))),
         pending=0,
-        extra_counters={"distinct": len(set(places[good].tolist()))},
+        extra_counters={"distinct": int(has_vector.sum())},
         details={"dimension": vector_format.dim},
     )
     return cli.Outcome(counters)
 
 
-def _vector_tables(
-    usable: pa.Table,
-    good: np.ndarray,
-    done: worklog.WorkLog,
-    places: np.ndarray,
-    vector_format: VectorFormat,
-    calibration: Int8Calibration | None,
-) -> Iterator[pa.Table]:
-    start = 0
-    for table in done.take(places[good]):
-        ids = usable["id"].take(pa.array(good[start : start + table.num_rows]))
-        start += table.num_rows
-        yield pa.table({"id": ids} | vector_format.arrays(_matrix(table, vector_format), calibration))
+ORDERED = pa.schema([("id", pa.string()), ("place", pa.int64()), ("source", pa.string())])
 
 
-def _matrix(table: pa.Table, vector_format: VectorFormat) -> np.ndarray:
-    """float32 [N, dim] of work rows."""
-    column = table["embedding"].combine_chunks()
-    return cut(column.flatten().to_numpy().reshape(len(column), vector_format.width), vector_format.dim)
+def _rows_with_vectors(index: Index, contents: Contents, place_of: np.ndarray) -> Iterator[pa.Table]:
+    for rows, table in index.tables(["id", "source"], usable=True):
+        if len(rows):
+            places = place_of[contents.of(int(rows[0]), int(rows[-1] - rows[0]) + 1)[rows - rows[0]]]
+            found = table.add_column(1, "place", pa.array(places)).cast(ORDERED)
+            yield found.filter(pa.array((places >= 0) & (places < VectorLog.REFUSED)))
+
+
+def _rows_without_vectors(index: Index, contents: Contents, place_of: np.ndarray, log: VectorLog) -> Iterator[Rejected]:
+    for rows, table in index.tables(["id"], usable=True):
+        if not len(rows):
+            continue
+        places = place_of[contents.of(int(rows[0]), int(rows[-1] - rows[0]) + 1)[rows - rows[0]]]
+        for row in np.flatnonzero((places < 0) | (places >= VectorLog.REFUSED)).tolist():
+            # Missing: the shard has fewer rows than when it was scanned.
+            reason, detail = log.refusal(int(places[row])) if places[row] >= 0 else ("changed_since_scan", "")
+            if reason == "changed_since_scan":
+                detail = "its content changed while the job ran"
+            yield Rejected(table["id"][row].as_py(), reason, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class PartWriter:
+    """The task: rows in their order in, one file of vectors out."""
+
+    log: VectorLog
+    vector_format: VectorFormat
+    calibration: Int8Calibration | None
+    schema: pa.Schema
+    source: SourceColumns
+
+    def __call__(self, rows: pa.Table, part: Path) -> str:
+        """Returns what failed, or an empty string."""
+        temporary = part.with_name(f".{uuid.uuid4().hex}")
+        rows_per_group = max(1, SLICE_BYTES // (4 * self.vector_format.width))
+        try:
+            with pq.ParquetWriter(temporary, self.schema, compression="zstd") as writer:
+                for start in range(0, max(1, len(rows)), rows_per_group):
+                    writer.write_table(self._with_vectors(rows.slice(start, rows_per_group)))
+            temporary.rename(part)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            return f"cannot write {part}: {first_line(error)}"
+        return ""
+
+    def _with_vectors(self, rows: pa.Table) -> pa.Table:
+        vector_ND = cut(self.log.vectors(rows["place"].to_numpy()), self.vector_format.dim)
+        columns = {"id": rows["id"]} | self.vector_format.arrays(vector_ND, self.calibration)
+        return pa.table(columns | self.source.arrays(rows["source"]), schema=self.schema)
+
+
+def _write_parts(ray: Any, ordered: Iterator[pa.Table], staged: Path, write: PartWriter) -> int:
+    """A task for each part that is not there yet, a few at once; returns how many rows they hold."""
+    task = ray.remote(num_cpus=1)(_write_part)
+    shared = ray.put(write)
+    running: list[Any] = []
+    num_rows = 0
+    num_at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def wait_for(count: int) -> None:
+        while len(running) > count:
+            (done,), running[:] = ray.wait(running, num_returns=1)
+            if failure := ray.get(done):
+                raise cli.JobFailed(failure)
+
+    with Progress("embed-corpus: writing", 0, "rows") as progress:
+        for number, rows in enumerate(ordered):
+            part = staged / part_name(number)
+            if not part.is_file():
+                wait_for(num_at_once - 1)
+                running.append(task.remote(shared, rows, part))
+            num_rows += len(rows)
+            progress.update(num_rows)
+        wait_for(0)
+    return num_rows
+
+
+def _write_part(write: PartWriter, rows: pa.Table, part: Path) -> str:
+    return write(rows, part)
 
 
 def _file_metadata(

@@ -10,9 +10,10 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,8 +24,10 @@ from mme5core.schemas import QUARANTINE
 from mme5core.storage import without_credentials
 from mme5core.types import Rejected
 from rayjobs.config import ConfigError
+from rayjobs.external import sort_tables
 
 MANIFEST, SUCCESS, WORK, QUARANTINE_FOLDER = "_manifest.json", "_SUCCESS", "_work", "_quarantine"
+ROWS_AT_ONCE = 1 << 16
 VERSIONED = ("mme5", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pillow", "openai")
 
 
@@ -85,27 +88,39 @@ class JobFolder:
 
     def write_parts(self, tables: Iterable[pa.Table], schema: pa.Schema, *, rows_per_file: int) -> int:
         """Write all rows as part-00000.parquet, ...; returns how many. Parts of an earlier try are replaced."""
-        staged = self._stage()
+        staged = self.stage()
         num_rows = 0
-        for index, table in enumerate(_of_size(tables, schema, rows_per_file)):
-            pq.write_table(table, staged / f"part-{index:05d}.parquet", compression="zstd")
+        for index, table in enumerate(of_size((table.cast(schema) for table in tables), rows_per_file, schema)):
+            pq.write_table(table, staged / part_name(index), compression="zstd")
             num_rows += table.num_rows
+        self.take_parts(staged)
+        return num_rows
+
+    def take_parts(self, staged: Path) -> None:
+        """Make the parts of a folder those of the job."""
         for old in self.path.glob("part-*.parquet"):
             old.unlink()
         for file in sorted(staged.glob("part-*.parquet")):
             file.rename(self.path / file.name)
-        return num_rows
 
-    def write_quarantine(self, refused: Sequence[Rejected]) -> Counter[str]:
+    def write_quarantine(self, refused: Iterable[Rejected]) -> Counter[str]:
         """Write every refused input with its reason; returns the count of each reason."""
         folder = self.path / QUARANTINE_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [{"id": r.id, "reason": r.reason, "detail": without_credentials(r.detail)} for r in refused]
-        rows.sort(key=lambda row: (row["id"], row["reason"]))
-        staged = self._stage() / "quarantine.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), staged, compression="zstd")
+        counts: Counter[str] = Counter()
+
+        def tables() -> Iterator[pa.Table]:
+            rows = ({"id": r.id, "reason": r.reason, "detail": without_credentials(r.detail)} for r in refused)
+            while group := list(islice(rows, ROWS_AT_ONCE)):
+                counts.update(row["reason"] for row in group)
+                yield pa.Table.from_pylist(group, QUARANTINE)
+
+        staged = self.stage() / "quarantine.parquet"
+        with pq.ParquetWriter(staged, QUARANTINE, compression="zstd") as writer:
+            for table in sort_tables(tables(), self.work / "quarantine", by=("id", "reason")):
+                writer.write_table(table)
         staged.rename(folder / "part-00000.parquet")
-        return Counter(rejected.reason for rejected in refused)
+        return counts
 
     def finish(
         self,
@@ -205,7 +220,7 @@ class JobFolder:
         except OSError:
             pass  # a file system without locks
 
-    def _stage(self) -> Path:
+    def stage(self) -> Path:
         staged = self.work / "staged"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
@@ -256,13 +271,16 @@ def write_json(file: Path, value: Any) -> None:
     temporary.rename(file)
 
 
-def _of_size(tables: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterable[pa.Table]:
+def part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def of_size(tables: Iterable[pa.Table], rows: int, schema: pa.Schema) -> Iterator[pa.Table]:
     """The same rows in tables of `rows` each (the last may have fewer); one empty table if there are none."""
-    waiting: list[pa.Table] = []
-    num_waiting = 0
-    num_given = 0
+    waiting = [schema.empty_table()]
+    num_waiting = num_given = 0
     for table in tables:
-        waiting.append(table.cast(schema))
+        waiting.append(table)
         num_waiting += table.num_rows
         while num_waiting >= rows:
             whole = pa.concat_tables(waiting)
@@ -271,4 +289,4 @@ def _of_size(tables: Iterable[pa.Table], schema: pa.Schema, rows: int) -> Iterab
             waiting = [whole.slice(rows)]
             num_waiting -= rows
     if num_waiting or not num_given:
-        yield pa.concat_tables(waiting).combine_chunks() if waiting else schema.empty_table()
+        yield pa.concat_tables(waiting).combine_chunks()

@@ -3,58 +3,128 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from mme5core.errors import first_line
 from mme5core.images import BadImage, load_rgb
 from mme5core.readers import AS_IT_IS, CorpusRow, InputError, ReadOptions, read_rows
 from mme5core.readers.shards import labels
 from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
+from rayjobs.cli import JobFailed
 from rayjobs.cluster import rows_to_tables
 from rayjobs.config import ConfigError
+from rayjobs.external import first_of_equal, keys_of
+from rayjobs.output import write_json
 from rayjobs.progress import Progress
 
+# A file per shard, its rows in their order: the n-th is the shard's n-th row.
 INDEX = pa.schema(
     [
         ("id", pa.string()),
+        ("id_key", pa.binary(16)),  # hash of the id; null where the row is refused
         ("key", pa.binary(16)),  # equal where the content is; null where the row is refused
-        ("shard", pa.int32()),
-        ("position", pa.int64()),
         ("offset", pa.int64()),
         ("num_bytes", pa.int64()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+        ("source", pa.string()),  # the chosen columns as a JSON object; null where none are chosen
     ]
 )
-ROWS_PER_TABLE = 2048
+DUPLICATES, TOTALS = "duplicates.npy", "totals.json"
+ROWS_PER_GROUP = 1 << 14
+ROWS_AT_ONCE = 1 << 20
 
 KeyOf = Callable[[CorpusRow], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Every row of a corpus in its order, without its content."""
+    """Every row of a corpus in its order, without its content; on disk, read a part at a time.
+
+    Rows are numbered over the whole corpus; `starts` [shards + 1] are the numbers of each shard's first row, and their
+    count at the end.
+    """
 
     shards: list[AnyPath]
-    table: pa.Table
+    folder: Path
+    starts: np.ndarray
+    num_usable: int
+    num_bytes: int
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self.starts[-1])
 
-    def refused(self) -> list[Rejected]:
-        rows = self.table.filter(pc.is_valid(self.table["reason"])).select(["id", "reason", "detail"])
-        return [Rejected(row["id"], row["reason"], row["detail"] or "") for row in rows.to_pylist()]
+    def tables(
+        self, columns: Sequence[str], *, shard: int | None = None, usable: bool | None = None
+    ) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """(row numbers, rows), a part at a time, of the whole corpus or of one shard.
+
+        A second row of an id has the reason `duplicate_id`.
+
+        Args:
+            columns: of INDEX.
+            usable: only rows that can be used, or only refused ones; None: all.
+        """
+        for number in range(len(self.shards)) if shard is None else [shard]:
+            yield from rows_of(self.folder, number, int(self.starts[number]), columns, usable)
+
+    def refused(self) -> Iterator[Rejected]:
+        """Every row that cannot be used, and why."""
+        for _, table in self.tables(["id", "reason", "detail"], usable=False):
+            for row in table.to_pylist():
+                yield Rejected(row["id"], row["reason"], row["detail"] or "")
 
     def usable(self) -> pa.Table:
-        return self.table.filter(pc.is_null(self.table["reason"]))
+        """All usable rows, in memory: id, key, offset, num_bytes, and the number of the shard."""
+        columns = ["id", "key", "offset", "num_bytes"]
+        found = [pa.schema([INDEX.field(name) for name in columns] + [("shard", pa.int32())]).empty_table()]
+        for number in range(len(self.shards)):
+            for _, table in self.tables(columns, shard=number, usable=True):
+                found.append(table.append_column("shard", pa.array(np.full(len(table), number, np.int32))))
+        return pa.concat_tables(found).combine_chunks()
+
+
+def rows_of(
+    folder: Path, shard: int, start: int, columns: Sequence[str], usable: bool | None = None
+) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    """`Index.tables` of one shard, whose first row has the number `start`."""
+    file = _file_of(folder, shard)
+    if not file.is_file():
+        return  # beyond the limit
+    again = np.load(folder / DUPLICATES, mmap_mode="r")
+    names = list(dict.fromkeys([*columns, "reason", "detail"]))
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
+        table = pa.table(batch)
+        numbers = np.arange(start, start + len(table))
+        here = again[slice(*np.searchsorted(again, [start, start + len(table)]))]
+        if len(here):
+            is_again = np.zeros(len(table), dtype=bool)
+            is_again[here - start] = True
+            for name, value in (("reason", "duplicate_id"), ("detail", "an earlier row has this id")):
+                column = pc.if_else(pa.array(is_again), pa.scalar(value), table[name])
+                table = table.set_column(table.column_names.index(name), name, column)
+        start += len(table)
+        if usable is not None:
+            chosen = np.asarray(pc.is_null(table["reason"])) == usable
+            table, numbers = table.filter(pa.array(chosen)), numbers[chosen]
+        yield numbers, table.select(list(columns))
+
+
+def _file_of(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:06d}.parquet"
 
 
 def scan(
@@ -63,61 +133,110 @@ def scan(
     *,
     key_of: KeyOf,
     limit: int | None,
-    cache: Path,
+    folder: Path,
     label: str,
     options: ReadOptions = AS_IT_IS,
 ) -> Index:
-    """Read every shard once, in parallel; kept in `cache` so that a resumed run need not read again.
+    """Read every shard once, in parallel; what `folder` has of an earlier run is not read again.
 
     A second row of an id is refused as `duplicate_id`.
 
     Raises:
         ConfigError: there is not one row in all of the input.
+        JobFailed: the index cannot be written.
     """
-    if cache.is_file():
-        with pa.memory_map(str(cache)) as source:
-            return Index(list(shards), pa.ipc.open_file(source).read_all())
-    items = [
+    folder.mkdir(exist_ok=True)
+    if not (folder / TOTALS).is_file():
+        _scan_missing(ray, shards, key_of=key_of, limit=limit, folder=folder, label=label, options=options)
+        starts = np.cumsum([0] + [_num_rows(_file_of(folder, number)) for number in range(len(shards))])
+        if not starts[-1]:
+            raise ConfigError(f"no rows in the input ({', '.join(path.name for path in shards[:3])})")
+        _find_duplicates(folder, starts)
+        num_usable, num_bytes = _totals(folder, starts)
+        write_json(folder / TOTALS, {"starts": starts.tolist(), "usable": num_usable, "bytes": num_bytes})
+    totals = json.loads((folder / TOTALS).read_text())
+    return Index(list(shards), folder, np.array(totals["starts"]), totals["usable"], totals["bytes"])
+
+
+def _scan_missing(
+    ray: Any,
+    shards: Sequence[AnyPath],
+    *,
+    key_of: KeyOf,
+    limit: int | None,
+    folder: Path,
+    label: str,
+    options: ReadOptions,
+) -> None:
+    items: list[dict[str, Any]] = [
         {"shard": number, "path": str(path), "label": label}
         for number, (path, label) in enumerate(zip(shards, labels(shards), strict=True))
     ]
+    done = [item for item in items if _file_of(folder, item["shard"]).is_file()]
+    num_rows = sum(_num_rows(_file_of(folder, item["shard"])) for item in done)
+    items = [item for item in items if item not in done]
     # All shards at once, or with a limit one after the other until there are enough rows.
     groups = [[item] for item in items] if limit else [items]
-    tables = [INDEX.empty_table()]
-    num_rows = 0
-    with Progress(f"{label}: reading", 0, "rows") as progress:
+    with Progress(f"{label}: reading", 0, "rows", done=num_rows) as progress:
         for group in groups:
-            if limit and num_rows >= limit:
+            if not group or (limit and num_rows >= limit):
                 break
             dataset = ray.data.from_items(group, override_num_blocks=len(group)).map_batches(
-                _scan_shard,
+                ScanShard(folder, key_of, limit - num_rows if limit else None, options),
                 batch_size=1,
                 batch_format="pyarrow",
-                fn_kwargs={"key_of": key_of, "limit": limit - num_rows if limit else None, "options": options},
             )
             for table in rows_to_tables(dataset):
-                tables.append(table.cast(INDEX))
-                num_rows += table.num_rows
+                for row in table.to_pylist():
+                    if row["failure"]:
+                        raise JobFailed(row["failure"])
+                    num_rows += row["count"]
                 progress.update(num_rows)
-    table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("position", "ascending")])
-    table = _mark_duplicate_ids(table)
-    if not table.num_rows:
-        raise ConfigError(f"no rows in the input ({', '.join(path.name for path in shards[:3])})")
-    _tell_of_broken(table)
-    temporary = cache.with_name(f".{cache.name}")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, INDEX) as writer:
-        writer.write_table(table)
-    temporary.rename(cache)
-    return Index(list(shards), table)
 
 
-def _tell_of_broken(table: pa.Table) -> None:
-    """A line for each file of which not all could be read: one refused row may stand for a million."""
-    broken = table.filter(pc.is_in(table["reason"], pa.array(["broken_shard", "no_content_column"])))
-    for row in broken.slice(0, 10).select(["id", "reason", "detail"]).to_pylist():
-        print(f"{row['id']}: {row['reason']}, {row['detail']}", file=sys.stderr)
-    if len(broken) > 10:
-        print(f"... and {len(broken) - 10:,} more files", file=sys.stderr)
+def _num_rows(file: Path) -> int:
+    return int(pq.read_metadata(file).num_rows) if file.is_file() else 0
+
+
+def _find_duplicates(folder: Path, starts: np.ndarray) -> None:
+    """Write the numbers of all rows whose id an earlier usable row has, in rising order."""
+
+    def keyed() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for shard, start in enumerate(starts[:-1]):
+            if starts[shard + 1] == start:
+                continue
+            for batch in pq.ParquetFile(_file_of(folder, shard)).iter_batches(ROWS_PER_GROUP, columns=["id_key"]):
+                column = batch.column("id_key")
+                is_valid = np.asarray(pc.is_valid(column))
+                yield start + np.flatnonzero(is_valid), keys_of(column.drop_null())
+                start += batch.num_rows
+
+    first = first_of_equal(keyed(), int(starts[-1]), folder / "first_of_id")
+    found = [np.zeros(0, np.int64)]
+    for start in range(0, len(first), ROWS_AT_ONCE):
+        first_of = first[start : start + ROWS_AT_ONCE]
+        found.append(start + np.flatnonzero((first_of >= 0) & (first_of != start + np.arange(len(first_of)))))
+    np.save(folder / DUPLICATES, np.concatenate(found))
+    (folder / "first_of_id").unlink()
+
+
+def _totals(folder: Path, starts: np.ndarray) -> tuple[int, int]:
+    """Usable rows and the bytes of their pictures; tells in a line of each file of which not all could be read."""
+    num_usable = num_bytes = num_broken = 0
+    for shard, start in enumerate(starts[:-1]):
+        for _, table in rows_of(folder, shard, int(start), ["id", "num_bytes", "reason", "detail"], None):
+            usable = pc.is_null(table["reason"])
+            num_usable += pc.sum(usable).as_py() or 0
+            num_bytes += pc.sum(table["num_bytes"].filter(usable)).as_py() or 0
+            # One refused row may stand for a million.
+            broken = table.filter(pc.is_in(table["reason"], pa.array(["broken_shard", "no_content_column"])))
+            for row in broken.to_pylist():
+                num_broken += 1
+                if num_broken <= 10:
+                    print(f"{row['id']}: {row['reason']}, {row['detail']}", file=sys.stderr)
+    if num_broken > 10:
+        print(f"... and {num_broken - 10:,} more files", file=sys.stderr)
+    return num_usable, num_bytes
 
 
 def picture_key(row: CorpusRow) -> bytes:
@@ -132,30 +251,45 @@ def picture_key(row: CorpusRow) -> bytes:
     return hashlib.sha256(row.image).digest()[:16]
 
 
-def _scan_shard(
-    batch: pa.Table, *, key_of: KeyOf, limit: int | None, options: ReadOptions = AS_IT_IS
-) -> Iterator[pa.Table]:
-    for item in batch.to_pylist():
-        records: list[dict[str, Any]] = []
-        for position, row in enumerate(
-            read_rows(locate(item["path"]), replace(options, label=item.get("label") or ""))
-        ):
-            if limit is not None and position >= limit:
-                break
-            records.append(_record(row, item["shard"], position, key_of))
-            if len(records) >= ROWS_PER_TABLE:
-                yield pa.Table.from_pylist(records, INDEX)
-                records = []
-        yield pa.Table.from_pylist(records, INDEX)
+@dataclass(frozen=True, slots=True)
+class ScanShard:
+    """The task: a shard in, its index into the work folder, counts out."""
+
+    folder: Path
+    key_of: KeyOf
+    limit: int | None = None
+    options: ReadOptions = AS_IT_IS
+
+    def __call__(self, batch: pa.Table) -> Iterator[dict[str, list[Any]]]:
+        for item in batch.to_pylist():
+            options = replace(self.options, label=item["label"])
+            temporary = self.folder / f".{uuid.uuid4().hex}"
+            try:
+                with pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer:
+                    for table in _records(read_rows(locate(item["path"]), options), self.key_of, self.limit):
+                        writer.write_table(table)
+                        yield {"count": [len(table)], "failure": [""]}
+                temporary.rename(_file_of(self.folder, item["shard"]))
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                yield {
+                    "count": [0],
+                    "failure": [f"cannot index {item['path']} into {self.folder}: {first_line(error)}"],
+                }
 
 
-def _record(row: CorpusRow, shard: int, position: int, key_of: KeyOf) -> dict[str, Any]:
+def _records(rows: Iterator[CorpusRow], key_of: KeyOf, limit: int | None) -> Iterator[pa.Table]:
+    records = (_record(row, key_of) for row in islice(rows, limit))
+    while group := list(islice(records, ROWS_PER_GROUP)):
+        yield pa.Table.from_pylist(group, INDEX)
+
+
+def _record(row: CorpusRow, key_of: KeyOf) -> dict[str, Any]:
     record: dict[str, Any] = {
         "id": row.id,
-        "shard": shard,
-        "position": position,
         "offset": row.offset,
         "num_bytes": len(row.image or b""),
+        "source": row.source,
     }
     refused = row.refused
     if refused is None:
@@ -164,27 +298,8 @@ def _record(row: CorpusRow, shard: int, position: int, key_of: KeyOf) -> dict[st
         except BadImage as error:
             refused = Rejected(row.id, error.reason, error.detail)
     if refused is not None:
-        record |= {"reason": refused.reason, "detail": refused.detail}
-    return record
-
-
-def _mark_duplicate_ids(table: pa.Table) -> pa.Table:
-    ids = table["id"].combine_chunks()
-    # A refused row of the same id (a failed download listed beside a good one) takes nothing away.
-    usable = pc.is_null(table["reason"]).to_numpy(zero_copy_only=False)
-    codes = ids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    places = np.flatnonzero(usable)
-    _, first = np.unique(codes[places], return_index=True)
-    again = np.setdiff1d(places, places[first], assume_unique=True)
-    if not len(again):
-        return table
-    mask = np.zeros(table.num_rows, dtype=bool)
-    mask[again] = True
-    for name, value in (("reason", "duplicate_id"), ("detail", "an earlier row has this id")):
-        column = pc.if_else(pa.array(mask), pa.scalar(value), table[name])
-        table = table.set_column(table.column_names.index(name), name, column)
-    key = pc.if_else(pa.array(mask), pa.scalar(None, pa.binary(16)), table["key"])
-    return table.set_column(table.column_names.index("key"), "key", key)
+        return record | {"reason": refused.reason, "detail": refused.detail}
+    return record | {"id_key": hashlib.blake2b(row.id.encode(), digest_size=16).digest()}
 
 
 def shards_of(inputs: Sequence[str], **options: Any) -> list[AnyPath]:

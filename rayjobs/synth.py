@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mme5core.errors import first_line
 from mme5core.readers import input_identity
 from mme5core.readers.img2dataset import read_picture
 from mme5core.schemas import HOLDOUT, NEIGHBOURS, SAMPLES
@@ -92,9 +93,7 @@ def run(config: SynthConfig) -> cli.Outcome:
     if finished:
         return cli.Outcome(finished["counters"], reason="already done")
     with connected() as ray:
-        index = scan(
-            ray, shards, key_of=picture_key, limit=config.limit, cache=folder.work / "index.arrow", label="synth"
-        )
+        index = scan(ray, shards, key_of=picture_key, limit=config.limit, folder=folder.work / "index", label="synth")
         plans, refused = plan_corpus(index, settings)
         rows = folder.work / "rows"
         rows.mkdir(exist_ok=True)
@@ -165,7 +164,7 @@ def _read_columns(path: str, schema: pa.Schema, key: str) -> pa.Table:
         try:
             found = pq.read_schema(file).names
         except (pa.ArrowInvalid, OSError) as error:
-            raise ConfigError(f"{key} {str(file)!r} cannot be read ({str(error).splitlines()[0]})") from None
+            raise ConfigError(f"{key} {str(file)!r} cannot be read ({first_line(error)})") from None
         for name in schema.names:
             if name not in found:
                 raise ConfigError(f"{key} {str(file)!r} has no column {name!r}; it has {', '.join(found)}")

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayjobs.external import write_table
+
 
 def append(folder: Path, table: pa.Table) -> None:
     """Write one batch of finished rows; it is there whole or not at all."""
     temporary = folder / f".{uuid.uuid4().hex}"
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+    write_table(table, temporary)
     temporary.rename(folder / f"{temporary.name[1:]}.arrow")
 
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from mme5core.adapters.dora import use_step_dora
+from mme5core.errors import first_line
 
 TOWERS = {
     "language": ("language_model", "text_model"),
@@ -138,8 +139,9 @@ def load_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
         adapted = PeftModel.from_pretrained(model, str(folder))
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         name = json.loads(config_file.read_text()).get("base_model_name_or_path")
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"the adapter in {str(folder)!r} does not fit the model (made for {name}): {first}") from None
+        raise ValueError(
+            f"the adapter in {str(folder)!r} does not fit the model (made for {name}): {first_line(error)}"
+        ) from None
     return adapted.merge_and_unload() if merge else adapted
 
 

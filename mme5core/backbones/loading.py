@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
+from mme5core.errors import first_line
+
 _ERRORS = (OSError, ValueError, TypeError, AttributeError, ImportError)
 
 
@@ -42,7 +44,3 @@ def load_processor(base: str, *, remote_code: bool = False) -> Any:
         return AutoProcessor.from_pretrained(base, backend="pil", trust_remote_code=remote_code)
     except _ERRORS as error:
         raise ValueError(f"no processor in {base!r} ({first_line(error)})") from None
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

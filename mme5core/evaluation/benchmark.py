@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mme5core.errors import first_line
 from mme5core.readers.shards import InputError, find_shards
 from mme5core.schemas import CANDIDATES, QUERIES
 from mme5core.storage import parquet_file
@@ -71,7 +72,7 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
         try:
             parquet = parquet_file(file)
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{file}: cannot be read ({first_line(error)})") from None
         schema = parquet.schema_arrow
         if not {"id", "embedding"} <= set(schema.names):
             raise InputError(f"{file}: no vectors; its columns are {', '.join(schema.names)}")
@@ -105,7 +106,7 @@ def _read(file: Path, columns: Sequence[str]) -> pa.Table:
     try:
         names = pq.read_schema(file).names
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{file}: cannot be read ({first_line(error)})") from None
     for column in columns:
         if column not in names:
             raise InputError(f"{file}: no column {column!r}; it has {', '.join(names)}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
@@ -18,17 +21,26 @@ class ReadOptions:
         side: of files that hold queries and candidates: "query", "target" or "both".
         pictures: the folder or address that paths of pictures start from; None: the file's own folder.
         label: names the shard among all of the input in the ids of rows that have none; empty: its file name.
+        columns: of the source, to be kept beside each row.
     """
 
     side: str = "both"
     pictures: str | None = None
     label: str = ""
+    columns: tuple[str, ...] = ()
 
     def picture_path(self, path: str, shard: AnyPath) -> str:
         """Where the picture lies that `shard` names by `path`."""
         if "://" in path:
             return path
         return str((locate(self.pictures) if self.pictures else shard.parent) / path)
+
+    def source(self, record: Mapping[str, Any]) -> str | None:
+        """The chosen columns of a record as a JSON object; None where none are chosen."""
+        if not self.columns:
+            return None
+        chosen = {name: record[name] for name in self.columns if name in record}
+        return writable(json.dumps(chosen, ensure_ascii=False, default=str))
 
 
 AS_IT_IS = ReadOptions()
@@ -38,7 +50,8 @@ AS_IT_IS = ReadOptions()
 class CorpusRow:
     """A text, a picture, or both, with its id; or, where `refused` is set, why there is none.
 
-    `offset` is where the picture's bytes start in the shard, for readers that can seek (tars), else -1.
+    `offset` is where the picture's bytes start in the shard, for readers that can seek (tars), else -1. `source` are
+    the columns that `ReadOptions.columns` chose, as JSON.
     """
 
     id: str
@@ -47,6 +60,7 @@ class CorpusRow:
     instruction: str | None = None
     offset: int = -1
     refused: Rejected | None = None
+    source: str | None = None
 
 
 def refuse(row_id: str, reason: str, detail: str = "") -> CorpusRow:

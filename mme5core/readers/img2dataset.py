@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mme5core.errors import first_line
 from mme5core.images import IMAGE_SUFFIXES
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
 from mme5core.storage import AnyPath
@@ -20,7 +22,7 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     The caption is not the row's text: what is embedded or shown to a teacher here is the picture.
     """
     in_tar: set[str] = set()
-    for row in _read_tar(shard):
+    for row in _read_tar(shard, options):
         in_tar.add(row.id)
         yield row
     yield from _not_in_tar(shard.with_suffix(".parquet"), in_tar)
@@ -33,7 +35,8 @@ def read_picture(shard: AnyPath, offset: int, num_bytes: int) -> bytes:
         return stream.read(num_bytes)
 
 
-def _read_tar(shard: AnyPath) -> Iterator[CorpusRow]:
+def _read_tar(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
+    sources = _sources(shard, options) if options.columns else {}
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
@@ -47,7 +50,7 @@ def _read_tar(shard: AnyPath) -> Iterator[CorpusRow]:
                 except tarfile.ReadError:
                     yield refuse(key, "broken_shard", f"{shard.name} ends inside this picture")
                     raise
-                yield CorpusRow(key, image=data, offset=member.offset_data)
+                yield CorpusRow(key, image=data, offset=member.offset_data, source=sources.get(key))
             end = tar.offset
         # tarfile takes a header that it cannot read for the end; the true end is a block of zeros.
         if read_picture(shard, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -58,6 +61,25 @@ def _read_tar(shard: AnyPath) -> Iterator[CorpusRow]:
         yield refuse(shard.name, "broken_shard", error.strerror or str(error))
 
 
+def _sources(shard: AnyPath, options: ReadOptions) -> dict[str, str | None]:
+    """The chosen columns of each picture, from the JSON beside it; what cannot be read has none."""
+    found: dict[str, str | None] = {}
+    try:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                key, _, suffix = Path(member.name).name.partition(".")
+                stream = tar.extractfile(member) if suffix == "json" else None
+                try:
+                    record = json.loads(stream.read()) if stream else None
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    found[writable(key)] = options.source(record)
+    except (tarfile.TarError, EOFError, OSError):
+        pass  # the reader of the pictures says so
+    return found
+
+
 def _not_in_tar(sidecar: AnyPath, in_tar: set[str]) -> Iterator[CorpusRow]:
     if not sidecar.is_file():
         return
@@ -65,7 +87,7 @@ def _not_in_tar(sidecar: AnyPath, in_tar: set[str]) -> Iterator[CorpusRow]:
         with sidecar.open("rb") as file:
             table = pq.read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
-        yield refuse(sidecar.name, "broken_shard", str(error).splitlines()[0])
+        yield refuse(sidecar.name, "broken_shard", first_line(error))
         return
     if "key" not in table.column_names:
         return

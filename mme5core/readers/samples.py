@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mme5core.content_key import document_key
+from mme5core.errors import first_line
 from mme5core.images import BadImage, load_rgb
 from mme5core.prompt_styles import PICTURE_TOKENS
 from mme5core.readers.shards import InputError
@@ -122,7 +123,7 @@ def _batches(shard: AnyPath) -> Iterator[list[dict[str, Any]]]:
     try:
         parquet = parquet_file(shard)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{shard}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{shard}: cannot be read as Parquet ({first_line(error)})") from None
     names = parquet.schema_arrow.names
     for name in REQUIRED:
         if name not in names:

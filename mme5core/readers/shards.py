@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mme5core.errors import first_line
 from mme5core.images import IMAGE_SUFFIXES
 from mme5core.storage import Address, AnyPath, entries, locate, num_bytes
 
@@ -43,7 +44,7 @@ def find_shards(
         try:
             files = _files(text, suffixes, pictures, note)
         except OSError as error:
-            raise InputError(f"input {text!r}: {str(error).splitlines()[0]}") from None
+            raise InputError(f"input {text!r}: {first_line(error)}") from None
         if not files:
             also = " and no picture" if pictures else ""
             raise InputError(f"input {text!r}: holds no {', '.join(suffixes)} file{also}")

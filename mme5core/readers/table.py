@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mme5core.errors import first_line
 from mme5core.images import BadImage, image_bytes
 from mme5core.readers import mmeb
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
@@ -34,12 +35,13 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
             yield refuse(shard.name, "no_content_column", f"none of the columns {known}")
             return
         position = 0
+        wanted += [name for name in options.columns if name in file.schema_arrow.names and name not in wanted]
         for batch in file.iter_batches(batch_size=256, columns=wanted):
             for record in batch.to_pylist():
                 yield row_of(record, columns, shard, position, options)
                 position += 1
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        yield refuse(shard.name, "broken_shard", str(error).splitlines()[0])
+        yield refuse(shard.name, "broken_shard", first_line(error))
 
 
 def find_column(names: list[str], wanted: tuple[str, ...]) -> str | None:
@@ -82,7 +84,7 @@ def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: i
         return refuse(row_id, error.reason, error.detail)
     if image is None and not (text or "").strip():
         return refuse(row_id, "empty_row", "neither text nor picture")
-    return CorpusRow(row_id, text or None, image, instruction or None)
+    return CorpusRow(row_id, text or None, image, instruction or None, source=options.source(record))
 
 
 def is_unicode(text: str) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 
 import openai
 
+from mme5core.errors import first_line
+
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 
 
@@ -104,7 +106,7 @@ class Teacher:
                 raise TeacherMisconfigured(f"the teacher knows no model {self.model!r} at this address") from None
             except openai.APIStatusError as error:
                 if error.status_code not in (408, 409, 429) and error.status_code < 500:
-                    raise TeacherRejected(f"{error.status_code}: {_first_line(error)}", attempt) from None
+                    raise TeacherRejected(f"{error.status_code}: {first_line(error)[:200]}", attempt) from None
                 failure, wait_s = f"{error.status_code} from the teacher", _retry_after(error)
             except (openai.APIConnectionError, openai.APITimeoutError) as error:
                 failure, wait_s = _connection_failure(error), None
@@ -167,7 +169,3 @@ def _connection_failure(error: openai.APIConnectionError) -> str:
     if isinstance(error, openai.APITimeoutError):
         return "no answer from the teacher in time"
     return f"cannot reach the teacher ({error.__cause__ or error})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -6,35 +6,45 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from mme5core.images import BadImage, to_jpeg
-from mme5core.readers import CorpusRow
+from mme5core.readers import AS_IT_IS, CorpusRow, ReadOptions
 from mme5core.types import Rejected
 from rayjobs.config import ConfigError
-from rayjobs.scan import INDEX, Index, _mark_duplicate_ids, _scan_shard, picture_key, shards_of
+from rayjobs.scan import INDEX, Index, ScanShard, _find_duplicates, _totals, picture_key, shards_of
 
 
 def row(row_id: str, reason: str | None = None) -> dict[str, Any]:
     key = None if reason else hashlib.sha256(row_id.encode()).digest()[:16]
-    return {"id": row_id, "key": key, "shard": 0, "position": 0, "offset": 0, "num_bytes": 1, "reason": reason}
+    return {"id": row_id, "id_key": key, "key": key, "offset": 0, "num_bytes": 1, "reason": reason}
 
 
-def marked(*rows: dict[str, Any]) -> Index:
-    return Index([], _mark_duplicate_ids(pa.Table.from_pylist(list(rows), INDEX)))
+def index_of(folder: Path, *shards: list[dict[str, Any]]) -> Index:
+    """An index as the tasks leave it, one list of rows for each shard."""
+    for number, rows in enumerate(shards):
+        pq.write_table(pa.Table.from_pylist(rows, INDEX), folder / f"{number:06d}.parquet")
+    starts = np.cumsum([0] + [len(rows) for rows in shards])
+    _find_duplicates(folder, starts)
+    return Index([Path(f"{n}.parquet") for n in range(len(shards))], folder, starts, *_totals(folder, starts))
 
 
 def jpeg(color: tuple[int, int, int]) -> bytes:
     return to_jpeg(Image.new("RGB", (8, 8), color))
 
 
-def scan_file(file: Path, *, limit: int | None = None) -> list[dict[str, Any]]:
-    batch = pa.table({"shard": [5], "path": [str(file)]})
-    found = pa.concat_tables(_scan_shard(batch, key_of=picture_key, limit=limit))
-    assert found.schema.equals(INDEX)
+def scan_file(file: Path, *, limit: int | None = None, options: ReadOptions = AS_IT_IS) -> list[dict[str, Any]]:
+    folder = file.parent / "index"
+    folder.mkdir(exist_ok=True)
+    batch = pa.table({"shard": [5], "path": [str(file)], "label": [""]})
+    counts = list(ScanShard(folder, picture_key, limit, options)(batch))
+    assert all(count["failure"] == [""] for count in counts)
+    found = pq.read_table(folder / "000005.parquet")
+    assert found.schema.equals(INDEX) and found.num_rows == sum(count["count"][0] for count in counts)
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
 
@@ -45,21 +55,23 @@ def test_rows_without_ids_in_files_of_one_name_are_all_kept(tmp_path: Path) -> N
         (tmp_path / label).parent.mkdir()
         (tmp_path / label).write_text('{"text": "same place"}\n')
         batch = pa.table({"shard": [0], "path": [str(tmp_path / label)], "label": [label]})
-        (found,) = _scan_shard(batch, key_of=lambda row: b"0" * 16, limit=None)
-        ids += found["id"].to_pylist()
+        list(ScanShard(tmp_path, lambda row: b"0" * 16)(batch))
+        ids += pq.read_table(tmp_path / "000000.parquet")["id"].to_pylist()
     assert ids == ["a/x.jsonl:0", "b/x.jsonl:0"]
 
 
-def test_later_rows_of_an_id_are_refused_and_the_first_is_kept() -> None:
-    index = marked(row("b"), row("a"), row("b"), row("c"), row("b"), row("a"))
+def test_later_rows_of_an_id_are_refused_and_the_first_is_kept(tmp_path: Path) -> None:
+    index = index_of(tmp_path, [row("b"), row("a"), row("b")], [], [row("c"), row("b"), row("a")])
     assert index.usable()["id"].to_pylist() == ["b", "a", "c"]
+    assert index.usable()["shard"].to_pylist() == [0, 0, 2]
     assert [(r.id, r.reason) for r in index.refused()] == [(i, "duplicate_id") for i in ("b", "b", "a")]
-    assert index.table["key"].null_count == 3 and index.usable()["key"].null_count == 0
-    assert len(index) == len(index.usable()) + len(index.refused()) == 6
+    assert [numbers.tolist() for numbers, _ in index.tables(["id"], usable=True)] == [[0, 1], [3]]
+    assert len(index) == 6 and index.num_usable == 3 and index.num_bytes == 3
 
 
-def test_a_refused_row_takes_nothing_from_a_good_one_of_its_id() -> None:
-    index = marked(row("a", "failed_to_download"), row("a"), row("b"), row("b", "broken_image"), row("a"))
+def test_a_refused_row_takes_nothing_from_a_good_one_of_its_id(tmp_path: Path) -> None:
+    rows = [row("a", "failed_to_download"), row("a"), row("b"), row("b", "broken_image"), row("a")]
+    index = index_of(tmp_path, rows)
     assert index.usable()["id"].to_pylist() == ["a", "b"]
     assert [(r.id, r.reason) for r in index.refused()] == [
         ("a", "failed_to_download"),
@@ -68,14 +80,14 @@ def test_a_refused_row_takes_nothing_from_a_good_one_of_its_id() -> None:
     ]
 
 
-def test_two_refused_rows_of_an_id_keep_their_own_reasons() -> None:
-    index = marked(row("a", "broken_image"), row("a", "empty_row"))
+def test_two_refused_rows_of_an_id_keep_their_own_reasons(tmp_path: Path) -> None:
+    index = index_of(tmp_path, [row("a", "broken_image"), row("a", "empty_row")])
     assert [r.reason for r in index.refused()] == ["broken_image", "empty_row"] and len(index.usable()) == 0
 
 
-def test_distinct_ids_stay_as_they_are() -> None:
-    table = pa.Table.from_pylist([row("a"), row("b", "empty_row"), row("c")], INDEX)
-    assert _mark_duplicate_ids(table).equals(table)
+def test_files_of_which_not_all_could_be_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index_of(tmp_path, [row("a"), row("x.tar", "broken_shard") | {"detail": "ends at byte 7"}], [row("b", "empty_row")])
+    assert capsys.readouterr().err == "x.tar: broken_shard, ends at byte 7\n"
 
 
 def test_every_row_of_a_shard_is_recorded_with_its_place_and_bad_ones_with_their_reason(tmp_path: Path) -> None:
@@ -84,12 +96,7 @@ def test_every_row_of_a_shard_is_recorded_with_its_place_and_bad_ones_with_their
     table = pa.table({"id": ["r", "x", "half", "b"], "image": pictures})
     pq.write_table(table, tmp_path / "corpus.parquet")
     rows = scan_file(tmp_path / "corpus.parquet")
-    assert [(r["id"], r["position"], r["shard"]) for r in rows] == [
-        ("r", 0, 5),
-        ("x", 1, 5),
-        ("half", 2, 5),
-        ("b", 3, 5),
-    ]
+    assert [r["id"] for r in rows] == ["r", "x", "half", "b"]
     assert [r["reason"] for r in rows] == [None, "not_an_image", "broken_image", None]
     assert rows[0]["key"] == hashlib.sha256(red).digest()[:16] and rows[3]["key"] == hashlib.sha256(blue).digest()[:16]
     assert rows[1]["key"] is None and rows[0]["num_bytes"] == len(red)
@@ -110,9 +117,9 @@ def test_equal_pictures_have_equal_keys_and_a_row_without_picture_has_none() -> 
         picture_key(CorpusRow("a", text="words"))
 
 
-def test_refused_rows_become_values_with_reason_and_detail() -> None:
-    index = Index([], pa.Table.from_pylist([row("a", "broken_image") | {"detail": "cut off"}, row("b")], INDEX))
-    assert index.refused() == [Rejected("a", "broken_image", "cut off")]
+def test_refused_rows_become_values_with_reason_and_detail(tmp_path: Path) -> None:
+    index = index_of(tmp_path, [row("a", "broken_image") | {"detail": "cut off"}, row("b")])
+    assert list(index.refused()) == [Rejected("a", "broken_image", "cut off")]
 
 
 def test_an_input_that_is_not_there_is_a_configuration_error(tmp_path: Path) -> None:

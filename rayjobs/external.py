@@ -1,0 +1,139 @@
+"""Order and equality over more rows than memory holds: what is too much goes through files, a part at a time."""
+
+from __future__ import annotations
+
+import bisect
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+BYTES_IN_MEMORY = 1 << 26
+ROWS_IN_MEMORY = 1 << 22
+SAMPLES_PER_RUN = 1000
+
+Keyed = tuple[np.ndarray, np.ndarray]
+"""Row numbers int64 [N], rising from one to the next of these, and their keys uint64 [N, 2]."""
+
+_KEYED = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
+
+
+def sort_tables(
+    tables: Iterable[pa.Table], folder: Path, *, by: Sequence[str] = ("id",), bytes_in_memory: int = BYTES_IN_MEMORY
+) -> Iterator[pa.Table]:
+    """All rows in the order of the columns `by`, as tables of about `bytes_in_memory` at most.
+
+    More than that is sorted in runs, which are written to `folder` and read again by ranges of the first column.
+
+    Args:
+        by: names of columns; the first one is of strings, none of them null.
+        folder: does not exist yet, and does not exist afterwards.
+    """
+    keys = [(name, "ascending") for name in by]
+    runs: list[Path] = []
+    waiting: list[pa.Table] = []
+    num_bytes = 0
+
+    def write_run() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        runs.append(folder / f"run-{len(runs):05d}.arrow")
+        write_table(pa.concat_tables(waiting).sort_by(keys), runs[-1])
+        waiting.clear()
+
+    for table in tables:
+        waiting.append(table)
+        num_bytes += table.nbytes
+        if num_bytes >= bytes_in_memory:
+            write_run()
+            num_bytes = 0
+    if not runs:
+        if waiting:
+            yield pa.concat_tables(waiting).sort_by(keys)
+        return
+    if waiting:
+        write_run()
+    try:
+        for low, high in pairwise([None, *_splitters(runs, by[0]), None]):
+            yield pa.concat_tables([_range_of(run, by[0], low, high) for run in runs]).sort_by(keys)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_table(table: pa.Table, file: Path) -> None:
+    """Write as one record batch, so that it can be searched without being read."""
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def _splitters(runs: Sequence[Path], name: str) -> list[str]:
+    """Values that part the rows into about as many ranges as there are runs."""
+    samples: list[str] = []
+    for run in runs:
+        column = _open(run)[name]
+        places = np.linspace(0, len(column) - 1, min(SAMPLES_PER_RUN, len(column))).astype(np.int64)
+        samples += column.take(pa.array(places)).to_pylist()
+    samples.sort()
+    return sorted({samples[len(samples) * n // len(runs)] for n in range(1, len(runs))})
+
+
+def _range_of(run: Path, name: str, low: str | None, high: str | None) -> pa.Table:
+    """The rows of a run with low <= value < high."""
+    table = _open(run)
+    column = table[name].combine_chunks()
+
+    def place(value: str) -> int:
+        return bisect.bisect_left(column, value, key=lambda scalar: scalar.as_py())
+
+    start = 0 if low is None else place(low)
+    return table.slice(start, (len(column) if high is None else place(high)) - start)
+
+
+def _open(file: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+def first_of_equal(
+    keyed: Iterable[Keyed], num_rows: int, out: Path, *, rows_in_memory: int = ROWS_IN_MEMORY
+) -> np.ndarray:
+    """For each of the rows 0 ... num_rows - 1 the first row with an equal key; -1 for rows that have none.
+
+    Rows are parted by their keys, about `rows_in_memory` to a part, and each part is sorted by itself.
+
+    Args:
+        keyed: the rows in rising order.
+        out: the file that holds the result, int64 [num_rows], mapped into memory; those of the parts lie beside it
+            while this runs.
+    """
+    num_parts = max(1, -(-num_rows // rows_in_memory))
+    parts = [out.with_name(f"{out.name}.part{n}") for n in range(num_parts)]
+    streams = [part.open("wb") for part in parts]
+    for rows, keys in keyed:
+        records = np.empty(len(rows), _KEYED)
+        records["high"], records["low"], records["row"] = keys[:, 0], keys[:, 1], rows
+        part_of = keys[:, 0] % num_parts
+        for n, stream in enumerate(streams):
+            stream.write(records[part_of == n].tobytes() if num_parts > 1 else records.tobytes())
+    for stream in streams:
+        stream.close()
+    first = np.memmap(out, np.int64, "w+", shape=(max(1, num_rows),))[:num_rows]
+    first[:] = -1
+    for part in parts:
+        records = np.fromfile(part, _KEYED)
+        records = records[np.lexsort((records["low"], records["high"]))]  # stable: rows of a key stay in their order
+        is_new = np.ones(len(records), dtype=bool)
+        is_new[1:] = (records["high"][1:] != records["high"][:-1]) | (records["low"][1:] != records["low"][:-1])
+        first[records["row"]] = records["row"][is_new][np.cumsum(is_new) - 1]
+        part.unlink()
+    return first
+
+
+def keys_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """uint64 [N, 2] of a column of 16-byte keys, none of them null; a view where that is possible."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not len(array):
+        return np.zeros((0, 2), np.uint64)
+    whole = np.frombuffer(array.buffers()[1], "<u8").reshape(-1, 2)
+    return whole[array.offset : array.offset + len(array)]

@@ -1,0 +1,61 @@
+"""Sorting and finding equal rows through files gives what doing it in memory gives."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rayjobs.external import first_of_equal, keys_of, sort_tables
+
+
+def rows(count: int, *, distinct: int) -> list[tuple[str, int]]:
+    draw = random.Random(0)
+    return [(f"é{draw.randrange(distinct)}", number) for number in range(count)]
+
+
+@pytest.mark.parametrize("bytes_in_memory", [1 << 30, 20_000, 3_000])
+@pytest.mark.parametrize("distinct", [10**6, 7, 1])
+def test_tables_come_out_in_order_however_little_fits(bytes_in_memory: int, distinct: int, tmp_path: Path) -> None:
+    given = rows(5_000, distinct=distinct)
+    tables = (
+        pa.table({"id": [r[0] for r in part], "x": [r[1] for r in part]})
+        for part in (given[start : start + 77] for start in range(0, len(given), 77))
+    )
+    found = list(sort_tables(tables, tmp_path / "runs", by=("id", "x"), bytes_in_memory=bytes_in_memory))
+    ordered = pa.concat_tables(found)
+    assert list(zip(ordered["id"].to_pylist(), ordered["x"].to_pylist(), strict=True)) == sorted(given)
+    assert not (tmp_path / "runs").exists()
+    if bytes_in_memory < 1 << 30 and distinct > 7:
+        assert len(found) > 1 and max(table.nbytes for table in found) < 3 * bytes_in_memory
+
+
+def test_nothing_to_sort_is_no_table(tmp_path: Path) -> None:
+    assert list(sort_tables([], tmp_path / "runs")) == []
+
+
+@pytest.mark.parametrize("rows_in_memory", [1 << 20, 300, 7])
+def test_the_first_row_of_a_key_is_found_across_parts_and_rows_without_key_have_none(
+    rows_in_memory: int, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    # Equal in one half of the key alone is not equal.
+    keys = np.stack([draw.integers(0, 40, 2_000), draw.integers(0, 9, 2_000)], 1).astype(np.uint64)
+    given = np.flatnonzero(draw.random(2_000) < 0.8)
+    parts = [given[start : start + 90] for start in range(0, len(given), 90)]
+    found = first_of_equal(((part, keys[part]) for part in parts), 2_000, tmp_path / "f", rows_in_memory=rows_in_memory)
+    first: dict[tuple[int, ...], int] = {}
+    expected = np.full(2_000, -1)
+    for row in given:
+        expected[row] = first.setdefault(tuple(keys[row]), row)
+    assert np.array_equal(found, expected)
+    assert [file.name for file in tmp_path.iterdir()] == ["f"]
+
+
+def test_keys_of_a_sliced_column_are_its_own() -> None:
+    column = pa.array([bytes([n]) * 16 for n in range(5)], pa.binary(16)).slice(2, 2)
+    assert keys_of(column).tobytes() == b"\x02" * 16 + b"\x03" * 16
+    assert keys_of(pa.array([], pa.binary(16))).shape == (0, 2)
