@@ -88,6 +88,7 @@ def check(output: Path, num_rows: int) -> None:
 
 
 def _run(config: EmbedCorpusConfig) -> None:
+    from benchmarks.embed_scale import FakeEncoder  # not of __main__, which the workers do not have
     from rayjobs import embed_corpus
 
     print(embed_corpus.run(config, load=FakeEncoder).counters)

@@ -231,8 +231,12 @@ class EmbedCorpusConfig(InputJobConfig):
     pictures: str | None = _key(
         None, "folder or address that paths of pictures start from; null: their file's own folder", rows=False
     )
+    library: Literal["mme5", "sentence-transformers"] = _key(
+        "mme5", "what runs the model; sentence-transformers: any model of that library, for comparison"
+    )
     adapter: str | None = _key(None, "adapter folder to put on the model")
     prompt_style: str | None = _key(None, "how contents become prompts; null: the one stored with the model")
+    max_tokens: int | None = _key(None, "of one prompt; what is longer is cut; null: as stored with the model", ge=1)
     remote_code: bool = _key(False, "run code that comes with the model; it can do anything that you can")
     instruction: InstructionConfig = _key(InstructionConfig(), "instructions by modality")
     dtype: str = _key("auto", "auto: the checkpoint's own; or float32, bfloat16, float16")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from mme5core.content_key import content_key
 from mme5core.errors import first_line
 from mme5core.images import BadImage
 from mme5core.model_folder import check_adapter, check_model_files, encoder_settings, model_identity, model_width
+from mme5core.peers import SentenceTransformerEncoder, sentence_transformer_width
 from mme5core.prompt_styles import check_style
 from mme5core.readers import CorpusRow, ReadOptions, input_identity, read_rows
 from mme5core.storage import locate
@@ -36,6 +37,9 @@ from rayjobs.progress import Progress
 from rayjobs.scan import Index, rows_of, scan, shards_of
 from rayjobs.source_columns import SourceColumns
 from rayjobs.worklog import append
+
+if TYPE_CHECKING:
+    from mme5core.encoder import Encoder
 
 Instructions = dict[str, str | None]
 
@@ -59,18 +63,7 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
         load: makes the encoder of an actor from the job's configuration; None: the model that this names.
     """
     shards = shards_of(config.input, pictures=True)
-    try:
-        check_model_files(config.model)
-        if config.adapter:
-            check_adapter(config.adapter)
-        if config.prompt_style:
-            check_style(config.prompt_style)
-        dimension = model_width(config.model)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    if dimension is None:
-        here = "its configuration names no width" if Path(config.model).is_dir() else "no such folder here"
-        raise ConfigError(f"no model at {config.model!r}: {here}, and the hub gives none of that name")
+    dimension = _checked_width(config)
     try:
         vector_format = VectorFormat(
             dimension, config.vectors.dim or dimension, config.vectors.dtype, tuple(config.vectors.also)
@@ -112,6 +105,32 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
         contents = number_contents(index, folder.work)
         _embed_all(ray, config, index, contents, instructions, VectorLog(rows, dimension), load or load_encoder)
         return _finish(ray, folder, config, index, contents, VectorLog(rows, dimension), vector_format, source)
+
+
+def _checked_width(config: EmbedCorpusConfig) -> int:
+    """Width of the model's vectors, once it is known that there is such a model."""
+    try:
+        if config.library == "sentence-transformers":
+            for key in ("adapter", "prompt_style"):
+                if getattr(config, key):
+                    raise ConfigError(f"'{key}' has no meaning with library=sentence-transformers")
+            return sentence_transformer_width(config.model)
+        check_model_files(config.model)
+        if config.adapter:
+            check_adapter(config.adapter)
+        if config.prompt_style:
+            check_style(config.prompt_style)
+        dimension = model_width(config.model)
+    except ValueError as error:
+        if (Path(config.model) / "modules.json").is_file() and config.library == "mme5":
+            raise ConfigError(
+                f"{error}; a model of sentence-transformers takes library=sentence-transformers"
+            ) from None
+        raise ConfigError(str(error)) from None
+    if dimension is None:
+        here = "its configuration names no width" if Path(config.model).is_dir() else "no such folder here"
+        raise ConfigError(f"no model at {config.model!r}: {here}, and the hub gives none of that name")
+    return dimension
 
 
 class KeyOf:
@@ -247,11 +266,19 @@ class ReadContents:
         yield pa.Table.from_pylist(records, CONTENTS)
 
 
-def load_encoder(config: dict[str, Any]) -> Any:
-    """The model that `config` names, in this process."""
+def load_encoder(config: dict[str, Any]) -> Encoder | SentenceTransformerEncoder:
+    """The model that the job's configuration names, in this process."""
     from mme5core.encoder import Encoder
 
-    return Encoder.load(
+    if config["library"] == "sentence-transformers":
+        return SentenceTransformerEncoder(
+            config["model"],
+            device=config["device"],
+            dtype=config["dtype"],
+            max_tokens=config["max_tokens"],
+            remote_code=config["remote_code"],
+        )
+    encoder = Encoder.load(
         config["model"],
         config["adapter"],
         config["prompt_style"],
@@ -259,6 +286,8 @@ def load_encoder(config: dict[str, Any]) -> Any:
         config["dtype"],
         remote_code=config["remote_code"],
     )
+    encoder.max_tokens = config["max_tokens"] or encoder.max_tokens
+    return encoder
 
 
 class Embed:
@@ -454,13 +483,17 @@ def _file_metadata(
     folder: JobFolder, config: EmbedCorpusConfig, vector_format: VectorFormat, calibration: Int8Calibration | None
 ) -> dict[str, str]:
     """What made the vectors, in every file: two parts that disagree do not belong together."""
-    settings = encoder_settings(config.adapter or config.model)
+    if config.library == "mme5":
+        settings = encoder_settings(config.adapter or config.model)
+    else:
+        settings = {"prompt_style": config.library, "pooling": config.library}
     made_by = {
         "model": folder.run.identities["model"],
         "adapter": folder.run.identities.get("adapter", ""),
         "prompt_style": config.prompt_style or settings["prompt_style"],
         "pooling": settings["pooling"],
         "dtype": config.dtype,
+        "max_tokens": str(config.max_tokens or ""),
         "dim": str(vector_format.dim),
     }
     found = {f"mme5.{name}": value for name, value in made_by.items() if value}

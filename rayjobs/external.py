@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-BYTES_IN_MEMORY = 1 << 26
-ROWS_IN_MEMORY = 1 << 22
+BYTES_IN_MEMORY = 1 << 25
+ROWS_IN_MEMORY = 1 << 20
+MAX_PARTS = 256  # files open at once; of more rows than these hold, the parts are larger
 SAMPLES_PER_RUN = 1000
 
 Keyed = tuple[np.ndarray, np.ndarray]
@@ -107,7 +108,7 @@ def first_of_equal(
         out: the file that holds the result, int64 [num_rows], mapped into memory; those of the parts lie beside it
             while this runs.
     """
-    num_parts = max(1, -(-num_rows // rows_in_memory))
+    num_parts = min(MAX_PARTS, max(1, -(-num_rows // rows_in_memory)))
     parts = [out.with_name(f"{out.name}.part{n}") for n in range(num_parts)]
     streams = [part.open("wb") for part in parts]
     for rows, keys in keyed:

@@ -1,0 +1,135 @@
+"""Models of sentence-transformers behind the interface of `Encoder`, so that baselines run through the same job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mme5core.images import BadImage, load_rgb
+from mme5core.types import Content
+
+if TYPE_CHECKING:
+    from mme5core.prepare import OnBad
+
+PICTURES_PER_BATCH = 4
+"""Batches' worth of pictures decoded at once."""
+
+
+class SentenceTransformerEncoder:
+    """A sentence-transformers model, with its own pooling, limit of tokens and order of batches.
+
+    An instruction is put before the text, as its `prompt` argument does it. Vectors have unit length.
+
+    Raises:
+        ValueError: the package is missing, or it cannot load the model.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_tokens: int | None = None,
+        remote_code: bool = False,
+    ) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise ValueError(
+                "library=sentence-transformers needs that package: pip install sentence-transformers"
+            ) from None
+        self._model = SentenceTransformer(
+            path,
+            device=None if device == "auto" else device,
+            trust_remote_code=remote_code,
+            model_kwargs={} if dtype == "auto" else {"dtype": dtype},
+        )
+        if max_tokens is not None:
+            self._model.max_seq_length = max_tokens
+        self.dimension = int(self._model.get_embedding_dimension() or len(self._model.encode("width")))
+
+    def stream(
+        self,
+        contents: Sequence[Content],
+        instructions: Sequence[str | None],
+        *,
+        batch_size: int = 32,
+        on_bad: OnBad | None = None,
+        **options: Any,
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(places in `contents`, their vectors [B, D]), as `Encoder.stream`.
+
+        Args:
+            batch_size: rows of one forward pass.
+            on_bad: told of pictures that cannot be read; None: they raise.
+            options: of `Encoder.stream` that this library leaves no choice in.
+        """
+        groups: dict[tuple[str, str | None], list[int]] = {}
+        for place, (content, instruction) in enumerate(zip(contents, instructions, strict=True)):
+            groups.setdefault((content.modality, instruction), []).append(place)
+        for (modality, instruction), places in groups.items():
+            # Pictures are large; texts are sorted by the library, the more of them the better.
+            step = len(places) if modality == "T" else PICTURES_PER_BATCH * batch_size
+            for start in range(0, len(places), step):
+                inputs = self._inputs(contents, places[start : start + step], on_bad)
+                if inputs:
+                    vectors = self._model.encode(
+                        list(inputs.values()),
+                        prompt=instruction,
+                        batch_size=batch_size,
+                        normalize_embeddings=True,
+                        show_progress_bar=False,
+                    )
+                    yield list(inputs), np.asarray(vectors, dtype=np.float32)
+
+    def _inputs(self, contents: Sequence[Content], places: Sequence[int], on_bad: OnBad | None) -> dict[int, Any]:
+        found: dict[int, Any] = {}
+        for place in places:
+            content = contents[place]
+            if content.image is None:
+                found[place] = content.text
+                continue
+            try:
+                picture = load_rgb(content.image)
+            except BadImage as error:
+                if on_bad is None:
+                    raise ValueError(f"content {place}: {error}") from None
+                on_bad(place, error)
+                continue
+            found[place] = {"image": picture, "text": content.text} if content.text else picture
+        return found
+
+
+def sentence_transformer_width(path: str) -> int:
+    """Width of a model's vectors: by its last layer's file where that tells, else by loading the model.
+
+    Raises:
+        ValueError: no such model, or it cannot be loaded.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise ValueError(f"no model at {path!r}: not a folder, and not a hub id (owner/name)")
+    elif (folder / "modules.json").is_file():
+        for module in reversed(json.loads((folder / "modules.json").read_text())):
+            file = folder / module["path"] / "config.json"
+            settings = json.loads(file.read_text()) if module["path"] and file.is_file() else {}
+            width = settings.get("out_features") or _pooled_width(settings)
+            if width:
+                return int(width)
+    elif not (folder / "config.json").is_file():
+        raise ValueError(f"no model at {path!r}: the folder has neither modules.json nor config.json")
+    return SentenceTransformerEncoder(path, device="cpu").dimension
+
+
+def _pooled_width(settings: dict[str, Any]) -> int | None:
+    """Of a pooling of one kind; several kinds are put side by side."""
+    kinds = [name for name, value in settings.items() if name.startswith("pooling_mode") and value]
+    if len(kinds) != 1 or not isinstance(settings[kinds[0]], str | bool):
+        return None
+    return settings.get("embedding_dimension") or settings.get("word_embedding_dimension")
