@@ -100,10 +100,18 @@ class EmbeddingModel(nn.Module):
     @property
     def has_frozen_tower(self) -> bool:
         """Whether the tower can run apart, once per picture: it is known, and nothing in it trains."""
+        parameters = self._tower_parameters()
+        return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+    @property
+    def has_sharded_tower(self) -> bool:
+        """Whether each process holds a part of the tower's weights only, as under DeepSpeed's ZeRO-3."""
+        return any(hasattr(parameter, "ds_id") for parameter in self._tower_parameters())
+
+    def _tower_parameters(self) -> list[nn.Parameter]:
         base, names = base_model(self.model), self.backbone.tower
         parts = [getattr(base, name) for name in names if hasattr(base, name)]
-        parameters = [p for part in parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
-        return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+        return [p for part in parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
 
     def _tower_modules(self) -> list[nn.Module]:
         base = base_model(self.model)

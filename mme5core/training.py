@@ -283,15 +283,25 @@ def _with_features(contrast: Contrast, encoder: Encoder, autocast: Any, device_b
 
     The tower runs over a chunk's pictures that no chunk before it had, so that a chunk bounds its memory too.
     """
+    seen: set[str] = set()
+    new_of = []
+    for keys in contrast.picture_keys:
+        new_of.append([key for key in dict.fromkeys(keys) if key not in seen])
+        seen.update(keys)
+    runs = [bool(new) for new in new_of]
+    if encoder.module.has_sharded_tower:
+        # Every pass gathers the weights from all processes: where one has new pictures, all must run the tower.
+        runs = sum_over_processes(torch.tensor(runs, dtype=torch.int32, device=encoder.device)).bool().tolist()
     features: dict[str, Features] = {}
     batches = []
-    for batch, keys in zip(contrast.batches, contrast.picture_keys, strict=True):
-        new = [key for key in dict.fromkeys(keys) if key not in features]
-        if new:
+    pictures: list[PictureInputs] = []
+    for batch, keys, new, run in zip(contrast.batches, contrast.picture_keys, new_of, runs, strict=True):
+        if run:
+            pictures = [contrast.pictures.pop(key) for key in new] or pictures[-1:]
             with torch.no_grad(), autocast():
-                made = encoder.module.features([contrast.pictures.pop(key) for key in new])
+                made = encoder.module.features(pictures)[: len(new)]
             device_bytes -= sum(_num_bytes(feature) for feature in made)
-            features |= zip(new, made if device_bytes >= 0 else _in_host_memory(made), strict=True)
+            features |= zip(new, made if device_bytes >= 0 or not made else _in_host_memory(made), strict=True)
         batches.append(replace(batch, features=[features[key] for key in keys]) if keys else batch)
     return batches
 

@@ -1,11 +1,19 @@
-"""Tests of the learning rate's course: linear up, linear down, 0 only after the last step."""
+"""The learning rate's course: linear up, linear down, 0 only after the last step; and processes that stay in step."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
+from mme5core import training
+from mme5core.encoder import EmbeddingModel
+from mme5core.objective import Objective
 from mme5core.training import learning_rate_at
+from tests.core.exactness import Setting, largest_difference, step
 
 
 def course(num_steps: int, warmup_ratio: float, peak: float = 1.0) -> list[float]:
@@ -43,3 +51,31 @@ def test_no_step_is_taken_at_a_rate_of_0_or_above_the_peak(num_steps: int, warmu
 
 def test_after_the_last_step_the_rate_is_0() -> None:
     assert learning_rate_at(33, peak=1.0, num_steps=33, warmup_ratio=0.1) == 0
+
+
+def test_where_its_weights_are_sharded_the_tower_runs_as_often_as_on_the_process_that_needs_it_most(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run gathers the weights from all processes: one that ran it less often would wait for ever."""
+    runs = 0
+    features = EmbeddingModel.features
+
+    def counted(*args: object) -> object:
+        nonlocal runs
+        runs += 1
+        return features(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EmbeddingModel, "features", counted)
+    setting = Setting(str(base), Objective(0.05), targets="language", chunk_rows=3)
+    alone = step(setting)
+    assert 0 < runs <= 7  # the pictures repeat
+
+    def summed(tensor: Tensor) -> Tensor:
+        return torch.ones_like(tensor) if tensor.dtype == torch.int32 else tensor  # another process has new ones always
+
+    runs = 0
+    monkeypatch.setattr(training, "sum_over_processes", summed)
+    monkeypatch.setattr(EmbeddingModel, "has_sharded_tower", True)
+    together = step(setting)
+    assert runs == 48 // 3
+    assert largest_difference(together, alone) < 1e-6
