@@ -1,70 +1,178 @@
-"""`Encoder.embed` from JPEG and text to vectors, against the library's bare forward on prepared, sorted batches."""
+"""`Encoder.embed` from JPEG and text to vectors, against the library's bare forward and against sentence-transformers.
+
+Half texts, half pictures. The bare forward has its inputs prepared, sorted by length and resident. All sides give the
+same vectors, which is checked first, in batches of as many rows, on one thread; decoding is everybody's own business.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.training import checkpoint
+from benchmarks import checkpoints
+from mme5core.backbones import mllama
 from mme5core.encoder import Encoder
+from mme5core.prepare import PreparedBatch
 from mme5core.types import Content
 
-NUM_ROWS, BATCH_SIZE, ROUNDS, THREADS = 128, 16, 5, 1
-WORDS = ["red", "heart", "faccina", "gatto", "солнце", "猫", "flag", "house"]
+BATCH_SIZE, ROUNDS, THREADS = 16, 4, 1
+BestOf = Callable[[dict[str, Callable[[], object]], int], dict[str, float]]
+
+Sizes = tuple[int, int]
+# Name: family, rows, sides of the pictures in pixels. 160 x 120 fills one tile of 168, 320 x 240 four.
+CASES: dict[str, tuple[str, int, Callable[[random.Random], Sizes]]] = {
+    "mllama_4_tiles": ("mllama", 96, lambda draw: (320, 240)),
+    "mllama_1_tile": ("mllama", 96, lambda draw: (160, 120)),
+    "qwen2_vl": ("qwen2_vl", 64, lambda draw: (draw.randrange(112, 672), draw.randrange(112, 672))),
+    "qwen2_vl_small": ("qwen2_vl", 96, lambda draw: (draw.randrange(56, 224), draw.randrange(56, 224))),
+}
+# As `mme5core` renders a content without instruction.
+TEMPLATES = {
+    "mllama": "{%- macro text(c) -%}{% if c is string %}{{ c }}{% else %}{% for p in c if p['type'] == 'text' %}"
+    "{{ p['text'] }}{% endfor %}{% endif %}{%- endmacro -%}"
+    "{%- for m in messages -%}{%- set c = m['content'] -%}"
+    "{% if c is not string and c | selectattr('type', 'equalto', 'image') | list %}<|image|><|begin_of_text|>"
+    "{% else %}<|begin_of_text|><|begin_of_text|>{% endif %}{{ text(c) }}{%- endfor -%}",
+    "qwen2_vl": "{%- for m in messages -%}{%- set c = m['content'] -%}{% if c is string %}{{ c }}{% else %}"
+    "{% for p in c %}{% if p['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}"
+    "{% for p in c if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}{% endif %}{%- endfor -%}",
+}
 
 
-def contents(num_rows: int = NUM_ROWS) -> list[Content]:
-    """Half texts of lognormal length, half pictures of 320 x 240 pixels."""
-    random_ = random.Random(0)
+def contents(num_rows: int, size: Callable[[random.Random], Sizes]) -> list[Content]:
+    """Half texts of lognormal length, half pictures, in no order."""
+    draw = random.Random(0)
     texts = [
-        Content(" ".join(random_.choices(WORDS, k=max(1, min(60, round(random_.lognormvariate(2, 0.9)))))))
-        for _ in range(num_rows // 2)
+        Content(checkpoints.words(max(1, min(100, round(draw.lognormvariate(3, 0.9)))), seed))
+        for seed in range(num_rows // 2)
     ]
-    return texts + [Content(image=_jpeg(number)) for number in range(num_rows // 2)]
+    rows = texts + [Content(image=jpeg(number, size(draw))) for number in range(num_rows // 2)]
+    draw.shuffle(rows)
+    return rows
 
 
-def run(folder: Path, best_of: Callable[[dict[str, Callable[[], object]], int], dict[str, float]]) -> dict[str, object]:
-    """`ratio`: the whole job in one process over the bare forward; what preparing adds, less what our path saves."""
-    rows = contents()
-    encoder = Encoder.load(checkpoint(folder / "embedding"), device="cpu")
+def run(folder: Path, best_of: BestOf) -> dict[str, object]:
+    """Ratios of best times; `library` is our path with the library's own attention in mllama's tower."""
     torch.set_num_threads(THREADS)  # the other core prepares, as it would beside an accelerator
-    instructions: list[str | None] = [None] * len(rows)
-    prepared = list(encoder.batches(rows, instructions, batch_size=BATCH_SIZE, max_batch_tokens=1 << 20))
+    figures: dict[str, object] = {"dtype": "float32", "threads": THREADS, "batch_size": BATCH_SIZE}
+    for name, (family, num_rows, size) in CASES.items():
+        base = folder / family
+        if not base.exists():
+            getattr(checkpoints, family)(base)
+        figures[name] = {"n": num_rows} | compare(base, family, contents(num_rows, size), best_of)
+    torch.set_num_threads(2)
+    return figures
+
+
+def compare(base: Path, family: str, rows: list[Content], best_of: BestOf) -> dict[str, float]:
+    encoder = Encoder.load(str(base), device="cpu", dtype="float32")
+    sides: dict[str, Callable[[], Any]] = {"bare": bare_forward(encoder, rows), "ours": partial(embed, encoder, rows)}
+    if family == "mllama":
+        sides["library"] = partial(_embed_with_library_attention, encoder, rows)
+    peer = sentence_transformer(base, family)
+    if peer is not None:
+        sides["sentence_transformers"] = partial(_encode, peer, rows)
+    vectors = {side: call() for side, call in sides.items()}
+    for side, vector_ND in vectors.items():
+        apart = float((1 - (vector_ND * vectors["bare"]).sum(axis=1)).max())
+        assert apart < 1e-5, f"{family}: {side} gives other vectors, 1 - cosine {apart}"
+    best = best_of(sides, ROUNDS)
+    return {f"{side}_over_bare": round(best[side] / best["bare"], 3) for side in sides if side != "bare"} | {
+        f"speed_over_{side}": round(best[side] / best["ours"], 2) for side in sides if side == "sentence_transformers"
+    }
+
+
+def embed(encoder: Encoder, rows: list[Content]) -> np.ndarray:
+    return encoder.embed(rows, batch_size=BATCH_SIZE, max_batch_tokens=1 << 20)
+
+
+def _embed_with_library_attention(encoder: Encoder, rows: list[Content]) -> np.ndarray:
+    split = mllama.unmasked_tiles
+    mllama.unmasked_tiles = lambda vision_model: nullcontext()  # type: ignore[assignment]
+    try:
+        return embed(encoder, rows)
+    finally:
+        mllama.unmasked_tiles = split
+
+
+def bare_forward(encoder: Encoder, rows: list[Content]) -> Callable[[], np.ndarray]:
+    prepared = list(encoder.batches(rows, [None] * len(rows), batch_size=BATCH_SIZE, max_batch_tokens=1 << 20))
+    inputs = [
+        batch.inputs | encoder.backbone.extra_inputs(batch.inputs)
+        if hasattr(encoder.backbone, "extra_inputs")
+        else batch.inputs
+        for batch in prepared
+    ]
 
     def bare() -> np.ndarray:
         result = np.empty((len(rows), encoder.dimension), dtype=np.float32)
         with torch.inference_mode():
-            for batch in prepared:
-                state = encoder.module.model(**batch.inputs, use_cache=False).last_hidden_state
+            for batch, arguments in zip(prepared, inputs, strict=True):
+                state = encoder.module.model(**arguments, use_cache=False).last_hidden_state
                 last = batch.inputs["attention_mask"].sum(dim=1) - 1
                 pooled = state[torch.arange(len(last)), last]
                 result[batch.rows] = torch.nn.functional.normalize(pooled, dim=-1).numpy()
         return result
 
-    def ours() -> np.ndarray:
-        return encoder.embed(rows, batch_size=BATCH_SIZE, max_batch_tokens=1 << 20)
-
-    difference = float(np.abs(bare() - ours()).max())
-    assert difference < 1e-5, f"the two sides differ by {difference}"
-    best = best_of({"bare": bare, "ours": ours}, ROUNDS)
-    torch.set_num_threads(2)
-    return {
-        "ratio": round(best["ours"] / best["bare"], 3),
-        "n": NUM_ROWS,
-        "dtype": "float32",
-        "threads": THREADS,
-        "model": "small mllama, the tower's share of a picture row 0.87 as in the 11B",
-    }
+    return bare
 
 
-def _jpeg(number: int) -> bytes:
+def _extra(encoder: Encoder, batch: PreparedBatch) -> dict[str, torch.Tensor]:
+    backbone: Any = encoder.backbone
+    found: dict[str, torch.Tensor] = backbone.extra_inputs(batch.inputs) if hasattr(backbone, "extra_inputs") else {}
+    return found
+
+
+def _encode(peer: Any, rows: list[Content]) -> np.ndarray:
+    vectors: np.ndarray = peer.encode(inputs_of(rows), batch_size=BATCH_SIZE, show_progress_bar=False)
+    return vectors
+
+
+def inputs_of(rows: list[Content]) -> list[Any]:
+    """The rows as sentence-transformers takes them; pictures are decoded when it reads them."""
+    return [row.text if row.image is None else Image.open(io.BytesIO(row.image)) for row in rows]  # type: ignore[arg-type]
+
+
+def sentence_transformer(base: Path, family: str) -> Any:
+    """The same checkpoint in that library, with our tokens; None without torchvision, which it wants for Qwen."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Normalize, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    if family == "qwen2_vl" and importlib.util.find_spec("torchvision") is None:
+        return None
+    (base / "chat_template.jinja").write_text(TEMPLATES[family])
+    if family == "qwen2_vl":
+        _save_qwen_processor(base)
+    transformer = Transformer(str(base))
+    transformer.max_seq_length = 256 if family == "mllama" else 4096
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
+    return SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
+
+
+def _save_qwen_processor(base: Path) -> None:
+    from transformers import AutoTokenizer, Qwen2VLProcessor, Qwen2VLVideoProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    pixels = Qwen2VLImageProcessorPil.from_pretrained(base)
+    video = Qwen2VLVideoProcessor(patch_size=14, merge_size=2, temporal_patch_size=2)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    template = TEMPLATES["qwen2_vl"]
+    Qwen2VLProcessor(pixels, tokenizer, video, chat_template=template).save_pretrained(base)
+
+
+def jpeg(number: int, size: Sizes) -> bytes:
     coarse = np.random.default_rng(number).integers(0, 255, (24, 32, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(coarse).resize((320, 240)).save(buffer, "JPEG")
+    Image.fromarray(coarse).resize(size).save(buffer, "JPEG")
     return buffer.getvalue()

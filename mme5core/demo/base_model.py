@@ -61,7 +61,10 @@ def build_base(
     config = _config(tokenizer, vision or {}, text or {})
     side = (vision or {}).get("image_size", TILE_SIZE)
     image_processor = MllamaImageProcessor(
-        size={"height": side, "width": side}, max_image_tiles=1, do_resize=True, do_pad=True
+        size={"height": side, "width": side},
+        max_image_tiles=(vision or {}).get("max_num_tiles", 1),
+        do_resize=True,
+        do_pad=True,
     )
     torch.manual_seed(seed)
     model = MllamaForConditionalGeneration(config)

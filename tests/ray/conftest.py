@@ -159,13 +159,18 @@ def run_job(
 
 
 def kill_when(
-    job: str, *args: str, ready: Callable[[], bool], timeout_s: float = 180, driver_only: bool = False
+    job: str,
+    *args: str,
+    ready: Callable[[], bool],
+    timeout_s: float = 180,
+    driver_only: bool = False,
+    every_s: float = 0.05,
 ) -> None:
     """Start a job and SIGKILL it, with Ray and its workers or alone, once `ready`; fails if it ends before."""
     with subprocess.Popen(
         command(job, *args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        wait_for(process, ready, timeout_s=timeout_s)
+        wait_for(process, ready, timeout_s=timeout_s, every_s=every_s)
         if driver_only:
             process.kill()
             process.wait()

@@ -1,0 +1,183 @@
+"""`embed-corpus` killed in each of its phases, whole or in part: every row once, and nothing done is done again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import pytest
+
+from tests.ray.conftest import Ended, adds_up, command, kill_when, run_job, wait_for
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+NUM_SHARDS, ROWS_PER_SHARD, NUM_TEXTS = 6, 20_000, 3_000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Many rows of few texts: every phase takes some seconds."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for shard in range(NUM_SHARDS):
+        numbers = np.random.default_rng(shard).permutation(ROWS_PER_SHARD) + shard * ROWS_PER_SHARD
+        texts = [f"text {n % NUM_TEXTS}" for n in numbers]
+        pq.write_table(pa.table({"id": [f"{n:06d}" for n in numbers], "text": texts}), folder / f"{shard}.parquet")
+    return folder
+
+
+def args(corpus: Path, base: Path, output: Path, *more: str) -> list[str]:
+    return [f"input={corpus}", f"model={base}", f"output={output}", "window_rows=100", "rows_per_file=2000", *more]
+
+
+def read(output: Path) -> tuple[list[str], np.ndarray]:
+    table = pa.concat_tables(pq.read_table(file) for file in sorted(output.glob("part-*.parquet")))
+    return table["id"].to_pylist(), table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], np.ndarray]:
+    output = tmp_path_factory.mktemp("unbroken") / "out"
+    ended = run_job("embed-corpus", *args(corpus, base, output))
+    assert ended.code == 0, ended.stderr
+    ids, vectors = read(output)
+    assert ids == [f"{n:06d}" for n in range(NUM_SHARDS * ROWS_PER_SHARD)]
+    return ids, vectors
+
+
+def is_equal(output: Path, unbroken: tuple[list[str], np.ndarray]) -> None:
+    assert adds_up(output)["distinct"] == NUM_TEXTS
+    ids, vectors = read(output)
+    assert ids == unbroken[0] and np.abs(vectors - unbroken[1]).max() < 1e-5
+    assert not (output / "_work").exists()
+
+
+def is_in(phase: str, output: Path) -> Callable[[], bool]:
+    """Whether a run has begun a phase, and done a part of it."""
+    work = output / "_work"
+    parts = {
+        "reading": lambda: len(list(work.glob("index/0*.parquet"))) >= 2,
+        "embedding": lambda: len(list(work.glob("rows/*.arrow"))) >= 5,
+        "writing": lambda: len(list(work.glob("parts-*/part-*.parquet"))) >= 5,
+    }
+    return parts[phase]
+
+
+@pytest.mark.parametrize("driver_only", [False, True])
+@pytest.mark.parametrize("phase", ["reading", "embedding", "writing"])
+def test_a_killed_run_goes_on_where_it_was(
+    phase: str, driver_only: bool, corpus: Path, base: Path, unbroken: tuple[list[str], np.ndarray], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    kill_when(
+        "embed-corpus", *args(corpus, base, output), ready=is_in(phase, output), driver_only=driver_only, every_s=0.01
+    )
+    assert not (output / "_SUCCESS").exists()
+    work = output / "_work"
+    shards = list(work.glob("index/0*.parquet"))
+    num_embedded = sum(pa.ipc.open_file(file).read_all().num_rows for file in work.glob("rows/*.arrow"))
+    if phase == "reading":
+        assert 2 <= len(shards) < NUM_SHARDS and not num_embedded
+    elif phase == "embedding":
+        assert 500 <= num_embedded < NUM_TEXTS
+    else:
+        assert len(list(work.glob("parts-*/part-*.parquet"))) < NUM_SHARDS * ROWS_PER_SHARD // 2_000
+    again = run_job("embed-corpus", *args(corpus, base, output))
+    assert again.code == 0, again.stderr
+    is_equal(output, unbroken)
+    if phase == "reading":
+        assert first_count("reading", again) > len(shards) * ROWS_PER_SHARD
+    elif phase == "embedding":
+        assert first_count("contents", again) > num_embedded
+    else:
+        assert "of 3,000 contents" not in again.stderr
+
+
+def first_count(what: str, ended: Ended) -> int:
+    """The number in the first line of progress about something."""
+    line = next(line for line in ended.stderr.splitlines() if what in line)
+    found = re.search(r": ([\d,]+) ", line)
+    assert found is not None, line
+    return int(found[1].replace(",", ""))
+
+
+def workers_of(pid: int, name: str) -> list[psutil.Process]:
+    """Processes of Ray below a process whose title has `name`."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("phase", "name"), [("reading", "ray::Map"), ("embedding", "ray::MapWorker"), ("writing", "ray::_write_part")]
+)
+def test_a_killed_actor_or_task_is_made_up_for_by_the_run_itself(
+    phase: str, name: str, corpus: Path, base: Path, unbroken: tuple[list[str], np.ndarray], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with subprocess.Popen(
+        command("embed-corpus", *args(corpus, base, output)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        ready = is_in(phase, output)
+        wait_for(process, lambda: ready() and bool(workers_of(process.pid, name)), every_s=0.01)
+        workers_of(process.pid, name)[0].kill()
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert json.loads(out.strip().splitlines()[-1])["code"] == 0
+    is_equal(output, unbroken)
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """A cluster of a head and another node, both on this machine."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 200 << 20})
+    cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
+    cluster.wait_for_nodes()
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.parametrize("phase", ["reading", "embedding", "writing"])
+def test_a_killed_node_is_made_up_for_by_the_others(
+    phase: str, two_nodes: object, corpus: Path, base: Path, unbroken: tuple[list[str], np.ndarray], tmp_path: Path
+) -> None:
+    cluster: object = two_nodes
+    output = tmp_path / "out"
+    env = os.environ | {"RAY_ADDRESS": cluster.address}  # type: ignore[attr-defined]
+    with subprocess.Popen(
+        command("embed-corpus", *args(corpus, base, output, "num_workers=2")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    ) as process:
+        wait_for(process, is_in(phase, output), every_s=0.01)
+        (node,) = cluster.worker_nodes  # type: ignore[attr-defined]
+        raylet = next(p.process.pid for p in node.all_processes["raylet"])
+        children = psutil.Process(raylet).children(recursive=True)
+        for pid in [raylet, *[child.pid for child in children]]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out.strip().splitlines()[-1])["code"] == 0
+    is_equal(output, unbroken)
