@@ -23,7 +23,7 @@ from mme5core.images import BadImage
 from mme5core.model_folder import check_adapter, check_model_files, encoder_settings, model_identity, model_width
 from mme5core.peers import SentenceTransformerEncoder, sentence_transformer_width
 from mme5core.prompt_styles import check_style
-from mme5core.readers import CorpusRow, ReadOptions, input_identity, read_rows
+from mme5core.readers import CorpusRow, ReadOptions, input_files, input_identity, read_rows
 from mme5core.storage import locate
 from mme5core.types import Content, Rejected
 from mme5core.vectors import Int8Calibration, VectorFormat, cut
@@ -72,12 +72,15 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
         raise ConfigError(str(error)) from None
     if taken := {"id", "embedding", "embedding_int8", "embedding_binary"} & set(config.columns):
         raise ConfigError(f"'columns' names {sorted(taken)[0]!r}, which the job writes itself")
-    identities = {"input": input_identity(shards), "model": model_identity(config.model)}
+    files = input_files(shards)
+    identities = {"input": input_identity(files), "model": model_identity(config.model)}
     if config.adapter:
         identities["adapter"] = model_identity(config.adapter)
     folder = JobFolder(
         config.output,
-        Run("embed-corpus", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities),
+        Run(
+            "embed-corpus", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities, files
+        ),
     )
     finished = folder.open()
     if finished:

@@ -11,7 +11,7 @@ from mme5core.evaluation.benchmark import Benchmark, read_benchmark, read_vector
 from mme5core.evaluation.report import ScoreSet, html, table
 from mme5core.evaluation.retrieval import score
 from mme5core.model_folder import model_identity
-from mme5core.readers import InputError, input_identity
+from mme5core.readers import InputError, input_files, input_identity
 from mme5core.types import Content, Rejected
 from rayjobs import cli
 from rayjobs.config import AlsoConfig, ConfigError, EvaluateConfig, fingerprint, row_keys
@@ -80,7 +80,7 @@ def _identities(config: EvaluateConfig) -> dict[str, str]:
     for name, one in named.items():
         suffix = f" ({name})" if name else ""
         if one.input:
-            identities[f"input{suffix}"] = input_identity(shards_of(one.input, suffixes=(".parquet",)))
+            identities[f"input{suffix}"] = input_identity(input_files(shards_of(one.input, suffixes=(".parquet",))))
         if one.model:
             identities[f"model{suffix}"] = model_identity(one.model)
         if one.benchmark:
@@ -88,7 +88,7 @@ def _identities(config: EvaluateConfig) -> dict[str, str]:
             for file in files:
                 if not file.is_file():
                     raise ConfigError(f"no benchmark at {one.benchmark!r}: it has no {file.name}")
-            identities[f"benchmark{suffix}"] = input_identity(files)
+            identities[f"benchmark{suffix}"] = input_identity(input_files(files))
     return identities
 
 

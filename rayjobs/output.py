@@ -10,8 +10,8 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from rayjobs.external import sort_tables
 
 MANIFEST, SUCCESS, WORK, QUARANTINE_FOLDER = "_manifest.json", "_SUCCESS", "_work", "_quarantine"
 ROWS_AT_ONCE = 1 << 16
+MAX_FILES_KEPT = 10_000
 VERSIONED = ("mme5", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pillow", "openai")
 
 
@@ -35,7 +36,8 @@ VERSIONED = ("mme5", "ray", "torch", "transformers", "peft", "deepspeed", "pyarr
 class Run:
     """What a run is: the job, its effective configuration, and what it reads.
 
-    `fingerprint` covers what changes rows; `keys` are those settings, kept to say what differs.
+    `fingerprint` covers what changes rows; `keys` are those settings, and `files` the identities of the input's files
+    by name, kept to say what differs.
     """
 
     job: str
@@ -43,6 +45,7 @@ class Run:
     fingerprint: str
     keys: dict[str, Any]
     identities: dict[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class JobFolder:
@@ -174,6 +177,7 @@ class JobFolder:
             "job": self.run.job,
             "fingerprint": self.run.fingerprint,
             "identities": self.run.identities,
+            "input_files": dict(self.run.files) if len(self.run.files) <= MAX_FILES_KEPT else {},
             "keys": json.loads(json.dumps(self.run.keys, default=str)),
             "config": json.loads(without_credentials(json.dumps(self.run.config, default=str))),
         }
@@ -190,6 +194,7 @@ class JobFolder:
             for key in sorted(now[group].keys() | earlier.get(group, {}).keys())
             if earlier.get(group, {}).get(key) != now[group].get(key)
         ]
+        differing += _changes(earlier.get("input_files", {}), now["input_files"])
         raise ConfigError(
             f"output {str(self.path)!r} holds a run of another configuration "
             f"({'; '.join(differing) or 'fingerprints differ'}): choose another output"
@@ -235,6 +240,23 @@ class JobFolder:
         except (OSError, json.JSONDecodeError) as error:
             raise ConfigError(f"{file}: cannot be read ({error})") from None
         return value
+
+
+def _changes(earlier: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What a person would say of two sets of files, three of each kind at most."""
+    if not earlier or not now or list(earlier.items()) == list(now.items()):
+        return []
+    kinds = {
+        "changed": [name for name in now if name in earlier and now[name] != earlier[name]],
+        "new": [name for name in now if name not in earlier],
+        "gone": [name for name in earlier if name not in now],
+    }
+    found = [
+        f"{kind} in the input: {', '.join(names[:3])}" + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+        for kind, names in kinds.items()
+        if names
+    ]
+    return found or ["the input's files are in another order"]
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mme5core.errors import first_line
-from mme5core.readers import input_identity
+from mme5core.readers import input_files, input_identity
 from mme5core.readers.img2dataset import read_picture
 from mme5core.schemas import HOLDOUT, NEIGHBOURS, SAMPLES
 from mme5core.storage import locate
@@ -80,14 +80,15 @@ def run(config: SynthConfig) -> cli.Outcome:
         raise ConfigError(f"'teacher.{missing}' is required: an OpenAI-compatible endpoint and a model's name there")
     if config.budget.usd is not None and (config.prices.prompt is None or config.prices.completion is None):
         raise ConfigError("'budget.usd' needs 'prices.prompt' and 'prices.completion' (USD per million tokens)")
-    identities = {"input": input_identity(shards)} | {
-        name: input_identity(shards_of([path], suffixes=(".parquet",)))
+    files = input_files(shards)
+    identities = {"input": input_identity(files)} | {
+        name: input_identity(input_files(shards_of([path], suffixes=(".parquet",))))
         for name, path in (("neighbours", config.neighbours), ("holdout", config.holdout))
         if path
     }
     folder = JobFolder(
         config.output,
-        Run("synth", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities),
+        Run("synth", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities, files),
     )
     finished = folder.open()
     if finished:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mme5core.model_folder import check_model_files, model_identity, model_width
 from mme5core.prompt_styles import check_style
-from mme5core.readers import InputError, input_identity
+from mme5core.readers import InputError, input_files, input_identity
 from mme5core.readers.samples import SampleTable, count_by, map_samples
 from mme5core.storage import AnyPath
 from mme5core.types import Rejected
@@ -37,10 +37,11 @@ def run(config: TrainConfig) -> cli.Outcome:
     }
     _check(config)
     shards = [shard for files in sources.values() for shard in files]
-    identities = {"input": input_identity(shards), "model": model_identity(config.model)}
+    files = input_files(shards)
+    identities = {"input": input_identity(files), "model": model_identity(config.model)}
     folder = JobFolder(
         config.output,
-        Run("train", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities),
+        Run("train", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities, files),
     )
     finished = folder.open()
     if finished:

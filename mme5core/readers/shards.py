@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,17 +79,21 @@ def labels(shards: Sequence[AnyPath]) -> list[str]:
     return found
 
 
-def input_identity(shards: Sequence[AnyPath]) -> str:
-    """16 hex digits over the names, sizes and ends of the files; their folder may move.
+def input_files(shards: Sequence[AnyPath]) -> dict[str, str]:
+    """By the name of each file 16 hex digits over its name, size and ends; its folder may move.
 
     Of a file above 1 MB only both ends are read: a corpus must not be read once more to be named. Of a folder of
     pictures names and sizes count.
     """
-    digest = hashlib.sha256()
+    names = [label or shard.name for label, shard in zip(labels(shards), shards, strict=True)]
     with ThreadPoolExecutor(16) as threads:  # a store takes its time for each
-        for part in threads.map(_identity_of, shards):
-            digest.update(part)
-    return digest.hexdigest()[:16]
+        digests = threads.map(lambda shard: hashlib.sha256(_identity_of(shard)).hexdigest()[:16], shards)
+        return dict(zip(names, digests, strict=True))
+
+
+def input_identity(files: Mapping[str, str]) -> str:
+    """16 hex digits over what `input_files` found, in its order."""
+    return hashlib.sha256("".join(files.values()).encode()).hexdigest()[:16]
 
 
 def _identity_of(shard: AnyPath) -> bytes:

@@ -229,3 +229,25 @@ def test_a_killed_run_leaves_a_folder_that_the_same_run_goes_on_with(tmp_path: P
     again.write_parts(tables(3), SCHEMA, rows_per_file=9)
     finish(again, num_kept=3)
     assert [file["name"] for file in manifest_of(tmp_path / "out")["files"]] == ["part-00000.parquet"]
+
+
+def test_a_changed_input_is_refused_with_the_files_that_changed(tmp_path: Path) -> None:
+    def with_files(**files: str) -> JobFolder:
+        print_ = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        run = Run("synth", {}, print_, {}, {"input": print_[:4]}, files)
+        return JobFolder(tmp_path / "out", run)
+
+    first = with_files(a="1", b="2", c="3")
+    first.open()
+    (first.work / "rows").mkdir()
+    (first.work / "rows" / "x.arrow").touch()
+    del first
+    for now, said in (
+        (
+            {"a": "1", "b": "9", "d": "4", "e": "4", "f": "4", "g": "4"},
+            "changed in the input: b; new in the input: d, e, f and 1 more; gone in the input: c",
+        ),
+        ({"b": "2", "a": "1", "c": "3"}, "the input's files are in another order"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            with_files(**now).open()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from mme5core.readers import InputError, find_shards, input_identity
+from mme5core.readers import InputError, find_shards, input_files, input_identity
 from mme5core.readers.shards import labels
+from mme5core.storage import AnyPath
 
 
 def folder_of(tmp_path: Path, *names: str) -> Path:
@@ -96,17 +98,21 @@ def test_a_file_of_another_format_and_no_input_at_all_are_refused(tmp_path: Path
         find_shards([])
 
 
+def identity_of(shards: Sequence[AnyPath]) -> str:
+    return input_identity(input_files(shards))
+
+
 def test_the_identity_is_of_names_and_content_and_not_of_the_place(tmp_path: Path) -> None:
     here = find_shards([str(folder_of(tmp_path / "here", "a.jsonl", "b.jsonl"))])
     there = find_shards([str(folder_of(tmp_path / "there", "a.jsonl", "b.jsonl"))])
-    identity = input_identity(here)
-    assert identity == input_identity(there)
+    identity = identity_of(here)
+    assert identity == identity_of(there)
     assert len(identity) == 16
     text = there[0].read_text()
     there[0].write_text(text[::-1])  # another content of the same size
-    assert there[0].read_text() != text and input_identity(there) != identity
+    assert there[0].read_text() != text and identity_of(there) != identity
     there[0].write_text("longer than before")
-    assert input_identity(there) != identity
-    assert input_identity(here[:1]) != identity
+    assert identity_of(there) != identity
+    assert identity_of(here[:1]) != identity
     here[0].rename(here[0].with_name("c.jsonl"))
-    assert input_identity([here[0].with_name("c.jsonl"), here[1]]) != identity
+    assert identity_of([here[0].with_name("c.jsonl"), here[1]]) != identity
