@@ -22,6 +22,7 @@ import pytest
 from tests.ray.conftest import Ended, adds_up, command, kill_when, run_job, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+TOKEN = secrets.token_hex(32)  # one for all clusters: Ray reads it once in a process
 NUM_SHARDS, ROWS_PER_SHARD, NUM_TEXTS = 6, 20_000, 3_000
 
 
@@ -144,7 +145,7 @@ def test_a_killed_actor_or_task_is_made_up_for_by_the_run_itself(
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """A cluster of a head and another node, both on this machine."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 200 << 20})
@@ -170,9 +171,10 @@ def test_a_killed_node_is_made_up_for_by_the_others(
         text=True,
         env=env,
     ) as process:
-        wait_for(process, is_in(phase, output), every_s=0.01)
         (node,) = cluster.worker_nodes  # type: ignore[attr-defined]
         raylet = next(p.process.pid for p in node.all_processes["raylet"])
+        ready, name = is_in(phase, output), {"embedding": "ray::MapWorker"}.get(phase, "ray::")
+        wait_for(process, lambda: ready() and bool(workers_of(raylet, name)), every_s=0.01)
         children = psutil.Process(raylet).children(recursive=True)
         for pid in [raylet, *[child.pid for child in children]]:
             with contextlib.suppress(ProcessLookupError):
