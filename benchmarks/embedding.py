@@ -25,7 +25,7 @@ from mme5core.encoder import Encoder
 from mme5core.prepare import PreparedBatch
 from mme5core.types import Content
 
-BATCH_SIZE, ROUNDS, THREADS = 16, 8, 1
+BATCH_SIZE, ROUNDS, THREADS, MAX_TOKENS = 16, 8, 1, 4096
 BestOf = Callable[[dict[str, Callable[[], object]], int], dict[str, float]]
 
 Sizes = tuple[int, int]
@@ -54,7 +54,7 @@ def contents(num_rows: int, size: Callable[[random.Random], Sizes]) -> list[Cont
     """Half texts of lognormal length, half pictures, in no order."""
     draw = random.Random(0)
     texts = [
-        Content(checkpoints.words(max(1, min(100, round(draw.lognormvariate(3, 0.9)))), seed))
+        Content(checkpoints.words(max(1, min(100, round(draw.lognormvariate(2.3, 0.9)))), seed))
         for seed in range(num_rows // 2)
     ]
     rows = texts + [Content(image=jpeg(number, size(draw))) for number in range(num_rows // 2)]
@@ -77,6 +77,7 @@ def run(folder: Path, best_of: BestOf) -> dict[str, object]:
 
 def compare(base: Path, family: str, rows: list[Content], best_of: BestOf) -> dict[str, float]:
     encoder = Encoder.load(str(base), device="cpu", dtype="float32")
+    encoder.max_tokens = MAX_TOKENS
     sides: dict[str, Callable[[], Any]] = {"bare": bare_forward(encoder, rows), "ours": partial(embed, encoder, rows)}
     if family == "mllama":
         sides["library"] = partial(_embed_with_library_attention, encoder, rows)
@@ -156,7 +157,7 @@ def sentence_transformer(base: Path, family: str) -> Any:
     if family == "qwen2_vl":
         _save_qwen_processor(base)
     transformer = Transformer(str(base))
-    transformer.max_seq_length = 256 if family == "mllama" else 4096
+    transformer.max_seq_length = MAX_TOKENS
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
     return SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu")
 
