@@ -2,9 +2,9 @@
 
     python -m benchmarks.mme5_loop --mme5-repo PATH
 
-Half texts, half pictures of one, two and four tiles; batches of as many rows, float32, one thread for the model on either
-side. Then the same rows with as many doubles again. Memory is what a process of its own adds to what it held after
-loading, at its peak.
+Half texts, half pictures of one, two and four tiles; batches of as many rows, float32, one thread for the model on
+either side. Then the same rows with as many doubles again. Memory is what a process of its own adds to what it held
+after loading, at its peak.
 """
 
 from __future__ import annotations

@@ -100,16 +100,29 @@ def expected_reasons() -> dict[str, str]:
     return reasons | {"good": "duplicate_id", "00001.tar": "broken_shard", "lost": "broken_shard"}
 
 
-def test_embed_corpus_keeps_every_good_picture_and_names_every_bad_one(
-    corpus: Path, base: Path, tmp_path: Path
-) -> None:
-    ended = run_job("embed-corpus", f"input={corpus}", f"model={base}", f"output={tmp_path / 'out'}")
+def test_embed_corpus_keeps_every_good_row_and_names_every_bad_one(corpus: Path, base: Path, tmp_path: Path) -> None:
+    lines = [
+        '{"id": "long", "text": "%s"}' % ("word 猫" * 200_000),
+        '{"id": 7, "text": "a number for an id"}',
+        '{"text": "no id"}',
+        '{"id": "twice", "text": "first"}',
+        '{"id": "twice", "text": "second"}',
+        '{"id": "nothing", "text": " "}',
+        '{"id": "number", "text": 5}',
+        "no JSON",
+    ]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    output = tmp_path / "out"
+    ended = run_job("embed-corpus", f"input=[{corpus}, {tmp_path}/texts.jsonl]", f"model={base}", f"output={output}")
     assert ended.code == 0, ended.stderr
     assert "Traceback" not in ended.stderr
-    adds_up(tmp_path / "out")
-    assert {row["id"] for row in read_parts(tmp_path / "out")} == {*odd_pictures(), "whole"}
-    quarantined = pq.read_table(tmp_path / "out" / "_quarantine").to_pylist()
-    assert expected_reasons().items() <= {row["id"]: row["reason"] for row in quarantined}.items()
+    adds_up(output)
+    texts = {"long", "7", "texts.jsonl:2", "twice"}
+    assert {row["id"] for row in read_parts(output)} == {*odd_pictures(), "whole", *texts}
+    reasons = {"nothing": "empty_row", "number": "text_not_a_string", "texts.jsonl:7": "not_json"}
+    quarantined = pq.read_table(output / "_quarantine").to_pylist()
+    found = {row["id"]: row["reason"] for row in quarantined}
+    assert (expected_reasons() | reasons | {"twice": "duplicate_id"}).items() <= found.items()
 
 
 def test_synth_keeps_every_good_picture_and_names_every_bad_one(

@@ -1,0 +1,91 @@
+"""Which rows of a shard are read for embedding: one of each content, none that is done, none that has changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mme5core.readers import ReadOptions
+from rayjobs import scan
+from rayjobs.contents import Contents, number_contents
+from rayjobs.embed_corpus import KeyOf, ReadContents
+from rayjobs.scan import Index, ScanShard, _find_duplicates, _totals
+
+INSTRUCTIONS: dict[str, str | None] = {"T": None, "I": None, "IT": None}
+
+
+class Corpus:
+    """Shards of texts, scanned as the job does it."""
+
+    def __init__(self, folder: Path, *shards: list[str]) -> None:
+        self.folder = folder
+        (folder / "index").mkdir()
+        for number, texts in enumerate(shards):
+            self.write(number, texts)
+            batch = pa.table({"shard": [number], "path": [str(self.path(number))], "label": [""]})
+            list(ScanShard(folder / "index", KeyOf(INSTRUCTIONS))(batch))
+        self.starts = np.cumsum([0] + [len(texts) for texts in shards])
+        _find_duplicates(folder / "index", self.starts)
+        paths = [self.path(number) for number in range(len(shards))]
+        self.index = Index(list(paths), folder / "index", self.starts, *_totals(folder / "index", self.starts))
+        self.contents: Contents = number_contents(self.index, folder)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard}.jsonl"
+
+    def write(self, shard: int, texts: list[str]) -> None:
+        lines = [json.dumps({"id": f"{shard}-{n}", "text": text}) for n, text in enumerate(texts)]
+        self.path(shard).write_text("\n".join(lines))
+
+    def read(self, shard: int, *, done: tuple[int, ...] = (), rows_per_table: int = 100) -> list[list[dict[str, Any]]]:
+        places = np.full(len(self.contents), -1)
+        places[list(done)] = 7
+        places.tofile(self.folder / "done")
+        read = ReadContents(
+            self.index.folder,
+            self.starts,
+            self.contents,
+            self.folder / "done",
+            INSTRUCTIONS,
+            rows_per_table,
+            ReadOptions(),
+        )
+        batch = pa.table({"shard": [shard], "path": [str(self.path(shard))]})
+        return [table.to_pylist() for table in read(batch)]
+
+
+def texts(tables: list[list[dict[str, Any]]]) -> list[tuple[int, str | None]]:
+    return [(row["content"], row["text"]) for table in tables for row in table]
+
+
+@pytest.mark.parametrize("rows_per_group", [1 << 14, 2, 1])
+def test_each_content_is_read_once_in_the_shard_where_it_comes_first(
+    rows_per_group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "ROWS_PER_GROUP", rows_per_group)
+    corpus = Corpus(tmp_path, ["a", "b", "a", "", "c"], ["c", "d", "b", "e", "d"])
+    assert texts(corpus.read(0)) == [(0, "a"), (1, "b"), (2, "c")]
+    assert texts(corpus.read(1)) == [(3, "d"), (4, "e")]
+
+
+def test_what_is_done_is_not_read_again_and_tables_have_the_size_of_a_window(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, list("abcdef"))
+    tables = corpus.read(0, done=(1, 3), rows_per_table=2)
+    assert [texts([table]) for table in tables] == [[(0, "a"), (2, "c")], [(4, "e"), (5, "f")], []]
+    assert texts(corpus.read(0, done=(0, 1, 2, 3, 4, 5))) == []
+
+
+def test_a_row_that_has_changed_since_the_scan_is_refused_and_one_that_is_gone_is_left_out(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, ["a", "b", "c", "d"])
+    corpus.write(0, ["a", "other", ""])
+    (rows,) = corpus.read(0)
+    assert [(row["content"], row["text"], row["reason"]) for row in rows] == [
+        (0, "a", None),
+        (1, None, "changed_since_scan"),
+        (2, None, "changed_since_scan"),
+    ]
