@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import MllamaConfig, MllamaImageProcessor, MllamaModel
 
+from benchmarks import full_size
 from benchmarks.training import TEXT, checkpoint
 from mme5core.adapters import add_adapter
-from mme5core.backbones.mllama import Mllama
-from mme5core.demo.base_model import open_cross_attention, train_tokenizer
 from mme5core.encoder import Encoder
 from mme5core.gradcache import PlainEngine
 from mme5core.objective import Objective
@@ -31,7 +29,6 @@ from mme5core.sampling import BatchSampler
 from mme5core.training import fit
 from mme5core.types import Content, Sample
 
-PEAK_FLOPS = 989e12  # H200, bfloat16, dense
 # Forward and activation-gradient work of one picture row with 64 tokens, in units of 1e12 (counted on the real shape).
 TOWER_TERAFLOPS, LANGUAGE_TERAFLOPS = 18.6, 2.4
 RECIPES: dict[str, dict[str, Any]] = {
@@ -52,7 +49,7 @@ def main() -> None:
 
 
 def measure(recipe: dict[str, Any], *, small: bool, num_steps: int) -> dict[str, Any]:
-    encoder = _small() if small else _full_size()
+    encoder = _small() if small else full_size.mllama_11b()
     encoder.module.model = add_adapter(
         encoder.module.model,
         rank=8,
@@ -100,7 +97,9 @@ def measure(recipe: dict[str, Any], *, small: bool, num_steps: int) -> dict[str,
         "rows_per_s": round(batch_size / seconds, 2),
         "pictures_per_s": round(pictures_per_s, 2),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if is_cuda else None,
-        "share_of_peak": round(pictures_per_s * work * 1e12 / PEAK_FLOPS, 3) if is_cuda and not small else None,
+        "share_of_peak": round(pictures_per_s * work * 1e12 / full_size.PEAK_FLOPS, 3)
+        if is_cuda and not small
+        else None,
         "loss": losses[-1],
         "trainable": sum(p.numel() for p in trainable),
     }
@@ -109,19 +108,6 @@ def measure(recipe: dict[str, Any], *, small: bool, num_steps: int) -> dict[str,
 def _small() -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
         return Encoder.load(checkpoint(Path(folder) / "base"))
-
-
-def _full_size() -> Encoder:
-    tokenizer = train_tokenizer([f"{TEXT} {number}" for number in range(3000)])
-    config = MllamaConfig(pad_token_id=tokenizer.pad_token_id)  # the library's defaults are the 11B
-    config.vision_config.image_size = 560
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = MllamaModel._from_config(config, attn_implementation="sdpa")
-    torch.set_default_dtype(torch.float32)
-    open_cross_attention(model)
-    pixels = MllamaImageProcessor(size={"height": 560, "width": 560}, max_image_tiles=4, do_resize=True, do_pad=True)
-    return Encoder(model, Mllama(tokenizer, pixels, config))
 
 
 def _sample(number: int) -> Sample:
