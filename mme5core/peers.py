@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mme5core.errors import first_line
 from mme5core.images import BadImage, load_rgb
 from mme5core.types import Content
 
@@ -43,12 +44,15 @@ class SentenceTransformerEncoder:
             raise ValueError(
                 "library=sentence-transformers needs that package: pip install sentence-transformers"
             ) from None
-        self._model = SentenceTransformer(
-            path,
-            device=None if device == "auto" else device,
-            trust_remote_code=remote_code,
-            model_kwargs={} if dtype == "auto" else {"dtype": dtype},
-        )
+        try:
+            self._model = SentenceTransformer(
+                path,
+                device=None if device == "auto" else device,
+                trust_remote_code=remote_code,
+                model_kwargs={} if dtype == "auto" else {"dtype": dtype},
+            )
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            raise ValueError(f"cannot load the model at {path!r}: {first_line(error)}") from None
         if max_tokens is not None:
             self._model.max_seq_length = max_tokens
         self.dimension = int(self._model.get_embedding_dimension() or len(self._model.encode("width")))
@@ -105,7 +109,7 @@ class SentenceTransformerEncoder:
         return found
 
 
-def sentence_transformer_width(path: str) -> int:
+def sentence_transformer_width(path: str, *, remote_code: bool = False) -> int:
     """Width of a model's vectors: by its last layer's file where that tells, else by loading the model.
 
     Raises:
@@ -115,16 +119,22 @@ def sentence_transformer_width(path: str) -> int:
     if not folder.is_dir():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise ValueError(f"no model at {path!r}: not a folder, and not a hub id (owner/name)")
+    elif _settings(folder / "config_sentence_transformers.json").get("truncate_dim"):
+        return int(_settings(folder / "config_sentence_transformers.json")["truncate_dim"])
     elif (folder / "modules.json").is_file():
         for module in reversed(json.loads((folder / "modules.json").read_text())):
-            file = folder / module["path"] / "config.json"
-            settings = json.loads(file.read_text()) if module["path"] and file.is_file() else {}
+            settings = _settings(folder / module["path"] / "config.json") if module["path"] else {}
             width = settings.get("out_features") or _pooled_width(settings)
             if width:
                 return int(width)
     elif not (folder / "config.json").is_file():
         raise ValueError(f"no model at {path!r}: the folder has neither modules.json nor config.json")
-    return SentenceTransformerEncoder(path, device="cpu").dimension
+    return SentenceTransformerEncoder(path, device="cpu", remote_code=remote_code).dimension
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
 
 
 def _pooled_width(settings: dict[str, Any]) -> int | None:

@@ -117,8 +117,8 @@ class VectorFormat:
         """The columns of float32 unit vectors that `cut` has brought to `dim`."""
         values = {"embedding": vector_ND.astype(np.dtype(self.dtype))}
         if "int8" in self.also:
-            assert calibration is not None
-            values["embedding_int8"] = calibration.encode(vector_ND)
+            assert calibration is not None or not len(vector_ND)
+            values["embedding_int8"] = calibration.encode(vector_ND) if calibration else vector_ND.astype(np.int8)
         if "binary" in self.also:
             values["embedding_binary"] = pack_bits(vector_ND)
         return {

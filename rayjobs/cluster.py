@@ -64,7 +64,6 @@ def _quiet() -> None:
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = -1  # a rate-limited teacher may be silent for long
     context.print_on_execution_start = False
-    context.target_max_block_size = None  # a table that a task yields is a block, neither joined to others nor cut
 
 
 def _num_cpus() -> int:

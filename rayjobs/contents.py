@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayjobs.external import first_of_equal, keys_of
+from rayjobs.external import first_of_equal, keys_of, save_array
 from rayjobs.scan import Index
 
 ROWS_AT_ONCE = 1 << 20
@@ -50,7 +50,7 @@ def number_contents(index: Index, folder: Path) -> Contents:
                 yield rows, keys_of(table["key"])
 
         first = first_of_equal(keyed(), len(index), folder / "first_of_content")
-        np.save(starts, _number(first, index.starts, of_rows))
+        save_array(starts, _number(first, index.starts, of_rows))
         (folder / "first_of_content").unlink()
     return Contents(of_rows, np.load(starts))
 
@@ -111,14 +111,24 @@ class VectorLog:
 
     def locate(self, num_contents: int, out: Path) -> np.ndarray:
         """int64 [num_contents], mapped from the file `out`: the place of each content, -1 where there is none yet."""
-        places = np.memmap(out, np.int64, "w+", shape=(max(1, num_contents),))[:num_contents]
+        mapped = np.memmap(out, np.int64, "w+", shape=(max(1, num_contents),))
+        places = mapped[:num_contents]
         places[:] = -1
         for number in range(len(self._names)):
             table = self._table(number)
             rows = (number << 32) + np.arange(len(table))
-            rows[np.asarray(pc.is_valid(table["reason"]))] += self.REFUSED
-            places[table["content"].to_numpy()] = rows
+            contents = table["content"].to_numpy()
+            is_refused = np.asarray(pc.is_valid(table["reason"]))
+            places[contents[~is_refused]] = rows[~is_refused]
+            # A content that a task tried twice has its vector, if it got one.
+            left = is_refused & (places[contents] < 0)
+            places[contents[left]] = rows[left] + self.REFUSED
+        mapped.flush()  # other nodes read the file
         return places
+
+    def count(self, num_contents: int, out: Path) -> int:
+        """How many contents are done, with a vector or without."""
+        return int((self.locate(num_contents, out) >= 0).sum())
 
     def vectors(self, places: np.ndarray) -> np.ndarray:
         """float32 [N, D] of N places."""

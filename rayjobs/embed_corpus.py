@@ -34,7 +34,7 @@ from rayjobs.contents import Contents, VectorLog, number_contents, vector_schema
 from rayjobs.external import sort_tables
 from rayjobs.output import JobFolder, Run, of_size, part_name
 from rayjobs.progress import Progress
-from rayjobs.scan import Index, rows_of, scan, shards_of
+from rayjobs.scan import Index, rows_of, scan, shards_of, wait_until_seen
 from rayjobs.source_columns import SourceColumns
 from rayjobs.worklog import append
 
@@ -53,7 +53,8 @@ CONTENTS = pa.schema(
         ("reason", pa.string()),  # set where the row is not what it was when the corpus was scanned
     ]
 )
-WINDOW_BYTES = 1 << 27
+WINDOW_BYTES = 1 << 26
+WINDOWS_PER_TASK, TASKS_PER_CPU = 8, 4
 SLICE_BYTES = 1 << 26
 
 
@@ -106,7 +107,10 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
             raise ConfigError(f"nothing in the input can be embedded: {counts} ({detail})")
         source = SourceColumns.of(index, config.columns, folder.work / "columns.json")
         contents = number_contents(index, folder.work)
-        _embed_all(ray, config, index, contents, instructions, VectorLog(rows, dimension), load or load_encoder)
+        num_done = _embed_all(
+            ray, config, index, contents, instructions, VectorLog(rows, dimension), load or load_encoder
+        )
+        wait_until_seen(lambda: VectorLog(rows, dimension).count(len(contents), folder.work / "done") >= num_done, rows)
         return _finish(ray, folder, config, index, contents, VectorLog(rows, dimension), vector_format, source)
 
 
@@ -117,7 +121,7 @@ def _checked_width(config: EmbedCorpusConfig) -> int:
             for key in ("adapter", "prompt_style"):
                 if getattr(config, key):
                     raise ConfigError(f"'{key}' has no meaning with library=sentence-transformers")
-            return sentence_transformer_width(config.model)
+            return sentence_transformer_width(config.model, remote_code=config.remote_code)
         check_model_files(config.model)
         if config.adapter:
             check_adapter(config.adapter)
@@ -159,8 +163,8 @@ def _embed_all(
     instructions: Instructions,
     log: VectorLog,
     load: Callable[[dict[str, Any]], Any],
-) -> None:
-    """Embed the first row of every distinct content that has no vector yet."""
+) -> int:
+    """Embed the first row of every distinct content that has no vector yet; returns how many are done then."""
     done = index.folder.parent / "done"
     is_done = log.locate(len(contents), done) >= 0
     num_done = int(is_done.sum())
@@ -170,11 +174,14 @@ def _embed_all(
         if not is_done[contents.starts[shard] : contents.starts[shard + 1]].all()
     ]
     if not items:
-        return
-    row_bytes = index.num_bytes // index.num_usable or 1
-    window_rows = min(config.window_rows, max(config.batch_size, WINDOW_BYTES // row_bytes))
+        return num_done
+    # A task reads several small shards, so that their rows share windows.
+    num_windows = -(-(len(contents) - num_done) // config.window_rows)
+    num_tasks = max(num_windows // WINDOWS_PER_TASK, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
+    # So that Ray neither joins windows nor cuts them: each is a row of its own, and a block.
+    ray.data.DataContext.get_current().target_max_block_size = 1
     embedded = (
-        ray.data.from_items(items, override_num_blocks=len(items))
+        ray.data.from_items(items, override_num_blocks=min(num_tasks, len(items)))
         .map_batches(
             ReadContents(
                 index.folder,
@@ -182,17 +189,17 @@ def _embed_all(
                 contents,
                 done,
                 instructions,
-                window_rows,
+                config.window_rows,
                 ReadOptions(config.side, config.pictures),
             ),
-            batch_size=1,
+            batch_size=None,
             batch_format="pyarrow",
             memory=WINDOW_BYTES,  # without a demand of its own Ray runs it inside of the actor, which waits for it
         )
         .map_batches(
             Embed,
-            fn_constructor_args=(load, config.model_dump(), str(log.folder)),
-            batch_size=window_rows,
+            fn_constructor_args=(load, config.model_dump(), str(log.folder), log.dimension),
+            batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=config.num_workers),
             num_cpus=actor_cpus(ray, config.num_workers, 1.0),
@@ -207,24 +214,37 @@ def _embed_all(
                     raise error(row["failure"])
                 num_done += row["count"]
             progress.update(num_done)
+    return num_done
 
 
 @dataclass(frozen=True, slots=True)
 class ReadContents:
-    """The task: a shard in, those of its rows out with which a content begins that has no vector yet."""
+    """The task: shards in, those of their rows out with which a content begins that has no vector yet.
+
+    They come in windows of at most `window_rows` and about WINDOW_BYTES, each one value: a table in Arrow's format.
+    A row that cannot be read a second time is left out, and so has no vector at the end.
+    """
 
     index: Path
     row_starts: np.ndarray
     contents: Contents
     done: Path
     instructions: Instructions
-    rows_per_table: int
+    window_rows: int
     options: ReadOptions
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        window: list[dict[str, Any]] = []
+        num_bytes = 0
         for item in batch.to_pylist():
-            wanted = self._wanted(item["shard"])
-            yield from self._read(item, wanted)
+            for record in self._read(item):
+                window.append(record)
+                num_bytes += len(record.get("text") or "") + len(record.get("image") or b"")
+                if len(window) >= self.window_rows or num_bytes >= WINDOW_BYTES:
+                    yield _packed(window)
+                    window, num_bytes = [], 0
+        if window:
+            yield _packed(window)
 
     def _wanted(self, shard: int) -> Iterator[tuple[int, int, bytes]]:
         """(position in the shard, content, its key) of the rows to read."""
@@ -241,32 +261,37 @@ class ReadContents:
             keys = table["key"].take(pa.array(places)).to_pylist()
             yield from zip((rows[places] - first_row).tolist(), of_rows[places].tolist(), keys, strict=True)
 
-    def _read(self, item: dict[str, Any], wanted: Iterator[tuple[int, int, bytes]]) -> Iterator[pa.Table]:
-        """In tables of a window each."""
+    def _read(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         key_of = KeyOf(self.instructions)
-        records: list[dict[str, Any]] = []
+        wanted = self._wanted(item["shard"])
         target = next(wanted, None)
-        for position, row in enumerate(read_rows(locate(item["path"]), self.options)):
-            if target is None:
-                break
-            if position != target[0]:
-                continue
-            record: dict[str, Any] = {"content": target[1]}
-            if row.refused or key_of(row) != target[2]:
-                record["reason"] = "changed_since_scan"
-            else:
-                record |= {
-                    "text": row.text,
-                    "image": row.image,
-                    "instruction": instruction_of(row, self.instructions),
-                }
-            records.append(record)
-            target = next(wanted, None)
-            if len(records) >= self.rows_per_table:
-                yield pa.Table.from_pylist(records, CONTENTS)
-                records = []
-        # The shard has become shorter: what is gone is left out here and found missing at the end.
-        yield pa.Table.from_pylist(records, CONTENTS)
+        try:
+            for position, row in enumerate(read_rows(locate(item["path"]), self.options)):
+                if target is None:
+                    return
+                if position != target[0]:
+                    continue
+                if row.refused is None:
+                    record: dict[str, Any] = {"content": target[1]}
+                    if key_of(row) != target[2]:
+                        record["reason"] = "changed_since_scan"
+                    else:
+                        record |= {
+                            "text": row.text,
+                            "image": row.image,
+                            "instruction": instruction_of(row, self.instructions),
+                        }
+                    yield record
+                target = next(wanted, None)
+        except OSError:
+            return
+
+
+def _packed(records: list[dict[str, Any]]) -> pa.Table:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, CONTENTS) as writer:
+        writer.write_table(pa.Table.from_pylist(records, CONTENTS))
+    return pa.table({"window": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
 
 
 def load_encoder(config: dict[str, Any]) -> Encoder | SentenceTransformerEncoder:
@@ -296,7 +321,9 @@ def load_encoder(config: dict[str, Any]) -> Encoder | SentenceTransformerEncoder
 class Embed:
     """The actor: contents in, vectors into the work folder, counts out."""
 
-    def __init__(self, load: Callable[[dict[str, Any]], Any], config: dict[str, Any], rows: str) -> None:
+    def __init__(
+        self, load: Callable[[dict[str, Any]], Any], config: dict[str, Any], rows: str, dimension: int
+    ) -> None:
         import torch
 
         if not torch.cuda.is_available():
@@ -308,6 +335,8 @@ class Embed:
         self._refused = ""
         try:
             self._encoder = load(config)
+            if self._encoder.dimension != dimension:
+                self._refused = f"its vectors have width {self._encoder.dimension}, its files say {dimension}"
         except Exception as error:  # raised here, it would come out as Ray's tracebacks
             self._refused = first_line(error)
 
@@ -315,9 +344,10 @@ class Embed:
         if self._refused:
             return {"count": [0], "failure": [f"cannot load model {self._config['model']!r}: {self._refused}"]}
         try:
-            table = self._embed(batch)
+            window = pa.ipc.open_stream(pa.py_buffer(batch["window"][0].as_py())).read_all()
+            table = self._embed(window)
             append(self._rows, table)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
             return {"count": [0], "failure": [f"cannot embed: {first_line(error)}"]}
         return {"count": [table.num_rows], "failure": [""]}
 
@@ -368,6 +398,7 @@ def _finish(
     """Every row by id with the vector of its content; rows whose content was refused go to quarantine."""
     place_of = log.locate(len(contents), folder.work / "done")
     has_vector = (place_of >= 0) & (place_of < VectorLog.REFUSED)
+    pending = Pending()
     calibration = None
     if "int8" in vector_format.also and has_vector.any():
         calibration = Int8Calibration.fit(cut(vectors, vector_format.dim) for vectors in log.batches())
@@ -390,12 +421,28 @@ def _finish(
         unit="corpus rows",
         num_read=len(index),
         num_kept=num_kept,
-        refused=folder.write_quarantine(chain(index.refused(), _rows_without_vectors(index, contents, place_of, log))),
-        pending=0,
+        refused=folder.write_quarantine(
+            chain(index.refused(), _rows_without_vectors(index, contents, place_of, log, pending))
+        ),
+        pending=pending.num_rows,
         extra_counters={"distinct": int(has_vector.sum())},
         details={"dimension": vector_format.dim},
     )
+    if pending.num_rows:
+        reason = (
+            f"{pending.num_rows:,} rows could not be read a second time, the first in {pending.first}: "
+            "start the same command again"
+        )
+        return cli.Outcome(counters, cli.RESUMABLE, reason)
     return cli.Outcome(counters)
+
+
+@dataclass(slots=True)
+class Pending:
+    """Rows that were there when the corpus was scanned, and could not be read when they were to be embedded."""
+
+    num_rows: int = 0
+    first: str = ""
 
 
 ORDERED = pa.schema([("id", pa.string()), ("place", pa.int64()), ("source", pa.string())])
@@ -409,14 +456,19 @@ def _rows_with_vectors(index: Index, contents: Contents, place_of: np.ndarray) -
             yield found.filter(pa.array((places >= 0) & (places < VectorLog.REFUSED)))
 
 
-def _rows_without_vectors(index: Index, contents: Contents, place_of: np.ndarray, log: VectorLog) -> Iterator[Rejected]:
+def _rows_without_vectors(
+    index: Index, contents: Contents, place_of: np.ndarray, log: VectorLog, pending: Pending
+) -> Iterator[Rejected]:
     for rows, table in index.tables(["id"], usable=True):
         if not len(rows):
             continue
         places = place_of[contents.of(int(rows[0]), int(rows[-1] - rows[0]) + 1)[rows - rows[0]]]
         for row in np.flatnonzero((places < 0) | (places >= VectorLog.REFUSED)).tolist():
-            # Missing: the shard has fewer rows than when it was scanned.
-            reason, detail = log.refusal(int(places[row])) if places[row] >= 0 else ("changed_since_scan", "")
+            if places[row] < 0:
+                pending.num_rows += 1
+                pending.first = pending.first or index.shards[index.shard_of(int(rows[row]))].name
+                continue
+            reason, detail = log.refusal(int(places[row]))
             if reason == "changed_since_scan":
                 detail = "its content changed while the job ran"
             yield Rejected(table["id"][row].as_py(), reason, detail)
@@ -441,7 +493,7 @@ class PartWriter:
                 for start in range(0, max(1, len(rows)), rows_per_group):
                     writer.write_table(self._with_vectors(rows.slice(start, rows_per_group)))
             temporary.rename(part)
-        except OSError as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             temporary.unlink(missing_ok=True)
             return f"cannot write {part}: {first_line(error)}"
         return ""
@@ -458,12 +510,16 @@ def _write_parts(ray: Any, ordered: Iterator[pa.Table], staged: Path, write: Par
     shared = ray.put(write)
     running: list[Any] = []
     num_rows = 0
-    num_at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    num_at_once = 1 + int(ray.cluster_resources().get("CPU", 1))
 
     def wait_for(count: int) -> None:
         while len(running) > count:
             (done,), running[:] = ray.wait(running, num_returns=1)
-            if failure := ray.get(done):
+            try:
+                failure = ray.get(done)
+            except ray.exceptions.RayError as error:
+                failure = f"cannot write the vectors: {first_line(error)}"
+            if failure:
                 raise cli.JobFailed(failure)
 
     with Progress("embed-corpus: writing", 0, "rows") as progress:

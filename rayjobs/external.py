@@ -14,6 +14,7 @@ import pyarrow as pa
 BYTES_IN_MEMORY = 1 << 25
 ROWS_IN_MEMORY = 1 << 20
 MAX_PARTS = 256  # files open at once; of more rows than these hold, the parts are larger
+RUNS_OF_ONE_SIZE = 128
 SAMPLES_PER_RUN = 1000
 
 Keyed = tuple[np.ndarray, np.ndarray]
@@ -47,7 +48,8 @@ def sort_tables(
     for table in tables:
         waiting.append(table)
         num_bytes += table.nbytes
-        if num_bytes >= bytes_in_memory:
+        # Larger ones when there are many: each range reads from every run.
+        if num_bytes >= bytes_in_memory * (1 + len(runs) / RUNS_OF_ONE_SIZE):
             write_run()
             num_bytes = 0
     if not runs:
@@ -129,6 +131,14 @@ def first_of_equal(
         first[records["row"]] = records["row"][is_new][np.cumsum(is_new) - 1]
         part.unlink()
     return first
+
+
+def save_array(file: Path, array: np.ndarray) -> None:
+    """Write as .npy, by rename."""
+    temporary = file.with_name(f".{file.name}")
+    with temporary.open("wb") as stream:
+        np.save(stream, array)
+    temporary.rename(file)
 
 
 def keys_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:

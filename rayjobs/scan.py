@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from mme5core.types import Rejected
 from rayjobs.cli import JobFailed
 from rayjobs.cluster import rows_to_tables
 from rayjobs.config import ConfigError
-from rayjobs.external import first_of_equal, keys_of
+from rayjobs.external import first_of_equal, keys_of, save_array
 from rayjobs.output import write_json
 from rayjobs.progress import Progress
 
@@ -44,7 +45,7 @@ INDEX = pa.schema(
     ]
 )
 DUPLICATES, TOTALS = "duplicates.npy", "totals.json"
-ROWS_PER_GROUP = 1 << 14
+ROWS_PER_GROUP, BYTES_PER_GROUP = 1 << 14, 1 << 24
 ROWS_AT_ONCE = 1 << 20
 
 KeyOf = Callable[[CorpusRow], bytes]
@@ -66,6 +67,9 @@ class Index:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def shard_of(self, row: int) -> int:
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def tables(
         self, columns: Sequence[str], *, shard: int | None = None, usable: bool | None = None
@@ -172,15 +176,22 @@ def _scan_missing(
         {"shard": number, "path": str(path), "label": label}
         for number, (path, label) in enumerate(zip(shards, labels(shards), strict=True))
     ]
-    done = [item for item in items if _file_of(folder, item["shard"]).is_file()]
-    num_rows = sum(_num_rows(_file_of(folder, item["shard"])) for item in done)
-    items = [item for item in items if item not in done]
+    # Listed, not asked for one by one: a shared file system would go on denying a file that another node writes soon.
+    there = {file.name for file in folder.iterdir()}
+    totals = {
+        item["shard"]: _num_rows(_file_of(folder, item["shard"]))
+        for item in items
+        if _file_of(folder, item["shard"]).name in there
+    }
+    num_rows = sum(totals.values())
+    items = [item for item in items if item["shard"] not in totals]
     # All shards at once, or with a limit one after the other until there are enough rows.
     groups = [[item] for item in items] if limit else [items]
     with Progress(f"{label}: reading", 0, "rows", done=num_rows) as progress:
         for group in groups:
             if not group or (limit and num_rows >= limit):
                 break
+            ray.data.DataContext.get_current().target_max_block_size = 1  # what a task yields comes at once
             dataset = ray.data.from_items(group, override_num_blocks=len(group)).map_batches(
                 ScanShard(folder, key_of, limit - num_rows if limit else None, options),
                 batch_size=1,
@@ -191,7 +202,27 @@ def _scan_missing(
                     if row["failure"]:
                         raise JobFailed(row["failure"])
                     num_rows += row["count"]
+                    if row["total"] >= 0:
+                        totals[row["shard"]] = row["total"]
                 progress.update(num_rows)
+    files = {_file_of(folder, shard).name for shard in totals}
+    wait_until_seen(lambda: files <= {file.name for file in folder.iterdir()}, folder)
+    for shard, total in totals.items():
+        if _num_rows(_file_of(folder, shard)) != total:
+            raise JobFailed(f"the index of {shards[shard].name} does not have the {total:,} rows that were read")
+
+
+def wait_until_seen(is_there: Callable[[], bool], folder: Path, *, timeout_s: float = 60.0) -> None:
+    """Until this machine sees what others have written to a shared folder.
+
+    Raises:
+        JobFailed: it does not, which is so when the folder is not shared.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not is_there():
+        if time.monotonic() > deadline:
+            raise JobFailed(f"what workers wrote to {folder} is not here: 'output' must lie where all nodes see it")
+        time.sleep(1.0)
 
 
 def _num_rows(file: Path) -> int:
@@ -216,7 +247,7 @@ def _find_duplicates(folder: Path, starts: np.ndarray) -> None:
     for start in range(0, len(first), ROWS_AT_ONCE):
         first_of = first[start : start + ROWS_AT_ONCE]
         found.append(start + np.flatnonzero((first_of >= 0) & (first_of != start + np.arange(len(first_of)))))
-    np.save(folder / DUPLICATES, np.concatenate(found))
+    save_array(folder / DUPLICATES, np.concatenate(found))
     (folder / "first_of_id").unlink()
 
 
@@ -261,26 +292,35 @@ class ScanShard:
     options: ReadOptions = AS_IT_IS
 
     def __call__(self, batch: pa.Table) -> Iterator[dict[str, list[Any]]]:
+        """`count` as the rows come; at the end of the shard `total`, or what failed."""
         for item in batch.to_pylist():
             options = replace(self.options, label=item["label"])
             temporary = self.folder / f".{uuid.uuid4().hex}"
+            told = {"shard": [item["shard"]], "count": [0], "total": [-1], "failure": [""]}
+            total = 0
             try:
                 with pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer:
                     for table in _records(read_rows(locate(item["path"]), options), self.key_of, self.limit):
                         writer.write_table(table)
-                        yield {"count": [len(table)], "failure": [""]}
+                        total += len(table)
+                        yield told | {"count": [len(table)]}
                 temporary.rename(_file_of(self.folder, item["shard"]))
-            except OSError as error:
+                yield told | {"total": [total]}
+            except (OSError, ValueError, pa.ArrowException) as error:
                 temporary.unlink(missing_ok=True)
-                yield {
-                    "count": [0],
-                    "failure": [f"cannot index {item['path']} into {self.folder}: {first_line(error)}"],
-                }
+                yield told | {"failure": [f"cannot index {item['path']} into {self.folder}: {first_line(error)}"]}
 
 
 def _records(rows: Iterator[CorpusRow], key_of: KeyOf, limit: int | None) -> Iterator[pa.Table]:
-    records = (_record(row, key_of) for row in islice(rows, limit))
-    while group := list(islice(records, ROWS_PER_GROUP)):
+    group: list[dict[str, Any]] = []
+    num_bytes = 0
+    for row in islice(rows, limit):
+        group.append(_record(row, key_of))
+        num_bytes += len(row.source or "")
+        if len(group) >= ROWS_PER_GROUP or num_bytes >= BYTES_PER_GROUP:
+            yield pa.Table.from_pylist(group, INDEX)
+            group, num_bytes = [], 0
+    if group:
         yield pa.Table.from_pylist(group, INDEX)
 
 

@@ -80,4 +80,6 @@ def _one_of(kinds: set[str]) -> str:
 
 
 def _as(kind: str, value: Any) -> Any:
+    if kind == "float" and value is not None:
+        return float(value)  # an integer too large for it would be refused
     return json.dumps(value, ensure_ascii=False) if kind == "json" and value is not None else value

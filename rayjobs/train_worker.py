@@ -142,8 +142,7 @@ def _steps(job: dict[str, Any], loaded: Loaded, engine: Any, first_step: int) ->
         warmup_ratio=config["warmup_ratio"],
         num_negatives=config["num_negatives"],
         grad_cache=config["grad_cache"],
-        # Under ZeRO-3 the tower is sharded: passes over each process's own pictures would not be the same in number.
-        tower_once=config["tower_once"] and config["zero_stage"] < 3,
+        tower_once=config["tower_once"],
         chunk_rows=config["chunk_rows"],
         max_chunk_tokens=config["chunk_tokens"],
         seed=config["seed"],

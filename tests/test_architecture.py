@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 JOBS = {"synth", "train", "embed_corpus", "evaluate", "demo"}
 # From the top down; a module imports its own layer or a lower one, and never in a circle.
 LAYERS = (
-    {"training", "evaluation", "synthesis", "demo"},
+    {"training", "evaluation", "synthesis", "demo", "peers"},
     {"encoder", "prepare", "adapters", "gradcache", "objective", "losses", "checkpoint", "sampling"},
     {"backbones", "batching", "readers", "prompt_styles", "distributed"},
     {"images", "metrics", "schemas", "languages", "model_folder", "content_key", "vectors", "ahead"},
-    {"types", "storage"},
+    {"types", "storage", "errors"},
 )
 HUGGING_FACE = (
     "mme5core.backbones",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,9 @@ class ReadOptions:
         if not self.columns:
             return None
         chosen = {name: record[name] for name in self.columns if name in record}
-        return writable(json.dumps(chosen, ensure_ascii=False, default=str))
+        text = json.dumps(chosen, ensure_ascii=False, default=str)
+        # Half a surrogate pair, written out; as an escape of JSON it would come back.
+        return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text)
 
 
 AS_IT_IS = ReadOptions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,7 +25,7 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """The queries, or every distinct candidate of the file, or both, as `options.side` says."""
     name, seen, number = dataset_name(shard), set[str](), -1
     file = parquet_file(shard)
-    names = [column for column in COLUMNS if column in file.schema_arrow.names]
+    names = [column for column in dict.fromkeys([*COLUMNS, *options.columns]) if column in file.schema_arrow.names]
     for batch in file.iter_batches(batch_size=64, columns=names):
         for record in batch.to_pylist():
             number += 1
@@ -76,7 +77,8 @@ def _queries(
 ) -> Iterator[CorpusRow]:
     paths = record.get("qry_img_path") or ""
     for place, path in enumerate(paths if isinstance(paths, list) else [paths]):
-        yield _row(query_id(name, number, place), record["qry_text"] or "", path or "", shard, options)
+        row = _row(query_id(name, number, place), record["qry_text"] or "", path or "", shard, options)
+        yield replace(row, source=options.source(record))
 
 
 def _row(row_id: str, text: str, path: str, shard: AnyPath, options: ReadOptions) -> CorpusRow:

@@ -63,9 +63,12 @@ def labels(shards: Sequence[AnyPath]) -> list[str]:
     ['a/x.jsonl', 'b/x.jsonl', '']
     """
     parts = [str(shard).split("?")[0].rstrip("/").split("/") for shard in shards]
+    by_name: dict[str, list[list[str]]] = {}
+    for own in parts:
+        by_name.setdefault(own[-1], []).append(own)
     found = []
     for own in parts:
-        twins = [other for other in parts if other[-1] == own[-1]]
+        twins = by_name[own[-1]]
         length = 1
         while len(twins) > 1 and sum(other[-length:] == own[-length:] for other in twins) > 1 and length < len(own):
             length += 1

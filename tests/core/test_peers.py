@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,10 @@ def test_the_width_is_told_by_the_files_or_the_model(texts_only: Path, tmp_path:
     )
     wider.save(str(tmp_path / "wider"))
     assert sentence_transformer_width(str(tmp_path / "wider")) == 48
+    settings = tmp_path / "wider" / "config_sentence_transformers.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"truncate_dim": 8}))
+    assert sentence_transformer_width(str(tmp_path / "wider")) == 8
+    assert SentenceTransformerEncoder(str(tmp_path / "wider"), device="cpu").dimension == 8
     both = SentenceTransformer(
         modules=[SentenceTransformer(str(texts_only), device="cpu")[0], Pooling(32, ["cls", "mean"])], device="cpu"
     )
@@ -93,3 +98,9 @@ def test_what_is_no_model_is_told_in_a_line(path: str, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="no model at"):
         sentence_transformer_width(path)
+
+
+def test_a_folder_that_the_library_cannot_load_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot load the model at"):
+        sentence_transformer_width(str(tmp_path))

@@ -60,7 +60,7 @@ def test_vectors_are_found_by_content_across_files_and_refused_ones_keep_their_r
     write(tmp_path / "rows", [4, 0, 7], {0: "broken_image"})
     write(tmp_path / "rows", [])
     write(tmp_path / "rows", [2, 5])
-    write(tmp_path / "rows", [5, 1])  # a task that Ray tried again
+    write(tmp_path / "rows", [5, 1, 2], {2: "broken_image"})  # a task that Ray tried again
     log = VectorLog(tmp_path / "rows", WIDTH)
     places = log.locate(9, tmp_path / "places")
     assert [n for n in range(9) if places[n] < 0] == [3, 6, 8]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from mme5core.readers import ReadOptions
-from rayjobs import scan
+from rayjobs import embed_corpus, scan
 from rayjobs.contents import Contents, number_contents
 from rayjobs.embed_corpus import KeyOf, ReadContents
 from rayjobs.scan import Index, ScanShard, _find_duplicates, _totals
@@ -42,7 +42,7 @@ class Corpus:
         lines = [json.dumps({"id": f"{shard}-{n}", "text": text}) for n, text in enumerate(texts)]
         self.path(shard).write_text("\n".join(lines))
 
-    def read(self, shard: int, *, done: tuple[int, ...] = (), rows_per_table: int = 100) -> list[list[dict[str, Any]]]:
+    def read(self, *shards: int, done: tuple[int, ...] = (), window_rows: int = 100) -> list[list[dict[str, Any]]]:
         places = np.full(len(self.contents), -1)
         places[list(done)] = 7
         places.tofile(self.folder / "done")
@@ -52,11 +52,12 @@ class Corpus:
             self.contents,
             self.folder / "done",
             INSTRUCTIONS,
-            rows_per_table,
+            window_rows,
             ReadOptions(),
         )
-        batch = pa.table({"shard": [shard], "path": [str(self.path(shard))]})
-        return [table.to_pylist() for table in read(batch)]
+        batch = pa.table({"shard": shards, "path": [str(self.path(shard)) for shard in shards]})
+        windows = [value for table in read(batch) for value in table["window"].to_pylist()]
+        return [pa.ipc.open_stream(window).read_all().to_pylist() for window in windows]
 
 
 def texts(tables: list[list[dict[str, Any]]]) -> list[tuple[int, str | None]]:
@@ -71,21 +72,31 @@ def test_each_content_is_read_once_in_the_shard_where_it_comes_first(
     corpus = Corpus(tmp_path, ["a", "b", "a", "", "c"], ["c", "d", "b", "e", "d"])
     assert texts(corpus.read(0)) == [(0, "a"), (1, "b"), (2, "c")]
     assert texts(corpus.read(1)) == [(3, "d"), (4, "e")]
+    # Shards that a task reads together share windows.
+    assert [len(window) for window in corpus.read(0, 1, window_rows=4)] == [4, 1]
 
 
 def test_what_is_done_is_not_read_again_and_tables_have_the_size_of_a_window(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, list("abcdef"))
-    tables = corpus.read(0, done=(1, 3), rows_per_table=2)
-    assert [texts([table]) for table in tables] == [[(0, "a"), (2, "c")], [(4, "e"), (5, "f")], []]
+    tables = corpus.read(0, done=(1, 3), window_rows=2)
+    assert [texts([table]) for table in tables] == [[(0, "a"), (2, "c")], [(4, "e"), (5, "f")]]
     assert texts(corpus.read(0, done=(0, 1, 2, 3, 4, 5))) == []
 
 
-def test_a_row_that_has_changed_since_the_scan_is_refused_and_one_that_is_gone_is_left_out(tmp_path: Path) -> None:
-    corpus = Corpus(tmp_path, ["a", "b", "c", "d"])
+def test_a_row_that_has_changed_is_refused_and_one_that_cannot_be_read_again_is_left_for_another_run(
+    tmp_path: Path,
+) -> None:
+    corpus = Corpus(tmp_path, ["a", "b", "c", "d"], ["e"])
     corpus.write(0, ["a", "other", ""])
-    (rows,) = corpus.read(0)
+    corpus.path(1).unlink()
+    (rows,) = corpus.read(0, 1)
     assert [(row["content"], row["text"], row["reason"]) for row in rows] == [
         (0, "a", None),
         (1, None, "changed_since_scan"),
-        (2, None, "changed_since_scan"),
     ]
+
+
+def test_a_window_ends_where_it_has_enough_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_corpus, "WINDOW_BYTES", 10)
+    corpus = Corpus(tmp_path, ["a" * 9, "bb", "c", "d" * 30, "e"])
+    assert [len(window) for window in corpus.read(0)] == [2, 2, 1]

@@ -45,6 +45,7 @@ def scan_file(file: Path, *, limit: int | None = None, options: ReadOptions = AS
     assert all(count["failure"] == [""] for count in counts)
     found = pq.read_table(folder / "000005.parquet")
     assert found.schema.equals(INDEX) and found.num_rows == sum(count["count"][0] for count in counts)
+    assert counts[-1]["total"] == [found.num_rows]
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from mme5core.readers import ReadOptions
 from rayjobs.config import ConfigError
 from rayjobs.source_columns import SourceColumns
 from tests.jobs.test_scan import index_of, row
@@ -32,6 +33,7 @@ def source_of(folder: Path, records: list[dict[str, Any]], columns: list[str]) -
         ([["é"], {"b": 1}], ['["é"]', '{"b": 1}'], pa.string()),
         ([2**70, 1], [str(2**70), "1"], pa.string()),
         ([None, None], [None, None], pa.string()),
+        ([2**53 + 1, 0.5], [float(2**53), 0.5], pa.float64()),
     ],
 )
 def test_a_column_has_the_type_of_its_values_or_is_json(
@@ -53,3 +55,9 @@ def test_a_row_without_the_column_has_null_and_a_column_without_rows_is_refused(
 def test_no_columns_are_no_fields(tmp_path: Path) -> None:
     source, texts = source_of(tmp_path, [{}], [])
     assert source.fields() == [] and source.arrays(texts) == {}
+
+
+def test_half_a_surrogate_pair_is_written_out() -> None:
+    text = ReadOptions(columns=("x",)).source({"x": "a\ud800b", "y": 1})
+    (found,) = SourceColumns({"x": "str"}).arrays(pa.chunked_array([[text]]))["x"].to_pylist()
+    assert found == "a\\ud800b"
