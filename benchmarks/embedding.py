@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, int, Callable[[random.Random], Sizes]]] = {
     "mllama_1_2_4_tiles": ("mllama", 64, lambda draw: draw.choice([(160, 120), (190, 140), (320, 240)])),
     "qwen2_vl": ("qwen2_vl", 64, lambda draw: (draw.randrange(112, 672), draw.randrange(112, 672))),
     "qwen2_vl_small": ("qwen2_vl", 96, lambda draw: (draw.randrange(56, 224), draw.randrange(56, 224))),
+    "qwen2_vl_small_with_texts": ("qwen2_vl", 96, lambda draw: (draw.randrange(56, 224), draw.randrange(56, 224))),
 }
 # As `mme5core` renders a content without instruction.
 TEMPLATES = {
@@ -50,14 +51,20 @@ TEMPLATES = {
 }
 
 
-def contents(num_rows: int, size: Callable[[random.Random], Sizes]) -> list[Content]:
-    """Half texts of lognormal length, half pictures, in no order."""
+def contents(
+    num_rows: int, size: Callable[[random.Random], Sizes], *, texts_beside_pictures: bool = False
+) -> list[Content]:
+    """Half texts of lognormal length, half pictures, in no order; or each picture with such a text."""
     draw = random.Random(0)
     texts = [
         Content(checkpoints.words(max(1, min(100, round(draw.lognormvariate(2.3, 0.9)))), seed))
         for seed in range(num_rows // 2)
     ]
-    rows = texts + [Content(image=jpeg(number, size(draw))) for number in range(num_rows // 2)]
+    pictures = [
+        Content(texts[number].text if texts_beside_pictures else None, jpeg(number, size(draw)))
+        for number in range(num_rows // 2)
+    ]
+    rows = texts + pictures
     draw.shuffle(rows)
     return rows
 
@@ -70,7 +77,8 @@ def run(folder: Path, best_of: BestOf) -> dict[str, object]:
         base = folder / family
         if not base.exists():
             getattr(checkpoints, family)(base)
-        figures[name] = {"n": num_rows} | compare(base, family, contents(num_rows, size), best_of)
+        rows = contents(num_rows, size, texts_beside_pictures=name.endswith("with_texts"))
+        figures[name] = {"n": num_rows} | compare(base, family, rows, best_of)
     torch.set_num_threads(2)
     return figures
 
@@ -87,7 +95,9 @@ def compare(base: Path, family: str, rows: list[Content], best_of: BestOf) -> di
     vectors = {side: call() for side, call in sides.items()}
     for side, vector_ND in vectors.items():
         apart = float((1 - (vector_ND * vectors["bare"]).sum(axis=1)).max())
-        assert apart < 1e-5, f"{family}: {side} gives other vectors, 1 - cosine {apart}"
+        # torchvision scales pictures of Qwen2-VL for the peer, with other roundings than Pillow.
+        allowed = 1e-4 if side == "sentence_transformers" and family == "qwen2_vl" else 1e-5
+        assert apart < allowed, f"{family}: {side} gives other vectors, 1 - cosine {apart}"
     best = best_of(sides, ROUNDS)
     return {f"{side}_over_bare": round(best[side] / best["bare"], 3) for side in sides if side != "bare"} | {
         f"speed_over_{side}": round(best[side] / best["ours"], 2) for side in sides if side == "sentence_transformers"
@@ -142,7 +152,11 @@ def _encode(peer: Any, rows: list[Content]) -> np.ndarray:
 
 def inputs_of(rows: list[Content]) -> list[Any]:
     """The rows as sentence-transformers takes them; pictures are decoded when it reads them."""
-    return [row.text if row.image is None else Image.open(io.BytesIO(row.image)) for row in rows]  # type: ignore[arg-type]
+    found: list[Any] = []
+    for row in rows:
+        picture = None if row.image is None else Image.open(io.BytesIO(row.image))  # type: ignore[arg-type]
+        found.append(row.text if picture is None else {"image": picture, "text": row.text} if row.text else picture)
+    return found
 
 
 def sentence_transformer(base: Path, family: str) -> Any:

@@ -60,6 +60,8 @@ def mme5_side(repo: Path, base: Path) -> Callable[[list[Content]], np.ndarray]:
         result = np.empty((len(rows), model.hidden_size), dtype=np.float32)
         for has_picture in (False, True):
             places = [place for place, row in enumerate(rows) if (row.image is not None) == has_picture]
+            if not places:
+                continue
             pairs = [(PICTURE + (rows[p].text or ""), _opened(rows[p])) for p in places]
             found = []
             with torch.no_grad():
@@ -126,6 +128,7 @@ def main() -> None:
             assert apart < 1e-5, f"the two sides give other vectors, 1 - cosine {apart}"
             best = best_of({"ours": partial(ours, asked), "theirs": partial(theirs, asked)}, ROUNDS)
             report[name] = round(best["theirs"] / best["ours"], 2)
+            print(f"{name}: {report[name]}", file=sys.stderr)
         added = {side: added_bytes(side, repo, base) for side in ("ours", "theirs")}
         report["added_mb"] = {side: round(count / 1e6) for side, count in added.items()}
         print(json.dumps(report))
