@@ -134,6 +134,12 @@ def test_transformers_and_peft_stay_where_models_are_made() -> None:
     assert violations(("transformers", "peft"), others) == set()
 
 
+def test_sentence_transformers_stays_with_the_peers() -> None:
+    assert (
+        violations(("sentence_transformers",), (s for s in sources().values() if s.name != "mme5core.peers")) == set()
+    )
+
+
 def test_every_module_of_the_core_has_a_layer() -> None:
     parts = {part_of(name) for name in sources() if is_in(name, "mme5core") and name != "mme5core"}
     assert parts - set().union(*LAYERS) == set()
