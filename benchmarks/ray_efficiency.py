@@ -78,10 +78,11 @@ def _embedding_seconds(config: EmbedCorpusConfig, load: Any) -> float:
     found = {}
     embed_all = embed_corpus._embed_all
 
-    def timed(*args: Any, **kwargs: Any) -> None:
+    def timed(*args: Any, **kwargs: Any) -> int:
         began = time.perf_counter()
-        embed_all(*args, **kwargs)
+        num_done = embed_all(*args, **kwargs)
         found["s"] = time.perf_counter() - began
+        return num_done
 
     embed_corpus._embed_all = timed  # type: ignore[assignment]
     try:
