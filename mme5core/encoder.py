@@ -237,6 +237,9 @@ class Encoder:
         Raises:
             ValueError: a picture that cannot be read (`images.BadImage`), naming its place in `contents`.
         """
+        for place, content in enumerate(contents):
+            if not isinstance(content, Content):
+                raise TypeError(f"content {place}: Content(text=..., image=...) expected, not {type(content).__name__}")
         result = np.zeros((len(contents), self.dimension), dtype=np.float32)
         instructions = per_content(instruction, len(contents))
         for rows, vector_BD in self.stream(
@@ -325,6 +328,7 @@ class Encoder:
         else:
             if is_adapted:
                 model.save_pretrained(folder)
+                (folder / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
             elif self._merged_adapter is not None:
                 for name in ("adapter_config.json", "adapter_model.safetensors"):
                     shutil.copy(self._merged_adapter / name, folder / name)

@@ -104,7 +104,8 @@ def check_model_files(path: Path_) -> None:
             raise ValueError(f"no model at {base!r}: not a folder, and not a hub id (owner/name)")
         return
     if not (folder / "config.json").is_file():
-        raise ValueError(f"no model at {base!r}: the folder has no config.json")
+        hint = f"; there is one at {str(folder / 'model')!r}" if (folder / "model").is_dir() else ""
+        raise ValueError(f"no model at {base!r}: the folder has no config.json{hint}")
     for what, names in (("tokenizer", TOKENIZER_FILES), ("image processor", PROCESSOR_FILES)):
         if not any((folder / name).is_file() for name in names):
             raise ValueError(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor
@@ -63,7 +64,8 @@ def prepare_batches(
         share_pictures: the tower shall read a picture that several rows have once, where the family's tower is known;
             else every row brings its pixels, as a tower that trains needs them.
         num_threads: that decode pictures.
-        on_bad: told of pictures that cannot be read; their rows are left out. None: they raise.
+        on_bad: told of pictures that cannot be read, and of texts that hold the token for a picture; their rows are
+            left out. None: they raise.
 
     Raises:
         ValueError: a bad picture, where nobody is told of it.
@@ -81,6 +83,8 @@ def prepare_batches(
                 on_bad(row, error)
             return None
 
+    for row in range(len(contents)):
+        tried(partial(_check_text, backbone), row)
     sizes = [tried(lambda content: size_of(backbone, content), row) for row in range(len(contents))]
     keys: list[Hashable] = [*range(len(contents))]
     if share_pictures and backbone.knows_tower:
@@ -124,6 +128,16 @@ def size_of(backbone: Backbone, content: Content) -> PictureSize | None:
     if content.image is None:
         return None
     return picture_size(content.image) if backbone.needs_sizes else (1, 1)
+
+
+def _check_text(backbone: Backbone, content: Content) -> None:
+    """
+    Raises:
+        BadImage: the text holds what stands for a picture in the backbone's prompts, and would be read as one.
+    """
+    token = getattr(backbone, "image_token", None)
+    if token and content.text and token in content.text:
+        raise BadImage("picture_token_in_text", token)
 
 
 def _prepare(backbone: Backbone, content: Content) -> PictureInputs:

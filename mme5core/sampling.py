@@ -16,8 +16,8 @@ class BatchSampler:
     combination: all processes run the vision tower in the same steps. A second row with the same positive would be
     a negative of the first, and right.
 
-    An epoch goes through every row once. What does not fill a batch goes into a smaller one, of a multiple of
-    `round_to` rows; only what is left below that waits for the next epoch's shuffle.
+    An epoch goes through every row at most once. What does not fill a batch goes into a smaller one, of a multiple of
+    `round_to` rows; what is left below that waits for the next epoch's shuffle.
 
     Args:
         combinations: modality combination of each row.
@@ -68,6 +68,10 @@ class BatchSampler:
         whole = int(num_epochs)
         count = sum(len(self._epoch(epoch)) for epoch in range(whole))
         return count + round((num_epochs - whole) * len(self._epoch(whole))) if num_epochs > whole else count
+
+    def epoch_sizes(self) -> list[int]:
+        """Rows of each batch of the first epoch."""
+        return [len(batch) for batch in self._epoch(0)]
 
     def batch(self, step: int) -> list[int]:
         """The rows of one step, in the order in which processes share them out."""

@@ -111,7 +111,9 @@ class SynthConfig(InputJobConfig):
 
 class LoraConfig(_Section):
     method: Literal["lora", "dora", "none"] = _key(
-        "lora", "the adapter's kind; none: full fine-tuning of the targets' own weights, in float32"
+        "lora",
+        "the adapter's kind; none: full fine-tuning in float32, of all weights of the towers that targets names "
+        "(norms, gates and embeddings too)",
     )
     rank: int = _key(8, "rank of the adapter", ge=1)
     alpha: float = _key(64.0, "scale is alpha / rank", gt=0)
@@ -158,8 +160,10 @@ class TrainConfig(InputJobConfig):
     )
     num_steps: int | None = _key(None, "optimizer steps; null: num_epochs", ge=1)
     num_epochs: float = _key(1.0, "passes over the data", gt=0)
-    chunk_rows: int = _key(256, "rows of one forward pass at most", ge=1)
-    chunk_tokens: int = _key(1 << 20, "rows x longest row of one forward pass at most", ge=1)
+    chunk_rows: int = _key(256, "rows of one forward pass at most; with dropout another draw", rows=False, ge=1)
+    chunk_tokens: int = _key(
+        1 << 20, "rows x longest row of one forward pass at most; with dropout another draw", rows=False, ge=1
+    )
     grad_cache: bool = _key(
         False, "keep the activations of one chunk only, for a second forward pass; same numbers", rows=False
     )
@@ -182,7 +186,9 @@ class TrainConfig(InputJobConfig):
     remote_code: bool = _key(False, "run code that comes with the base model; it can do anything that you can")
     max_tokens: int = _key(256, "longest prompt, tokens", ge=4)
     autocast: Literal["none", "bfloat16"] = _key("none", "precision of the matrix products")
-    dtype: str = _key("auto", "dtype of the frozen weights; auto: the checkpoint's own")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _key(
+        "auto", "dtype of the frozen weights; auto: the checkpoint's own"
+    )
     zero_stage: Literal[0, 1, 2, 3] = _key(
         2, "DeepSpeed ZeRO stage; 0: every worker holds all, without DeepSpeed", rows=False
     )
@@ -239,7 +245,7 @@ class EmbedCorpusConfig(InputJobConfig):
     max_tokens: int | None = _key(None, "of one prompt; what is longer is cut; null: as stored with the model", ge=1)
     remote_code: bool = _key(False, "run code that comes with the model; it can do anything that you can")
     instruction: InstructionConfig = _key(InstructionConfig(), "instructions by modality")
-    dtype: str = _key("auto", "auto: the checkpoint's own; or float32, bfloat16, float16")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _key("auto", "of the model; auto: the checkpoint's own")
     device: str = _key("auto", "auto, cpu, cuda", rows=False)
     batch_size: int = _key(32, "rows of one forward pass at most", rows=False, ge=1)
     max_batch_tokens: int = _key(16_384, "rows x longest row of one forward pass at most", rows=False, ge=1)

@@ -11,13 +11,14 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mme5core.model_folder import check_model_files, model_identity, model_width
 from mme5core.prompt_styles import check_style
 from mme5core.readers import InputError, input_files, input_identity
 from mme5core.readers.samples import SampleTable, count_by, map_samples
-from mme5core.storage import AnyPath
+from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
 from rayjobs import cli
 from rayjobs.cluster import actor_cpus, connected
@@ -48,7 +49,7 @@ def run(config: TrainConfig) -> cli.Outcome:
         return cli.Outcome(finished["counters"], reason="already done")
     refused, num_read = _map_samples(config, sources, folder)
     samples = SampleTable(folder.work / "samples.arrow")
-    num_steps = _count_steps(config, samples, Counter(rejected.reason for rejected in refused))
+    num_steps, epoch = _count_steps(config, samples, refused)
     if not (folder.path / "model").is_dir():
         with connected(dashboard=True) as ray:
             _train(ray, config, folder, num_steps)
@@ -61,7 +62,7 @@ def run(config: TrainConfig) -> cli.Outcome:
         refused=folder.write_quarantine(refused),
         pending=0,
         extra_counters={"steps": num_steps},
-        details={"modality_combinations": count_by(samples.combinations)} | _read_summary(folder),
+        details={"modality_combinations": count_by(samples.combinations), "epoch": epoch} | _read_summary(folder),
     )
     return cli.Outcome(counters)
 
@@ -119,17 +120,36 @@ def _map_samples(
     return [Rejected(**row) for row in stored["refused"]], stored["read"]
 
 
-def _count_steps(config: TrainConfig, samples: SampleTable, refused: Counter[str]) -> int:
+def _count_steps(config: TrainConfig, samples: SampleTable, refused: list[Rejected]) -> tuple[int, dict[str, int]]:
+    """Steps of the run; and the batches of an epoch, their smallest, and the samples that they hold."""
     if not len(samples):
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in refused.most_common())
-        raise ConfigError(f"no samples left: {reasons or 'the input has no rows'}")
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in Counter(r.reason for r in refused).most_common())
+        first = f" (the first: {refused[0].id}, {refused[0].reason}, {refused[0].detail})" if refused else ""
+        raise ConfigError(f"no samples left: {reasons or 'the input has no rows'}{first}")
     if config.batch_size > len(samples):
         raise ConfigError(f"batch_size={config.batch_size} is larger than the data: {len(samples):,} samples")
     try:
         sampler = make_sampler(samples, config.model_dump())
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return config.num_steps or max(1, sampler.num_batches(config.num_epochs))
+    sizes = sampler.epoch_sizes()
+    epoch = {"batches": len(sizes), "smallest_batch": min(sizes), "samples": sum(sizes)}
+    if min(sizes) < config.batch_size:
+        num_small = sum(size < config.batch_size for size in sizes)
+        print(
+            f"train: an epoch has {len(sizes):,} batches, {num_small:,} of them of fewer than {config.batch_size} rows "
+            "(a batch is of one source and one modality combination)",
+            file=sys.stderr,
+        )
+    return config.num_steps or max(1, sampler.num_batches(config.num_epochs)), epoch
+
+
+def _absolute(place: str | None) -> str | None:
+    """A path as the workers find it, whose current folder is another one."""
+    if place is None:
+        return None
+    found = locate(place)
+    return str(found.absolute()) if isinstance(found, Path) else place
 
 
 def _train(ray: Any, config: TrainConfig, folder: JobFolder, num_steps: int) -> None:
@@ -144,7 +164,7 @@ def _train(ray: Any, config: TrainConfig, folder: JobFolder, num_steps: int) -> 
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
-            "config": config.model_dump(),
+            "config": config.model_dump() | {"checkpoints": _absolute(config.checkpoints)},
             "folder": str(folder.path),
             "work": str(folder.work),
             "owner": owner,

@@ -25,6 +25,7 @@ PIXELS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
 
 class Mllama:
     image_prefix = "<|image|><|begin_of_text|>"
+    image_token = "<|image|>"
     default_style = "mme5"
     pooling = "last"
     knows_tower = True
@@ -34,7 +35,7 @@ class Mllama:
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
 
     def token_ids(
         self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int

@@ -129,8 +129,14 @@ def _batches(shard: AnyPath) -> Iterator[list[dict[str, Any]]]:
         if name not in names:
             raise InputError(f"{shard}: no column {name!r}; it has {', '.join(names)}")
     columns = [*REQUIRED, *(name for name in OPTIONAL if name in names)]
+    position = 0
     for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
-        yield batch.to_pylist()
+        rows = batch.to_pylist()
+        for place, row in enumerate(rows, position):
+            if row["id"] in (None, ""):
+                row["id"] = f"{shard.name}:{place}"
+        position += len(rows)
+        yield rows
 
 
 def _check(row: dict[str, Any], num_negatives: int, seen: set[str], needs_scores: bool) -> Rejected | None:
@@ -152,7 +158,7 @@ def _check(row: dict[str, Any], num_negatives: int, seen: set[str], needs_scores
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return Rejected(sample_id, "bad_content", str(error))
     if len(sample.negatives) < num_negatives:
-        return Rejected(sample_id, "too_few_negatives", f"{len(sample.negatives)} of {num_negatives}")
+        return Rejected(sample_id, "too_few_negatives", f"{len(sample.negatives)} of num_negatives={num_negatives}")
     if document_key(sample.positive) in {document_key(n) for n in sample.negatives[:num_negatives]}:
         return Rejected(sample_id, "positive_among_negatives")
     if needs_scores and not _are_scores(sample.scores, 1 + num_negatives):
@@ -178,10 +184,13 @@ def _mapped(row: dict[str, Any], num_negatives: int, source: str) -> dict[str, A
 
 
 def _content(value: dict[str, Any] | None) -> Content:
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__} where a struct of text and image is expected")
     value = value or {}
     image = value.get("image")
     if image is None:
-        return Content(value.get("text") or None)
+        text = value.get("text")
+        return Content(None if isinstance(text, str) and not text.strip() else text)
     if not image.get("bytes"):
         raise ValueError("a picture without bytes")
     return Content(value.get("text") or None, image["bytes"])

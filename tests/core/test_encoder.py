@@ -183,3 +183,27 @@ def test_a_loaded_encoder_can_be_saved_again(base: Path, tmp_path: Path) -> None
     again = Encoder.load(tmp_path / "again")
     assert np.array_equal(again.embed(contents), loaded.embed(contents))
     assert model_width(tmp_path / "again") == again.dimension
+
+
+def test_a_text_with_the_token_for_a_picture_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(ValueError, match=r"content 1: picture_token_in_text"):
+        encoder.embed([Content("a cat"), Content("a <|image|> cat")])
+    told: list[tuple[int, str]] = []
+    contents = [Content("a <|image|> cat", picture(1)), Content("a cat")]
+    rows = [
+        row
+        for batch in encoder.batches(
+            contents,
+            [None, None],
+            batch_size=2,
+            max_batch_tokens=99,
+            on_bad=lambda place, error: told.append((place, error.reason)),
+        )
+        for row in batch.rows
+    ]
+    assert rows == [1] and told == [(0, "picture_token_in_text")]
+
+
+def test_what_is_no_content_is_named_with_what_is_expected(encoder: Encoder) -> None:
+    with pytest.raises(TypeError, match=r"content 1: Content\(text=..., image=...\) expected, not str"):
+        encoder.embed([Content("a cat"), "a cat"])  # type: ignore[list-item]

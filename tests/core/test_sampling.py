@@ -144,3 +144,9 @@ def test_weights_that_fit_no_source_are_refused() -> None:
         from_sources(weights={"a": -1, "b": 2})
     with pytest.raises(ValueError, match="interleave_rows=3 does not divide batch_size=8"):
         from_sources(interleave_rows=3)
+
+
+def test_the_sizes_of_an_epoch_are_those_of_its_batches() -> None:
+    sampler = BatchSampler(["T2I"] * 24 + ["T2T"] * 29, range(53), batch_size=16, seed=0)
+    assert sorted(sampler.epoch_sizes()) == [8, 8, 16, 16]
+    assert sampler.epoch_sizes() == [len(sampler.batch(step)) for step in range(4)]

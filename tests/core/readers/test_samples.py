@@ -110,6 +110,7 @@ def test_the_limit_counts_rows_read_across_shards_and_also_refused_ones(tmp_path
 BAD: dict[str, tuple[Row, str]] = {
     "no negatives": ({"negatives": None}, "too_few_negatives"),
     "an empty positive": ({"positive": content("")}, "bad_content"),
+    "a query of blanks": ({"query": content("  \n")}, "bad_content"),
     "no query": ({"query": None}, "bad_content"),
     "a negative that is null": ({"negatives": [None]}, "bad_content"),
     "a text as picture": ({"query": content("q", b"<html>")}, "not_an_image"),
@@ -137,6 +138,21 @@ def test_a_sample_whose_picture_is_not_there_is_refused_and_not_read_as_text(tmp
 def test_a_repeated_id_is_refused_also_in_another_shard(tmp_path: Path) -> None:
     samples, refused, _ = mapped(tmp_path, [row("a"), row("b")], [row("a")])
     assert (ids(samples), reasons(refused)) == (["a", "b"], [("a", "duplicate_id")])
+
+
+def test_samples_without_ids_are_named_by_their_places(tmp_path: Path) -> None:
+    blank = row("") | {"id": None}
+    samples, refused, _ = mapped(tmp_path, [row("a"), blank, blank], [blank])
+    assert (ids(samples), refused) == (["a", "0.parquet:1", "0.parquet:2", "1.parquet:0"], [])
+
+
+def test_a_content_that_is_a_plain_text_is_refused_with_what_is_expected(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "query": "q", "positive": "p", "negatives": ["n"], "instruction": "", "document_instruction": ""}
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "plain.parquet")
+    *_, refused = map_samples({"all": [tmp_path / "plain.parquet"]}, tmp_path / "m.arrow", num_negatives=1, limit=None)
+    assert refused == [Rejected("a", "bad_content", "a str where a struct of text and image is expected")]
 
 
 def test_a_positive_among_negatives_that_are_not_used_does_no_harm(tmp_path: Path) -> None:
