@@ -13,10 +13,18 @@ import pyarrow.parquet as pq
 import yaml
 
 from mme5core.errors import first_line
-from mme5core.readers import read_rows
+from mme5core.readers import InputError, read_rows
 from mme5core.readers.shards import shard_bytes
 from mme5core.storage import AnyPath, parquet_file
-from rayjobs.config import ConfigError, EmbedCorpusConfig, EvaluateConfig, InputJobConfig, JobConfig, SynthConfig
+from rayjobs.config import (
+    ConfigError,
+    EmbedCorpusConfig,
+    EvaluateConfig,
+    InputJobConfig,
+    JobConfig,
+    SynthConfig,
+    TrainConfig,
+)
 from rayjobs.scan import shards_of
 
 # Seen with the demo's prompts and answers; a real teacher's are of the same order. 85 tokens is what OpenAI bills
@@ -44,6 +52,31 @@ def _describe_input(config: Any) -> list[str]:
     except (OSError, pa.ArrowInvalid) as error:
         raise ConfigError(f"input: {first_line(error)}") from None
     return _files(shards) + ([f"{rows:,} rows in Parquet"] if rows else [])
+
+
+def _describe_training(config: TrainConfig) -> list[str]:
+    from mme5core.readers.samples import open_samples
+    from rayjobs.train import check
+
+    shards = shards_of(config.input, suffixes=(".parquet",))
+    check(config)
+    try:
+        rows = sum(open_samples(shard).metadata.num_rows for shard in shards)
+    except InputError as error:
+        raise ConfigError(str(error)) from None
+    rows = min(rows, config.limit or rows)
+    if config.batch_size > rows:
+        raise ConfigError(f"batch_size={config.batch_size} is larger than the data: {rows:,} samples")
+    steps = config.num_steps or max(1, int(config.num_epochs * rows / config.batch_size))
+    return [*_files(shards), f"{rows:,} samples before any is refused; about {steps:,} steps"]
+
+
+def _describe_embedding(config: EmbedCorpusConfig) -> list[str]:
+    from rayjobs.embed_corpus import checked_width
+
+    lines = _describe_input(config)
+    width = checked_width(config)
+    return [*lines, f"vectors of width {config.vectors.dim or width:,}"]
 
 
 def _describe_evaluation(config: EvaluateConfig) -> list[str]:
@@ -105,5 +138,7 @@ def _files(shards: list[AnyPath]) -> list[str]:
 
 _DESCRIBED: dict[type[JobConfig], Callable[[Any], list[str]]] = {
     SynthConfig: _describe_synthesis,
+    TrainConfig: _describe_training,
+    EmbedCorpusConfig: _describe_embedding,
     EvaluateConfig: _describe_evaluation,
 }

@@ -64,7 +64,7 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
         load: makes the encoder of an actor from the job's configuration; None: the model that this names.
     """
     shards = shards_of(config.input, pictures=True)
-    dimension = _checked_width(config)
+    dimension = checked_width(config)
     try:
         vector_format = VectorFormat(
             dimension, config.vectors.dim or dimension, config.vectors.dtype, tuple(config.vectors.also)
@@ -114,7 +114,7 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
         return _finish(ray, folder, config, index, contents, VectorLog(rows, dimension), vector_format, source)
 
 
-def _checked_width(config: EmbedCorpusConfig) -> int:
+def checked_width(config: EmbedCorpusConfig) -> int:
     """Width of the model's vectors, once it is known that there is such a model."""
     try:
         if config.library == "sentence-transformers":

@@ -36,7 +36,7 @@ def run(config: TrainConfig) -> cli.Outcome:
     sources = {
         f"input[{place}]": shards_of([entry], suffixes=(".parquet",)) for place, entry in enumerate(config.input)
     }
-    _check(config)
+    check(config)
     shards = [shard for files in sources.values() for shard in files]
     files = input_files(shards)
     identities = {"input": input_identity(files), "model": model_identity(config.model)}
@@ -67,7 +67,7 @@ def run(config: TrainConfig) -> cli.Outcome:
     return cli.Outcome(counters)
 
 
-def _check(config: TrainConfig) -> None:
+def check(config: TrainConfig) -> None:
     """What can be known to be wrong before the first second of training."""
     if len(set(config.input)) < len(config.input):
         raise ConfigError("input names a folder twice; say how often it is wanted with weights")

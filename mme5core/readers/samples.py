@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mme5core.content_key import document_key
 from mme5core.errors import first_line
@@ -119,7 +120,11 @@ def to_sample(row: dict[str, Any]) -> Sample:
     )
 
 
-def _batches(shard: AnyPath) -> Iterator[list[dict[str, Any]]]:
+def open_samples(shard: AnyPath) -> pq.ParquetFile:
+    """
+    Raises:
+        InputError: it is no Parquet file, or lacks columns of a sample.
+    """
     try:
         parquet = parquet_file(shard)
     except (pa.ArrowInvalid, OSError) as error:
@@ -128,6 +133,12 @@ def _batches(shard: AnyPath) -> Iterator[list[dict[str, Any]]]:
     for name in REQUIRED:
         if name not in names:
             raise InputError(f"{shard}: no column {name!r}; it has {', '.join(names)}")
+    return parquet
+
+
+def _batches(shard: AnyPath) -> Iterator[list[dict[str, Any]]]:
+    parquet = open_samples(shard)
+    names = parquet.schema_arrow.names
     columns = [*REQUIRED, *(name for name in OPTIONAL if name in names)]
     position = 0
     for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):

@@ -153,6 +153,7 @@ def test_synth_keeps_every_good_picture_and_names_every_bad_one(
         (["input={empty}"], "holds no"),
         (["input={tars}", "model={broken}"], "no tokenizer"),
         (["input={tars}", "model=no/such/model/here"], "no model at"),
+        (["input={tars}", "model=no/such/model/here", "--dry-run"], "no model at"),
         (["input={tars}", "bath_size=3"], "'bath_size'; did you mean 'batch_size'"),
         (["input={tars}", "batch_size=0"], "batch_size=0"),
         (["input={hollow}"], "no rows"),
