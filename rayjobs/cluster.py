@@ -44,7 +44,7 @@ def connected(*, dashboard: bool = False) -> Iterator[Any]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError) as error:
+    except (Exception, SystemExit) as error:  # of a node that does not come up Ray raises the one or the other
         raise JobFailed(f"cannot connect to Ray: {first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray put one of its own there, which ends with another code

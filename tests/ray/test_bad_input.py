@@ -212,6 +212,6 @@ def on_a_small_disk(folder: Path) -> list[str]:
 def test_a_full_disk_is_one_line_and_what_was_done_is_kept(world: World, teacher: DemoTeacher, tmp_path: Path) -> None:
     before = on_a_small_disk(tmp_path / "disk")
     ended = run_job("synth", *synth_args(world, teacher, tmp_path / "disk" / "out"), before=before)
-    assert ended.code == 1
+    assert ended.code == 1 and ended.summary, ended.stdout + ended.stderr
     assert "No space left" in ended.summary["reason"] or "no space left" in ended.summary["reason"]
     assert "Traceback" not in ended.stderr
