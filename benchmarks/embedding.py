@@ -22,7 +22,6 @@ from PIL import Image
 from benchmarks import checkpoints
 from mme5core.backbones import mllama
 from mme5core.encoder import Encoder
-from mme5core.prepare import PreparedBatch
 from mme5core.types import Content
 
 BATCH_SIZE, ROUNDS, THREADS, MAX_TOKENS = 16, 8, 1, 4096
@@ -119,12 +118,10 @@ def _embed_with_library_attention(encoder: Encoder, rows: list[Content]) -> np.n
 
 def bare_forward(encoder: Encoder, rows: list[Content]) -> Callable[[], np.ndarray]:
     prepared = list(encoder.batches(rows, [None] * len(rows), batch_size=BATCH_SIZE, max_batch_tokens=1 << 20))
-    inputs = [
-        batch.inputs | encoder.backbone.extra_inputs(batch.inputs)
-        if hasattr(encoder.backbone, "extra_inputs")
-        else batch.inputs
-        for batch in prepared
-    ]
+    backbone: Any = encoder.backbone
+    inputs = [backbone.float_pixels(batch.inputs) for batch in prepared]
+    if hasattr(backbone, "extra_inputs"):
+        inputs = [given | backbone.extra_inputs(given) for given in inputs]
 
     def bare() -> np.ndarray:
         result = np.empty((len(rows), encoder.dimension), dtype=np.float32)
@@ -137,12 +134,6 @@ def bare_forward(encoder: Encoder, rows: list[Content]) -> Callable[[], np.ndarr
         return result
 
     return bare
-
-
-def _extra(encoder: Encoder, batch: PreparedBatch) -> dict[str, torch.Tensor]:
-    backbone: Any = encoder.backbone
-    found: dict[str, torch.Tensor] = backbone.extra_inputs(batch.inputs) if hasattr(backbone, "extra_inputs") else {}
-    return found
 
 
 def _encode(peer: Any, rows: list[Content]) -> np.ndarray:

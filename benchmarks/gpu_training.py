@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import full_size
-from benchmarks.training import TEXT, checkpoint
+from benchmarks import checkpoints, full_size
+from benchmarks.training import NUM_WORDS
 from mme5core.adapters import add_adapter
 from mme5core.encoder import Encoder
 from mme5core.gradcache import PlainEngine
@@ -107,11 +107,17 @@ def measure(recipe: dict[str, Any], *, small: bool, num_steps: int) -> dict[str,
 
 def _small() -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
-        return Encoder.load(checkpoint(Path(folder) / "base"))
+        return Encoder.load(checkpoints.mllama(Path(folder) / "base"))
 
 
 def _sample(number: int) -> Sample:
-    return Sample(str(number), Content(f"{TEXT} {number}"), _picture(number), (_picture(number + 5000),), "Find it:")
+    return Sample(
+        str(number),
+        Content(checkpoints.words(NUM_WORDS, number)),
+        _picture(number),
+        (_picture(number + 5000),),
+        "Find it:",
+    )
 
 
 def _picture(number: int) -> Content:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import checkpoints
 from mme5core.adapters import add_adapter
-from mme5core.demo.base_model import build_base
 from mme5core.encoder import Encoder
 from mme5core.gradcache import PlainEngine
 from mme5core.objective import Objective
@@ -23,7 +23,7 @@ from mme5core.training import PictureCache, StepResult, _prepare, _with_features
 from mme5core.types import Content, Sample
 
 BATCH_SIZE, NUM_NEGATIVES, CHUNK_ROWS, NUM_SAMPLES, ROUNDS, THREADS = 16, 1, 8, 64, 5, 1
-TEXT = "a picture of a dog that lies on a red sofa and looks at something behind the camera, number"
+NUM_WORDS = 20
 
 BestOf = Callable[[dict[str, Callable[[], object]], int], dict[str, float]]
 
@@ -32,7 +32,7 @@ def run(folder: Path, best_of: BestOf) -> dict[str, object]:
     """`over_bare`: a step's time over tower forward, a forward without and one with gradient and its backward, on
     resident batches. `tower_twice`: the same step with the tower in both passes, over the step."""
     torch.set_num_threads(THREADS)  # the other core prepares the next batch, as another device would
-    base = checkpoint(folder / "training")
+    base = checkpoints.mllama(folder / "training")
     parts: dict[str, float] = {}
     steps = {once: _steps(base, tower_once=once) for once in (True, False)}
     first = {once: next(results).loss for once, results in steps.items()}
@@ -127,33 +127,4 @@ def _content(number: int) -> Content:
     pixels = np.random.default_rng(number).integers(0, 255, (120, 160, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
-    return Content(f"{TEXT} {number}", buffer.getvalue())
-
-
-def checkpoint(folder: Path) -> Path:
-    """mllama in small: of a picture row with its text, nine tenths of the work in the tower, as in the real one (18.6
-    and 2.4 TFLOP on Llama-3.2-11B-Vision with four tiles and 64 tokens)."""
-    build_base(
-        folder,
-        [f"{TEXT} {number}" for number in range(3000)],
-        vision={
-            "hidden_size": 256,
-            "intermediate_size": 1024,
-            "num_hidden_layers": 12,
-            "num_global_layers": 2,
-            "attention_heads": 8,
-            "vision_output_dim": 512,
-            "image_size": 168,
-            "patch_size": 14,
-            "intermediate_layers_indices": [3],
-        },
-        text={
-            "hidden_size": 256,
-            "intermediate_size": 768,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 8,
-            "cross_attention_layers": [2, 6],
-        },
-    )
-    return folder
+    return Content(checkpoints.words(NUM_WORDS, number), buffer.getvalue())

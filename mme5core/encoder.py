@@ -84,9 +84,10 @@ class EmbeddingModel(nn.Module):
     def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs on the model's device, pictures in the model's dtype."""
         parameter = next(self.parameters())
+        moved = {name: value.to(parameter.device, non_blocking=True) for name, value in inputs.items()}
         return {
-            name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None, non_blocking=True)
-            for name, value in inputs.items()
+            name: value.to(parameter.dtype) if value.is_floating_point() else value
+            for name, value in self.backbone.float_pixels(moved).items()
         }
 
     def train(self, mode: bool = True) -> EmbeddingModel:

@@ -170,7 +170,12 @@ def _opened(address: Address) -> tuple[fs.FileSystem, str]:
     root, _, inside = rest.partition("/")
     try:
         store, base = _store(scheme, root, address.options)
-    except (ValueError, ImportError, OSError, pa.ArrowNotImplementedError) as error:  # the last: built without it
+    except (
+        OSError,  # the store answers, but not with what was asked
+        ValueError,  # no such scheme, or an address that the store cannot take
+        ImportError,  # fsspec knows the scheme and lacks its package
+        pa.ArrowNotImplementedError,  # pyarrow knows the scheme and was built without it
+    ) as error:
         raise OSError(without_credentials(f"{address}: {first_line(error)}")) from None
     return store, f"{base}/{inside}".rstrip("/") if base else inside
 

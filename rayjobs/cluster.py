@@ -40,7 +40,7 @@ def connected(*, dashboard: bool = False) -> Iterator[Any]:
     if is_local:
         # "local": a cluster that somebody started on this machine is joined only where RAY_ADDRESS says so.
         options |= {"address": "local", "include_dashboard": dashboard, "object_store_memory": OBJECT_STORE_BYTES}
-        options |= {"num_cpus": _num_cpus(), "_temp_dir": _temp_dir()}
+        options |= {"num_cpus": max(2, _num_cpus()), "_temp_dir": _temp_dir()}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
@@ -67,7 +67,12 @@ def _quiet() -> None:
 
 
 def _num_cpus() -> int:
-    return max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_per_worker(num_workers: int) -> int:
+    """Of this machine's cores, for each of the workers on it that compute without an accelerator."""
+    return max(1, _num_cpus() // num_workers)
 
 
 def _temp_dir() -> str:

@@ -28,13 +28,13 @@ from mme5core.storage import locate
 from mme5core.types import Content, Rejected
 from mme5core.vectors import Int8Calibration, VectorFormat, cut
 from rayjobs import cli
-from rayjobs.cluster import actor_cpus, connected, rows_to_tables
+from rayjobs.cluster import actor_cpus, connected, rows_to_tables, threads_per_worker
 from rayjobs.config import ConfigError, EmbedCorpusConfig, fingerprint, row_keys
 from rayjobs.contents import Contents, VectorLog, number_contents, vector_schema
 from rayjobs.external import sort_tables
 from rayjobs.output import JobFolder, Run, of_size, part_name
 from rayjobs.progress import Progress
-from rayjobs.scan import Index, rows_of, scan, shards_of, wait_until_seen
+from rayjobs.scan import Index, ScanShard, rows_of, scan, shards_of, wait_until_seen
 from rayjobs.source_columns import SourceColumns
 from rayjobs.worklog import append
 
@@ -91,15 +91,8 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
     rows = folder.work / "rows"
     rows.mkdir(exist_ok=True)
     with connected() as ray:
-        index = scan(
-            ray,
-            shards,
-            key_of=KeyOf(instructions),
-            limit=config.limit,
-            folder=folder.work / "index",
-            label="embed-corpus",
-            options=options,
-        )
+        task = ScanShard(folder.work / "index", KeyOf(instructions), config.limit, options)
+        index = scan(ray, shards, task, label="embed-corpus")
         if not index.num_usable:
             reasons = Counter(refused.reason for refused in index.refused())
             counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
@@ -327,10 +320,7 @@ class Embed:
         import torch
 
         if not torch.cuda.is_available():
-            import os
-
-            num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(max(1, num_cpus // config["num_workers"]))
+            torch.set_num_threads(threads_per_worker(config["num_workers"]))
         self._config, self._rows = config, Path(rows)
         self._refused = ""
         try:

@@ -131,27 +131,23 @@ def _file_of(folder: Path, shard: int) -> Path:
     return folder / f"{shard:06d}.parquet"
 
 
-def scan(
-    ray: Any,
-    shards: Sequence[AnyPath],
-    *,
-    key_of: KeyOf,
-    limit: int | None,
-    folder: Path,
-    label: str,
-    options: ReadOptions = AS_IT_IS,
-) -> Index:
-    """Read every shard once, in parallel; what `folder` has of an earlier run is not read again.
+def scan(ray: Any, shards: Sequence[AnyPath], task: ScanShard, *, label: str) -> Index:
+    """Read every shard once, in parallel; what the task's folder has of an earlier run is not read again.
 
     A second row of an id is refused as `duplicate_id`.
+
+    Args:
+        task: its `limit` is for all shards together, in their order.
+        label: what to call the job in its line of progress.
 
     Raises:
         ConfigError: there is not one row in all of the input.
         JobFailed: the index cannot be written.
     """
+    folder = task.folder
     folder.mkdir(exist_ok=True)
     if not (folder / TOTALS).is_file():
-        _scan_missing(ray, shards, key_of=key_of, limit=limit, folder=folder, label=label, options=options)
+        _scan_missing(ray, shards, task, label)
         starts = np.cumsum([0] + [_num_rows(_file_of(folder, number)) for number in range(len(shards))])
         if not starts[-1]:
             raise ConfigError(f"no rows in the input ({', '.join(path.name for path in shards[:3])})")
@@ -162,16 +158,8 @@ def scan(
     return Index(list(shards), folder, np.array(totals["starts"]), totals["usable"], totals["bytes"])
 
 
-def _scan_missing(
-    ray: Any,
-    shards: Sequence[AnyPath],
-    *,
-    key_of: KeyOf,
-    limit: int | None,
-    folder: Path,
-    label: str,
-    options: ReadOptions,
-) -> None:
+def _scan_missing(ray: Any, shards: Sequence[AnyPath], task: ScanShard, label: str) -> None:
+    folder, limit = task.folder, task.limit
     items: list[dict[str, Any]] = [
         {"shard": number, "path": str(path), "label": label}
         for number, (path, label) in enumerate(zip(shards, labels(shards), strict=True))
@@ -193,7 +181,7 @@ def _scan_missing(
                 break
             ray.data.DataContext.get_current().target_max_block_size = 1  # what a task yields comes at once
             dataset = ray.data.from_items(group, override_num_blocks=len(group)).map_batches(
-                ScanShard(folder, key_of, limit - num_rows if limit else None, options),
+                replace(task, limit=limit - num_rows if limit else None),
                 batch_size=1,
                 batch_format="pyarrow",
             )

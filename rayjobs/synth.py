@@ -37,7 +37,7 @@ from rayjobs.cluster import actor_cpus, connected, rows_to_tables
 from rayjobs.config import ConfigError, SynthConfig, fingerprint, row_keys
 from rayjobs.output import JobFolder, Run
 from rayjobs.progress import Progress
-from rayjobs.scan import Index, picture_key, scan, shards_of
+from rayjobs.scan import Index, ScanShard, picture_key, scan, shards_of
 
 ROWS_PER_FILE = 20_000
 PLAN_ROWS_PER_BATCH = 64
@@ -94,7 +94,7 @@ def run(config: SynthConfig) -> cli.Outcome:
     if finished:
         return cli.Outcome(finished["counters"], reason="already done")
     with connected() as ray:
-        index = scan(ray, shards, key_of=picture_key, limit=config.limit, folder=folder.work / "index", label="synth")
+        index = scan(ray, shards, ScanShard(folder.work / "index", picture_key, config.limit), label="synth")
         plans, refused = plan_corpus(index, settings)
         rows = folder.work / "rows"
         rows.mkdir(exist_ok=True)

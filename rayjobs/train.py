@@ -21,7 +21,7 @@ from mme5core.readers.samples import SampleTable, count_by, map_samples
 from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
 from rayjobs import cli
-from rayjobs.cluster import actor_cpus, connected
+from rayjobs.cluster import actor_cpus, connected, threads_per_worker
 from rayjobs.config import ConfigError, TrainConfig, fingerprint, row_keys
 from rayjobs.output import JobFolder, Run, write_json
 from rayjobs.progress import Progress
@@ -171,7 +171,7 @@ def _train(ray: Any, config: TrainConfig, folder: JobFolder, num_steps: int) -> 
             "fingerprint": folder.run.fingerprint,
             "use_gpu": use_gpu,
             "num_steps": num_steps,
-            "threads": _threads_per_worker(config.num_workers) if not use_gpu else 0,
+            "threads": threads_per_worker(config.num_workers) if not use_gpu else 0,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -247,11 +247,6 @@ def _watch(folder: JobFolder, num_steps: int, stop: threading.Event) -> None:
                 progress.update(last["step"], f"loss {last['loss']:.3f}, {last['rows'] / last['seconds']:.0f} rows/s")
             if is_last:
                 return
-
-
-def _threads_per_worker(num_workers: int) -> int:
-    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, num_cpus // num_workers)
 
 
 def _describe(summary: dict[str, Any]) -> str:

@@ -58,6 +58,9 @@ class AnyVlm(PictureTokens):
         prepared = self.processor(text=[self.image_token], images=[[picture]], return_tensors="pt")
         return {name: value for name, value in prepared.items() if name not in _TEXT_INPUTS}
 
+    def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return inputs
+
     def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
         return {name: _padded([picture[name] for picture in pictures]) for name in pictures[0]}
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mme5core.backbones.byte_pixels import BytePixels
 from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, base_model, pad_right
 
 _PADS_TO_THE_END = ("siglip", "siglip2")
@@ -32,6 +33,7 @@ class DualEncoder:
         self._max_tokens = min(tokenizer.model_max_length, getattr(config.text_config, "max_position_embeddings", 512))
         # SigLIP was trained on texts padded to the end, without a mask, and pools the last position.
         self._pads_to_the_end = config.model_type in _PADS_TO_THE_END
+        self._byte_pixels = BytePixels(image_processor, self._process)
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     def token_ids(
@@ -43,9 +45,14 @@ class DualEncoder:
         return [[] if not prompt else row for prompt, row in zip(prompts, ids, strict=True)]
 
     def prepare_picture(self, picture: Image.Image) -> PictureInputs:
-        pixels = np.asarray(picture)
-        prepared = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt")
-        return {"pixel_values": prepared["pixel_values"]}
+        return self._byte_pixels.prepare(np.asarray(picture))
+
+    def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._byte_pixels.floats(inputs)
+
+    def _process(self, pixels: np.ndarray, **options: Any) -> PictureInputs:
+        made = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt", **options)
+        return {"pixel_values": made["pixel_values"]}
 
     def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
         inputs = {}

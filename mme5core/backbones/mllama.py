@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mme5core.backbones.byte_pixels import BytePixels
 from mme5core.backbones.mllama_tiles import unmasked_tiles
 from mme5core.backbones.protocol import (
     Features,
@@ -36,6 +37,7 @@ class Mllama:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self._byte_pixels = BytePixels(image_processor, self._process, tile_mask="aspect_ratio_mask")
 
     def token_ids(
         self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
@@ -48,10 +50,15 @@ class Mllama:
         return ids
 
     def prepare_picture(self, picture: Image.Image) -> PictureInputs:
+        return self._byte_pixels.prepare(np.asarray(_thick_enough(picture, self.image_processor.size["height"])))
+
+    def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._byte_pixels.floats(inputs)
+
+    def _process(self, pixels: np.ndarray, **options: Any) -> PictureInputs:
         # The layout is stated: left to guess, the processor takes a side of 1 or 3 pixels for the channels.
-        pixels = np.asarray(_thick_enough(picture, self.image_processor.size["height"]))
-        features = self.image_processor([[pixels]], input_data_format="channels_last", return_tensors="pt")
-        return {name: features[name][0] for name in PIXELS}
+        made = self.image_processor([[pixels]], input_data_format="channels_last", return_tensors="pt", **options)
+        return {name: made[name][0] for name in PIXELS}
 
     def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
         input_ids, attention_mask = pad_right(token_ids, self.tokenizer.pad_token_id)

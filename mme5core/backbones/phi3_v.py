@@ -44,6 +44,9 @@ class Phi3V(PictureTokens):
         prepared = self.image_processor([picture], return_tensors="pt")
         return {name: prepared[name] for name in self.pixels}
 
+    def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return inputs
+
     def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
         # Pictures enter in the embedding layer of the decoder, so the language model's head can be left out.
         state_BSD = base_model(model).model(**inputs, use_cache=False).last_hidden_state

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mme5core.backbones.byte_pixels import BytePixels
 from mme5core.backbones.protocol import (
     Features,
     PictureInputs,
@@ -58,10 +60,19 @@ class PictureTokens(ABC):
         ]
 
     def prepare_picture(self, picture: Image.Image) -> PictureInputs:
+        return self._byte_pixels.prepare(np.asarray(self.usable(picture)))
+
+    def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._byte_pixels.floats(inputs)
+
+    @cached_property
+    def _byte_pixels(self) -> BytePixels:
+        return BytePixels(self.image_processor, self._process)
+
+    def _process(self, pixels: np.ndarray, **options: Any) -> PictureInputs:
         # The layout is stated: left to guess, a processor takes a side of 1 or 3 pixels for the channels.
-        pixels = np.asarray(self.usable(picture))
-        prepared = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt")
-        return {name: prepared[name] for name in self.pixels}
+        made = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt", **options)
+        return {name: made[name] for name in self.pixels}
 
     def usable(self, picture: Image.Image) -> Image.Image:
         """The picture, changed only where the family's processor cannot take it."""

@@ -49,7 +49,11 @@ class Backbone(Protocol):
         ...
 
     def prepare_picture(self, picture: Image.Image) -> PictureInputs:
-        """The tensors that the family's image processor makes of one RGB picture."""
+        """The tensors that the family's image processor makes of one RGB picture; its pixels may still be bytes."""
+        ...
+
+    def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs, on the model's device, with float32 pixels where `prepare_picture` left bytes."""
         ...
 
     def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:

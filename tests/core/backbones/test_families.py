@@ -51,7 +51,7 @@ def test_the_tower_may_run_apart_and_once_for_a_picture_that_several_rows_share(
     with torch.inference_mode():
         whole = encoder.backbone.collate(ids, [prepared[0]] * 2 + [prepared[1]] * 2)
         expected = encoder.module.embed_batch(PreparedBatch([0, 1, 2, 3], whole)).numpy()
-        first, second = encoder.backbone.features(encoder.module.model, prepared)
+        first, second = encoder.module.features(prepared)
         inputs = encoder.backbone.collate(ids, [prepared[0]] * 2 + [prepared[1]] * 2)
         del inputs["pixel_values"]  # nothing may need it any more
         pooled = encoder.backbone.pooled(encoder.module.model, inputs, [first, first, second, second])
@@ -98,7 +98,8 @@ def test_the_embedding_is_the_normed_last_state_of_the_whole_published_model(
     encoder = encoder_of(family)
     content = Content("a dog on a red sofa", picture(3, size))
     batch = next(encoder.batches([content], ["Find:"], batch_size=1, max_batch_tokens=9999))
-    inputs = batch.inputs | getattr(encoder.backbone, "extra_inputs", lambda _: {})(batch.inputs)
+    inputs = encoder.backbone.float_pixels(batch.inputs)
+    inputs |= getattr(encoder.backbone, "extra_inputs", lambda _: {})(inputs)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
     with torch.inference_mode():
         state = model(**inputs, output_hidden_states=True, use_cache=False).hidden_states[-1][0, -1]
@@ -116,9 +117,7 @@ def test_a_picture_of_any_size_takes_as_many_tokens_as_its_tower_gives(
     if family != "mllama":
         ids = encoder.token_ids([Content("x", picture(0, size))], [None])[0]
         with torch.inference_mode():
-            ((features, *_),) = encoder.backbone.features(
-                encoder.module.model, [encoder.prepare_picture(Content(image=picture(0, size)))]
-            )
+            ((features, *_),) = encoder.module.features([encoder.prepare_picture(Content(image=picture(0, size)))])
         assert ids.count(encoder.backbone.image_token_id) == len(features)  # type: ignore[attr-defined]
 
 

@@ -23,7 +23,7 @@ def test_every_patch_is_what_it_was(places: list[int], encoder_of: Callable[[str
     prepared = [encoder.backbone.prepare_picture(picture(place, SIZES[place])) for place in places]
     counts = [int(inputs["aspect_ratio_mask"].sum()) for inputs in prepared]
     assert counts == [NUM_TILES[place] for place in places]
-    inputs = {name: torch.stack([picture[name] for picture in prepared]) for name in PIXELS}
+    inputs = encoder.backbone.float_pixels({name: torch.stack([p[name] for p in prepared]) for name in PIXELS})
     tower = encoder.module.model.vision_model
     with torch.inference_mode():
         expected = tower(**inputs).last_hidden_state
@@ -36,7 +36,8 @@ def test_every_patch_is_what_it_was(places: list[int], encoder_of: Callable[[str
 
 def test_padding_tiles_may_not_simply_be_dropped(encoder_of: Callable[[str], Encoder]) -> None:
     encoder = encoder_of("mllama")
-    inputs = {k: v[None] for k, v in encoder.backbone.prepare_picture(picture(0, (28, 28))).items()}
+    prepared = encoder.backbone.prepare_picture(picture(0, (28, 28)))
+    inputs = encoder.backbone.float_pixels({name: value[None] for name, value in prepared.items()})
     changed = inputs | {"pixel_values": inputs["pixel_values"].clone()}
     changed["pixel_values"][:, :, 1:] = 1.0  # no more than padding
     tower = encoder.module.model.vision_model
