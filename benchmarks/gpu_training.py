@@ -107,7 +107,7 @@ def measure(recipe: dict[str, Any], *, small: bool, num_steps: int) -> dict[str,
 
 def _small() -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
-        return Encoder.load(checkpoints.mllama(Path(folder) / "base"))
+        return Encoder.load(checkpoints.mllama_to_train(Path(folder) / "base"))
 
 
 def _sample(number: int) -> Sample:

@@ -32,7 +32,7 @@ def run(folder: Path, best_of: BestOf) -> dict[str, object]:
     """`over_bare`: a step's time over tower forward, a forward without and one with gradient and its backward, on
     resident batches. `tower_twice`: the same step with the tower in both passes, over the step."""
     torch.set_num_threads(THREADS)  # the other core prepares the next batch, as another device would
-    base = checkpoints.mllama(folder / "training")
+    base = checkpoints.mllama_to_train(folder / "training")
     parts: dict[str, float] = {}
     steps = {once: _steps(base, tower_once=once) for once in (True, False)}
     first = {once: next(results).loss for once, results in steps.items()}

@@ -41,6 +41,9 @@ from mme5core.prompt_styles import DEFAULT_STYLE, check_style, render
 from mme5core.types import Content
 
 MAX_TOKENS = 256
+# Values in the pictures of one pass of the tower. A CPU is a tenth faster on what stays in its caches; an accelerator
+# wants enough to do: here 16 pictures of Llama-3.2-Vision.
+_TOWER_VALUES = {"cpu": 1 << 20, "accelerator": 1 << 26}
 _ONE_AT_A_TIME = threading.Lock()  # the families stand in for parts of transformers, which all threads would find
 
 
@@ -65,7 +68,7 @@ class EmbeddingModel(nn.Module):
         """float32 [B, D], unit length. The batch may lie in host memory: only the pass itself needs the device."""
         inputs, features = self.on_device(batch.inputs), batch.features
         if features is None and batch.pictures:
-            made = self.features(batch.pictures)
+            made = [feature for part in self._tower_passes(batch.pictures) for feature in self.features(part)]
             features = [made[place] for place in batch.picture_of]
         if features is not None:
             device = next(self.parameters()).device
@@ -77,8 +80,23 @@ class EmbeddingModel(nn.Module):
         # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
         return F.normalize(self.backbone.pooled(self.model, inputs, features).float(), dim=-1)
 
+    def _tower_passes(self, pictures: Sequence[PictureInputs]) -> Iterator[list[PictureInputs]]:
+        """The pictures in parts of what one pass of the tower takes: its activations weigh more than all the rest."""
+        budget = _TOWER_VALUES["cpu" if next(self.parameters()).device.type == "cpu" else "accelerator"]
+        part: list[PictureInputs] = []
+        num_values = 0
+        for picture in pictures:
+            size = picture["pixel_values"].numel()
+            if part and num_values + size > budget:
+                yield part
+                part, num_values = [], 0
+            part.append(picture)
+            num_values += size
+        if part:
+            yield part
+
     def features(self, pictures: Sequence[PictureInputs]) -> list[Features]:
-        """What the vision tower makes of each picture."""
+        """What the vision tower makes of each picture, in one pass."""
         return self.backbone.features(self.model, [self.on_device(picture) for picture in pictures])
 
     def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
