@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import os
@@ -106,6 +107,18 @@ def to_jpeg(picture: Image.Image, *, quality: int = 90) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def thumbnail_url(image: ImageRef | None, size: int) -> str:
+    """A picture of at most `size` pixels a side as the address of an `img`; empty for none, and for a bad one."""
+    try:
+        picture = load_rgb(image) if image is not None else None
+    except BadImage:
+        picture = None
+    if picture is None:
+        return ""
+    picture.thumbnail((size, size))
+    return "data:image/jpeg;base64," + base64.b64encode(to_jpeg(picture, quality=85)).decode()
 
 
 def _open(image: ImageRef) -> Image.Image:

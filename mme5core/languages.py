@@ -30,6 +30,8 @@ LANGUAGES: dict[str, str] = {
     "xh": "Xhosa", "yi": "Yiddish", "zh": "Chinese",
 }  # fmt: skip
 
+RIGHT_TO_LEFT = frozenset(("ar", "fa", "he", "ps", "sd", "ug", "ur", "yi"))
+
 XTD_LANGUAGES = ("it", "es", "ru", "zh", "pl", "tr", "ko")
 
 _HIGH = frozenset(["ar", "de", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "vi", "zh", "id"])
@@ -80,3 +82,11 @@ def language_weight(code: str) -> float:
     if code in _HIGH:
         return HIGH_WEIGHT
     return MIDDLE_WEIGHT if code in _MIDDLE else LOW_WEIGHT
+
+
+def language_name(code: str) -> str:
+    """
+    >>> language_name("it"), language_name("xx")
+    ('Italian (it)', 'xx')
+    """
+    return f"{LANGUAGES[code]} ({code})" if code in LANGUAGES else code

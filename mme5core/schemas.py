@@ -65,6 +65,8 @@ SAMPLES = pa.schema(
         ("teacher", pa.string()),
         ("prompt_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
+        ("usd", pa.float64()),
+        ("seed", pa.int64()),
     ]
 )
 

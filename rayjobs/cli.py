@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from mme5core.errors import first_line
 from mme5core.storage import without_credentials
 from rayjobs.config import (
-    CONFIGS,
+    VERB_CONFIGS,
     ConfigError,
     JobConfig,
+    config_of,
     load_config,
     recipe_names,
     resolve_paths,
@@ -85,7 +86,7 @@ def _run(job: str, verbs: dict[str, Verb], argv: list[str]) -> tuple[Outcome, st
     try:
         signal.signal(signal.SIGTERM, _stop)
         verb, recipe, overrides, dry_run = _parse(job, verbs, argv)
-        config = load_config(job, recipe, overrides)
+        config = load_config(_with_keys(job, verb), recipe, overrides)
         if not config.output and verb == "":
             raise ConfigError("'output' is required: the folder to write")
         config = resolve_paths(config)
@@ -164,10 +165,19 @@ def help_text(job: str, verbs: dict[str, Verb]) -> str:
         "",
         "keys:",
     ]
-    for name, kind, default, description in _keys(CONFIGS[job]):
-        lines.append(f"  {name}  ({kind}; {default})")
-        lines.append(f"      {description}")
+    for name in ("", *named):
+        if name and _with_keys(job, name) == job:
+            continue
+        if name:
+            lines += ["", f"keys of {job} {name}:"]
+        for key, kind, default, description in _keys(config_of(_with_keys(job, name))):
+            lines += [f"  {key}  ({kind}; {default})", f"      {description}"]
     return "\n".join(lines)
+
+
+def _with_keys(job: str, verb: str) -> str:
+    """Whose keys a verb takes: its own, or the job's."""
+    return f"{job} {verb}" if f"{job} {verb}" in VERB_CONFIGS else job
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:

@@ -82,6 +82,13 @@ class TeacherConfig(_Section):
     concurrency: int = _key(32, "calls in flight per worker", rows=False, ge=1)
     timeout_s: float = _key(120.0, "longest wait for one answer, seconds", rows=False, gt=0)
     max_attempts: int = _key(5, "tries of one call before it is left for the next run", rows=False, ge=1)
+    requests_per_minute: float | None = _key(None, "over all workers; null: no limit but 429", rows=False, gt=0)
+    tokens_per_minute: float | None = _key(
+        None, "of prompts and answers, over all workers; null: no limit but 429", rows=False, gt=0
+    )
+    cache: str | None = _key(
+        None, "folder of answers that runs share: what was asked before, to the letter, is not asked again", rows=False
+    )
 
 
 class PriceConfig(_Section):
@@ -94,6 +101,29 @@ class BudgetConfig(_Section):
     usd: float | None = _key(None, "stop (code 3) after this much money, over all runs; needs prices", rows=False, ge=0)
 
 
+class PairsConfig(_Section):
+    positive_ranks: tuple[int, int] = _key((1, 3), "first and last rank among neighbours that may be the positive")
+    negative_ranks: tuple[int, int] = _key((4, 10), "first and last rank that may be a hard negative")
+    positive_scores: tuple[float | None, float | None] = _key(
+        (None, None), "lowest and highest similarity of a positive (MegaPairs); null: any"
+    )
+    negative_scores: tuple[float | None, float | None] = _key(
+        (None, None), "lowest and highest similarity of a hard negative; null: any"
+    )
+    query_as_negative: bool = _key(False, "the query's own picture is the first hard negative of a picture (MegaPairs)")
+
+
+class FilterConfig(_Section):
+    """What of a corpus's pictures is used; a filter refuses pictures of which it does not know the value."""
+
+    nsfw: list[str] = _key([], "values of the column NSFW to take, as [UNLIKELY]; empty: all")
+    max_punsafe: float | None = _key(None, "highest probability of being unsafe, column punsafe")
+    max_pwatermark: float | None = _key(None, "highest probability of a watermark, column pwatermark")
+    min_similarity: float | None = _key(None, "lowest similarity of picture and caption, column similarity")
+    min_side: int | None = _key(None, "shortest side, pixels", ge=1)
+    max_aspect_ratio: float | None = _key(None, "longest side over shortest", ge=1)
+
+
 class SynthConfig(InputJobConfig):
     samples_per_image: int = _key(1, "samples planned for each picture", ge=1)
     languages: list[str] | None = _key(None, "language codes; null: all 93, high-resource ones more often")
@@ -102,11 +132,40 @@ class SynthConfig(InputJobConfig):
     )
     combinations: dict[str, float] = _key({}, "share of each modality combination within its task, relative; else 1")
     num_negatives: int = _key(1, "hard negatives per sample", ge=1)
+    min_self_evaluation: float | None = _key(
+        None, "lowest mean of the teacher's scores of its own draft, 1 to 5; null: any", ge=1, le=5
+    )
+    near_duplicate: float | None = _key(
+        0.9,
+        "share of character trigrams from which two samples of the same pictures are one; null: keep all",
+        gt=0,
+        le=1,
+    )
+    filters: FilterConfig = _key(FilterConfig(), "which pictures to use")
+    pairs: PairsConfig = _key(PairsConfig(), "which neighbours become positives and hard negatives")
+    pictures: str | None = _key(None, "folder or address that paths of pictures start from; null: the Parquet's")
     neighbours: str | None = _key(None, "folder or file of similar pictures, for samples with a picture document")
     holdout: str | None = _key(None, "Parquet of (image_id, language) pairs never to draw: a benchmark's")
     teacher: TeacherConfig = _key(TeacherConfig(), "the MLLM that writes the samples")
     prices: PriceConfig = _key(PriceConfig(), "what the teacher costs", rows=False)
     budget: BudgetConfig = _key(BudgetConfig(), "what may be spent", rows=False)
+
+
+class GalleryConfig(JobConfig):
+    input: str = _required("folder that synth wrote")
+    output: str = _key("", "HTML file to write; empty: beside the folder, INPUT-gallery.html", rows=False)
+    num_samples: int = _key(120, "samples shown, spread over tasks, modality combinations and languages", ge=0)
+    num_refused: int = _key(30, "refusals shown of each reason", ge=0)
+    title: str = _key("", "heading of the page; empty: the folder's name")
+
+
+class ExportConfig(JobConfig):
+    input: str = _required("folder that synth wrote")
+    layout: Literal["hub", "datasets"] = _key(
+        "datasets", "hub: mmE5's columns, a folder per task, pictures as files; datasets: our columns, pictures inside"
+    )
+    rows_per_file: int = _key(20_000, "samples of one file", ge=1)
+    title: str = _key("", "heading of the card; empty: the folder's name")
 
 
 class LoraConfig(_Section):
@@ -302,30 +361,40 @@ CONFIGS: dict[str, type[JobConfig]] = {
     "evaluate": EvaluateConfig,
     "demo": DemoConfig,
 }
+# Of verbs that have keys of their own, by job and verb.
+VERB_CONFIGS: dict[str, type[JobConfig]] = {"synth gallery": GalleryConfig, "synth export": ExportConfig}
+
+
+def config_of(name: str) -> type[JobConfig]:
+    """The keys of a job, or of a job and a verb."""
+    return VERB_CONFIGS.get(name) or CONFIGS[name]
 
 
 def load_config(job: str, recipe: str | None, overrides: Sequence[str]) -> JobConfig:
     """The job's configuration: its defaults, then its section of the recipe, then the overrides.
 
     Args:
+        job: or job and verb, where the verb has keys of its own; of a recipe it takes what the job wrote as its input.
         recipe: a YAML file, or the name of one in `rayjobs/recipes/`.
         overrides: `key.sub=value`, values read as YAML.
 
     Raises:
         ConfigError: quoting what was typed, and the nearest thing that exists.
     """
-    values = _read_recipe(job, recipe) if recipe else {}
+    values = _read_recipe(job.partition(" ")[0], recipe) if recipe else {}
+    if " " in job:
+        values = {"input": values["output"]} if "output" in values else {}
     for override in overrides:
         _apply(values, override)
     try:
-        return CONFIGS[job].model_validate(values)
+        return config_of(job).model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, job, overrides)) from None
 
 
 def resolve_paths(config: JobConfig) -> JobConfig:
     """The configuration with absolute folders: workers run in other ones."""
-    update = {"output": str(Path(config.output).expanduser().resolve())}
+    update = {"output": str(Path(config.output).expanduser().resolve())} if config.output else {}
     for name in ("model", "adapter", "pictures"):
         value = getattr(config, name, None)
         if value and Path(value).expanduser().is_dir():
@@ -426,7 +495,7 @@ def _explain(error: ValidationError, job: str, overrides: Sequence[str]) -> str:
     """The first problem, as one line with the key as it was typed; a misspelt key before what it leaves missing."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
-    known = [".".join(path) for path in _known_keys(CONFIGS[job])]
+    known = [".".join(path) for path in _known_keys(config_of(job))]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         typed = [override.partition("=")[0] for override in overrides]
@@ -437,7 +506,7 @@ def _explain(error: ValidationError, job: str, overrides: Sequence[str]) -> str:
     while key and key not in known and "." in key:
         key = key.rpartition(".")[0]
     if problem["type"] == "missing":
-        return f"{key!r} is required: {_description(CONFIGS[job], key)}"
+        return f"{key!r} is required: {_description(config_of(job), key)}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Callable
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ import pyarrow.parquet as pq
 import yaml
 
 from mme5core.errors import first_line
-from mme5core.readers import InputError, read_rows
-from mme5core.readers.shards import shard_bytes
+from mme5core.images import BadImage, picture_size
+from mme5core.languages import language_name
+from mme5core.readers import CorpusRow, InputError, ReadOptions, read_rows
+from mme5core.readers.shards import labels, shard_bytes
 from mme5core.storage import AnyPath, parquet_file
+from mme5core.synthesis.plan import Neighbour, PlannedSample, plan_image
 from rayjobs.config import (
     ConfigError,
     EmbedCorpusConfig,
@@ -27,10 +32,8 @@ from rayjobs.config import (
 )
 from rayjobs.scan import shards_of
 
-# Seen with the demo's prompts and answers; a real teacher's are of the same order. 85 tokens is what OpenAI bills
-# for a small picture and the least for a large one.
-PROMPT_TOKENS, TOKENS_PER_PICTURE, COMPLETION_TOKENS = 450, 765, 600
-CHARACTERS_SHOWN = 1200
+DRY_ROWS = 20_000  # of a larger input the first so many rows stand for all
+PICTURES_KEPT, PROMPTS_SHOWN = 200, 3
 
 
 def describe(job: str, config: JobConfig) -> str:
@@ -91,44 +94,140 @@ def _describe_evaluation(config: EvaluateConfig) -> list[str]:
 
 
 def _describe_synthesis(config: SynthConfig) -> list[str]:
-    from mme5core.synthesis.plan import plan_image
+    """The plan's table, three whole prompts, and the cost to expect: of all, or reckoned from the first rows."""
+    from mme5core.synthesis.pricing import expected_tokens
     from mme5core.synthesis.prompts import build_prompt
-    from rayjobs.synth import plan_settings
+    from rayjobs.picture_filters import COLUMNS, PictureKey
+    from rayjobs.synth import needs_columns, plan_settings, synth_shards
 
-    shards = shards_of(config.input, suffixes=(".tar",))
+    shards = synth_shards(config)
     settings = plan_settings(config)
-    ids, num_refused = [], 0
-    rows = (row for shard in shards for row in read_rows(shard))
-    for row in itertools.islice(rows, config.limit):
-        if row.refused is None:
-            ids.append(row.id)
-        else:
-            num_refused += 1
-    plans = [plan for image_id in dict.fromkeys(ids) for plan in plan_image(image_id, settings)]
-    lines = _files(shards)
-    lines.append(f"{len(ids):,} pictures, {num_refused:,} rows without one; {len(plans):,} samples planned")
-    counts = Counter((plan.task, plan.modality_combination) for plan in plans)
-    lines += [f"  {task:<15} {combination:<6} {count:>8,}" for (task, combination), count in sorted(counts.items())]
-    languages = Counter(plan.language for plan in plans)
-    lines.append("languages: " + ", ".join(f"{code} {count:,}" for code, count in languages.most_common(12)))
-    num_pictures = sum(len(plan.image_ids) for plan in plans)
-    prompt_tokens = PROMPT_TOKENS * len(plans) + TOKENS_PER_PICTURE * num_pictures
-    completion_tokens = COMPLETION_TOKENS * len(plans)
-    lines.append(
-        f"cost expected: {len(plans):,} calls, about {prompt_tokens / 1e6:,.2f} M prompt tokens and "
-        f"{completion_tokens / 1e6:,.2f} M completion tokens" + _price(config, prompt_tokens, completion_tokens)
+    key_of = PictureKey(config.filters.model_dump())
+    options = ReadOptions(pictures=config.pictures, columns=COLUMNS if needs_columns(config) else ())
+    sizes: dict[str, tuple[int, int]] = {}
+    shown: dict[str, bytes] = {}
+    keys: set[bytes] = set()
+    refused: Counter[str] = Counter()
+    rows = _rows_of(shards, options)
+    num_rows = num_bytes = 0
+    for row in islice(rows, min(config.limit or DRY_ROWS, DRY_ROWS)):
+        num_rows += 1
+        num_bytes += len(row.image or b"")
+        try:
+            key = key_of(row) if row.refused is None else b""
+        except BadImage as error:
+            refused[error.reason] += 1
+            continue
+        if row.refused is not None or key in keys or row.id in sizes:
+            refused[row.refused.reason if row.refused else "duplicate_image" if key in keys else "duplicate_id"] += 1
+            continue
+        keys.add(key)
+        sizes[row.id] = picture_size(row.image)
+        if len(shown) < PICTURES_KEPT:
+            shown[row.id] = row.image or b""
+    near = _neighbours_of(config, sizes)
+    plans = [plan for image_id in sizes for plan in plan_image(image_id, settings, near.get(image_id, ()))]
+    lines, scale = _files(shards), 1.0
+    if num_rows == DRY_ROWS and config.limit != DRY_ROWS and next(rows, None) is not None:
+        # Pictures are nearly all of the input's bytes; a limit above what was read is known to the row.
+        scale = sum(map(shard_bytes, shards)) / max(1, num_bytes)
+        scale = min(scale, config.limit / num_rows) if config.limit else scale
+        lines.append(f"reckoned from the first {num_rows:,} rows, about {100 / scale:.2g} % of the input:")
+    lines.append(f"{len(sizes) * scale:,.0f} pictures; {len(plans) * scale:,.0f} samples planned")
+    if refused:
+        lines.append(
+            "refused: " + ", ".join(f"{reason} {count * scale:,.0f}" for reason, count in refused.most_common())
+        )
+    lines += ["", *_plan_table(plans, scale)]
+    prompt_tokens = completion_tokens = 0
+    for plan in plans:
+        _, user = build_prompt(plan, num_negatives=config.num_negatives)
+        found = expected_tokens(user, [sizes[shown_id] for shown_id in plan.image_ids], config.teacher.model)
+        prompt_tokens, completion_tokens = prompt_tokens + found[0], completion_tokens + found[1]
+    lines += ["", _cost(config, len(plans) * scale, prompt_tokens * scale, completion_tokens * scale)]
+    return lines + _three_prompts(config, plans, shown)
+
+
+def _rows_of(shards: list[AnyPath], options: ReadOptions) -> Iterator[CorpusRow]:
+    for shard, label in zip(shards, labels(shards), strict=True):
+        yield from read_rows(shard, replace(options, label=label))
+
+
+def _neighbours_of(config: SynthConfig, image_ids: Container[str]) -> dict[str, list[Neighbour]]:
+    """The neighbours of these pictures among these pictures, nearest first."""
+    from rayjobs.synth import neighbour_tables
+
+    found: dict[str, list[tuple[int, Neighbour]]] = defaultdict(list)
+    tables = neighbour_tables(config)
+    for table in tables() if tables else ():
+        for row in table.to_pylist():
+            if row["query_id"] in image_ids and row["candidate_id"] in image_ids:
+                neighbour = Neighbour(row["candidate_id"], row["score"] or 0.0, row["source"] or "")
+                found[row["query_id"]].append((row["rank"], neighbour))
+    return {query: [near for _, near in sorted(pairs, key=lambda pair: pair[0])] for query, pairs in found.items()}
+
+
+def _plan_table(plans: Sequence[PlannedSample], scale: float) -> list[str]:
+    """Languages down, task and modality combination across."""
+    counts = Counter((plan.language, f"{plan.task[:8]} {plan.modality_combination}") for plan in plans)
+    kinds = sorted({kind for _, kind in counts})
+    by_language = Counter(plan.language for plan in plans)
+    widths = [max(len(kind), 7) for kind in kinds]
+    head = f"{'language':<26}{'all':>9}  " + "  ".join(
+        f"{kind:>{width}}" for kind, width in zip(kinds, widths, strict=True)
     )
-    if plans:
-        _, user = build_prompt(plans[0], num_negatives=config.num_negatives)
-        lines += ["", f"# the first prompt ({plans[0].id})", user[:CHARACTERS_SHOWN]]
+    lines = [head]
+    for name, total, of_kind in [
+        ("all", len(plans), lambda kind: sum(counts[code, kind] for code in by_language)),
+        *(
+            (language_name(code), count, lambda kind, code=code: counts[code, kind])
+            for code, count in by_language.most_common()
+        ),
+    ]:
+        cells = (f"{of_kind(kind) * scale:>{width},.0f}" for kind, width in zip(kinds, widths, strict=True))
+        lines.append(f"{name:<26}{total * scale:>9,.0f}  " + "  ".join(cells))
     return lines
 
 
-def _price(config: SynthConfig, prompt_tokens: int, completion_tokens: int) -> str:
-    if config.prices.prompt is None or config.prices.completion is None:
-        return "; set prices.prompt and prices.completion (USD per million tokens) for the sum in money"
-    usd = (prompt_tokens * config.prices.prompt + completion_tokens * config.prices.completion) / 1e6
-    return f": about {usd:,.2f} USD"
+def _cost(config: SynthConfig, num_calls: float, prompt_tokens: float, completion_tokens: float) -> str:
+    from rayjobs.synth import price
+
+    line = (
+        f"cost expected: {num_calls:,.0f} calls, about {prompt_tokens / 1e6:,.2f} M prompt tokens and "
+        f"{completion_tokens / 1e6:,.2f} M completion tokens"
+    )
+    known = price(config)
+    if known is None:
+        return (
+            f"{line}; nobody knows what {config.teacher.model or 'the model'!r} costs: set prices.prompt and "
+            "prices.completion (USD per million tokens)"
+        )
+    return (
+        f"{line}: about {known.of(prompt_tokens, completion_tokens):,.2f} USD at {known.prompt:g} and "
+        f"{known.completion:g} USD per million"
+    )
+
+
+def _three_prompts(config: SynthConfig, plans: Sequence[PlannedSample], shown: Mapping[str, bytes]) -> list[str]:
+    """Whole prompts of three kinds, and the page that shows their pictures."""
+    from mme5core.synthesis.gallery import prompt_page
+    from mme5core.synthesis.prompts import build_prompt
+
+    with_pictures = [plan for plan in plans if all(image_id in shown for image_id in plan.image_ids)]
+    by_kind = {(plan.task, plan.modality_combination): plan for plan in reversed(with_pictures)}
+    chosen = sorted(by_kind.values(), key=lambda plan: -len(plan.image_ids))[:1] + list(by_kind.values())
+    prompts = []
+    for plan in list(dict.fromkeys(chosen))[:PROMPTS_SHOWN]:
+        system, user = build_prompt(plan, num_negatives=config.num_negatives)
+        prompts.append((plan, system, user, [shown[image_id] for image_id in plan.image_ids]))
+    lines = []
+    for number, (plan, system, user, _) in enumerate(prompts, start=1):
+        lines += ["", f"# prompt {number} of {len(prompts)} ({plan.id})", system, "", user]
+    if prompts:
+        with tempfile.NamedTemporaryFile("w", prefix="mme5-prompts-", suffix=".html", delete=False) as file:
+            file.write(prompt_page("Prompts", prompts))
+        lines += ["", f"these prompts with their pictures: {file.name}"]
+    return lines
 
 
 def _files(shards: list[AnyPath]) -> list[str]:

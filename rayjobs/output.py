@@ -118,7 +118,7 @@ class JobFolder:
                 counts.update(row["reason"] for row in group)
                 yield pa.Table.from_pylist(group, QUARANTINE)
 
-        staged = self.stage() / "quarantine.parquet"
+        staged = self.work / "quarantine.parquet"
         with pq.ParquetWriter(staged, QUARANTINE, compression="zstd") as writer:
             for table in sort_tables(tables(), self.work / "quarantine", by=("id", "reason")):
                 writer.write_table(table)
@@ -204,7 +204,7 @@ class JobFolder:
         """Whether an earlier run has left nothing that took work: no row, no checkpoint, no model; and is over."""
         if any(entry.name not in (WORK, "log") for entry in self.path.iterdir()) or (self.path / "log").is_dir():
             return False
-        if any((self.work / "rows").glob("*.arrow")):
+        if any(self.work.glob("rows/*.arrow")) or any(f.stat().st_size for f in self.work.glob("answers/*.answers")):
             return False
         try:
             with (self.work / "lock").open("r+") as lock:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mme5core.errors import first_line
-from mme5core.images import BadImage, load_rgb
+from mme5core.images import BadImage
 from mme5core.readers import AS_IT_IS, CorpusRow, InputError, ReadOptions, read_rows
 from mme5core.readers.shards import labels
 from mme5core.storage import AnyPath, locate
@@ -90,15 +90,6 @@ class Index:
         for _, table in self.tables(["id", "reason", "detail"], usable=False):
             for row in table.to_pylist():
                 yield Rejected(row["id"], row["reason"], row["detail"] or "")
-
-    def usable(self) -> pa.Table:
-        """All usable rows, in memory: id, key, offset, num_bytes, and the number of the shard."""
-        columns = ["id", "key", "offset", "num_bytes"]
-        found = [pa.schema([INDEX.field(name) for name in columns] + [("shard", pa.int32())]).empty_table()]
-        for number in range(len(self.shards)):
-            for _, table in self.tables(columns, shard=number, usable=True):
-                found.append(table.append_column("shard", pa.array(np.full(len(table), number, np.int32))))
-        return pa.concat_tables(found).combine_chunks()
 
 
 def rows_of(
@@ -258,18 +249,6 @@ def _totals(folder: Path, starts: np.ndarray) -> tuple[int, int]:
     return num_usable, num_bytes
 
 
-def picture_key(row: CorpusRow) -> bytes:
-    """The picture's content, once it is known that it decodes.
-
-    Raises:
-        BadImage: it does not, or there is none.
-    """
-    if row.image is None:
-        raise BadImage("no_picture", "a row without picture")
-    load_rgb(row.image)
-    return hashlib.sha256(row.image).digest()[:16]
-
-
 @dataclass(frozen=True, slots=True)
 class ScanShard:
     """The task: a shard in, its index into the work folder, counts out."""
@@ -327,7 +306,12 @@ def _record(row: CorpusRow, key_of: KeyOf) -> dict[str, Any]:
             refused = Rejected(row.id, error.reason, error.detail)
     if refused is not None:
         return record | {"reason": refused.reason, "detail": refused.detail}
-    return record | {"id_key": hashlib.blake2b(row.id.encode(), digest_size=16).digest()}
+    return record | {"id_key": id_key(row.id)}
+
+
+def id_key(row_id: str) -> bytes:
+    """What stands for an id in the index: 16 bytes, equal where ids are."""
+    return hashlib.blake2b(row_id.encode(), digest_size=16).digest()
 
 
 def shards_of(inputs: Sequence[str], **options: Any) -> list[AnyPath]:

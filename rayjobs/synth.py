@@ -2,84 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import time
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mme5core.errors import first_line
-from mme5core.readers import input_files, input_identity
-from mme5core.readers.img2dataset import read_picture
-from mme5core.schemas import HOLDOUT, NEIGHBOURS, SAMPLES
-from mme5core.storage import locate
-from mme5core.synthesis.answer import parse_answer
-from mme5core.synthesis.plan import PlannedSample, PlanSettings, plan_image
-from mme5core.synthesis.prompts import answer_schema, build_prompt, prompt_hash
-from mme5core.synthesis.teacher import (
-    BudgetSpent,
-    Teacher,
-    TeacherMisconfigured,
-    TeacherRejected,
-    TeacherUnavailable,
-)
-from mme5core.types import Content, Rejected, Sample
-from rayjobs import cli, worklog
+from mme5core.readers import ReadOptions, input_files, input_identity
+from mme5core.readers.shards import labels
+from mme5core.schemas import HOLDOUT, NEIGHBOURS
+from mme5core.storage import AnyPath
+from mme5core.synthesis.plan import PairRules, PlanSettings
+from mme5core.synthesis.pricing import Price, price_of
+from mme5core.types import Rejected
+from rayjobs import cli
+from rayjobs.answers import AnswerLog
 from rayjobs.cluster import actor_cpus, connected, rows_to_tables
 from rayjobs.config import ConfigError, SynthConfig, fingerprint, row_keys
-from rayjobs.output import JobFolder, Run
+from rayjobs.contents import number_contents
+from rayjobs.gate import start_governor
+from rayjobs.output import JobFolder, Run, part_name
+from rayjobs.picture_filters import COLUMNS, PictureKey
+from rayjobs.planning import Plan, make_plan, refused_samples
 from rayjobs.progress import Progress
-from rayjobs.scan import Index, ScanShard, picture_key, scan, shards_of
+from rayjobs.scan import Index, ScanShard, scan, shards_of, wait_until_seen
+from rayjobs.synth_parts import WriteSamples, part_file
+from rayjobs.synth_verbs import export, gallery
+from rayjobs.synth_worker import KEPT, PENDING, REFUSED, AskTeacher, Pictures, Rules, Stop, api_key
 
-ROWS_PER_FILE = 20_000
-PLAN_ROWS_PER_BATCH = 64
-FLUSH_EVERY_S = 1.0
-UNREACHABLE_IN_A_ROW = 3  # then the worker leaves the rest for the next run, instead of waiting through every row
-KEPT, REFUSED, PENDING = "kept", "refused", "pending"
-
-# A finished call. `key` is the planned sample's id; `sample` is set where it was kept.
-WORK = pa.schema(
-    [
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("calls", pa.int32()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("sample", pa.struct(list(SAMPLES))),
-    ]
-)
-PLAN = pa.schema(
-    [
-        ("id", pa.string()),
-        ("task", pa.string()),
-        ("modality_combination", pa.string()),
-        ("language", pa.string()),
-        ("query_image", pa.string()),
-        ("positive_image", pa.string()),
-        ("negative_images", pa.list_(pa.string())),
-        ("pictures", pa.list_(pa.struct([("path", pa.string()), ("offset", pa.int64()), ("num_bytes", pa.int64())]))),
-    ]
-)
+PLANS_PER_PART = 20_000
+ROWS_AT_ONCE = 1 << 16
+CALLS_AT_ONCE = 2  # files of the plan that a worker has open: the last calls of one go beside the first of the next
 
 
 def run(config: SynthConfig) -> cli.Outcome:
-    shards = shards_of(config.input, suffixes=(".tar",))
+    shards = synth_shards(config)
     settings = plan_settings(config)
-    if not config.teacher.base_url or not config.teacher.model:
-        missing = "base_url" if not config.teacher.base_url else "model"
-        raise ConfigError(f"'teacher.{missing}' is required: an OpenAI-compatible endpoint and a model's name there")
-    if config.budget.usd is not None and (config.prices.prompt is None or config.prices.completion is None):
-        raise ConfigError("'budget.usd' needs 'prices.prompt' and 'prices.completion' (USD per million tokens)")
+    check_teacher(config)
     files = input_files(shards)
     identities = {"input": input_identity(files)} | {
         name: input_identity(input_files(shards_of([path], suffixes=(".parquet",))))
@@ -93,56 +57,65 @@ def run(config: SynthConfig) -> cli.Outcome:
     finished = folder.open()
     if finished:
         return cli.Outcome(finished["counters"], reason="already done")
+    answers = folder.work / "answers"
+    answers.mkdir(exist_ok=True)
+    options = ReadOptions(pictures=config.pictures, columns=COLUMNS if needs_columns(config) else ())
     with connected() as ray:
-        index = scan(ray, shards, ScanShard(folder.work / "index", picture_key, config.limit), label="synth")
-        plans, refused = plan_corpus(index, settings)
-        rows = folder.work / "rows"
-        rows.mkdir(exist_ok=True)
-        stop = _ask_all(ray, config, index, plans, worklog.WorkLog(rows, WORK), rows)
-    return _finish(folder, config, plans, refused, stop, worklog.WorkLog(rows, WORK))
+        task = ScanShard(folder.work / "index", PictureKey(config.filters.model_dump()), config.limit, options)
+        index = scan(ray, shards, task, label="synth")
+        neighbours, num_workers = neighbour_tables(config), config.num_workers
+        plan = make_plan(index, settings, folder.work, neighbours=neighbours, num_workers=num_workers)
+        pictures = Pictures(plan.shards, tuple(labels(shards)), ReadOptions(pictures=config.pictures))
+        stop = _ask_all(ray, config, plan, pictures, answers)
+        log = AnswerLog(answers, len(plan), folder.work / "answered")
+        return _finish(ray, folder, config, index, plan, pictures, log, stop)
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Why the asking ended before every planned sample had its answer."""
-
-    code: int
-    reason: str
+def synth_shards(config: SynthConfig) -> list[AnyPath]:
+    return shards_of(config.input, suffixes=(".tar", ".parquet"), pictures=True)
 
 
-def plan_corpus(index: Index, settings: PlanSettings) -> tuple[list[PlannedSample], list[Rejected]]:
-    """The samples of every usable picture, and every planned sample that a bad picture takes away.
+def neighbour_tables(config: SynthConfig) -> Callable[[], Iterator[pa.Table]] | None:
+    """What gives the neighbours, a part at a time, as often as one asks; None where there are none."""
+    return None if config.neighbours is None else _Columns(config.neighbours, NEIGHBOURS, "neighbours")
 
-    A picture that was seen before (same bytes) is refused as `duplicate_image`.
+
+def check_teacher(config: SynthConfig) -> None:
     """
-    usable = index.usable()
-    first: dict[bytes, str] = {}
-    refused = list(index.refused())
-    for image_id, key in zip(usable["id"].to_pylist(), usable["key"].to_pylist(), strict=True):
-        if first.setdefault(key, image_id) != image_id:
-            refused.append(Rejected(image_id, "duplicate_image", f"the same bytes as {first[key]}"))
-    good = set(first.values())
-    settings = replace(
-        settings, neighbours={q: [c for c in found if c in good] for q, found in settings.neighbours.items()}
-    )
-    plans = [plan for image_id in first.values() for plan in plan_image(image_id, settings)]
-    per_sample = [
-        Rejected(f"{rejected.id}-{n}", rejected.reason, rejected.detail)
-        for rejected in refused
-        for n in range(settings.samples_per_image)
-    ]
-    return plans, per_sample
+    Raises:
+        ConfigError: no endpoint or model, or a budget in money without prices.
+    """
+    if not config.teacher.base_url or not config.teacher.model:
+        missing = "base_url" if not config.teacher.base_url else "model"
+        raise ConfigError(f"'teacher.{missing}' is required: an OpenAI-compatible endpoint and a model's name there")
+    if config.budget.usd is not None and price(config) is None:
+        raise ConfigError(
+            f"'budget.usd' needs 'prices.prompt' and 'prices.completion' (USD per million tokens): nobody knows what "
+            f"{config.teacher.model!r} costs"
+        )
+
+
+def price(config: SynthConfig) -> Price | None:
+    return price_of(config.teacher.model, config.prices.prompt, config.prices.completion)
+
+
+def needs_columns(config: SynthConfig) -> bool:
+    filters = config.filters
+    wanted = (filters.max_punsafe, filters.max_pwatermark, filters.min_similarity)
+    return bool(filters.nsfw) or any(value is not None for value in wanted)
 
 
 def plan_settings(config: SynthConfig) -> PlanSettings:
-    neighbours: dict[str, list[str]] = defaultdict(list)
-    if config.neighbours:
-        for row in _read_columns(config.neighbours, NEIGHBOURS, "neighbours").sort_by("rank").to_pylist():
-            neighbours[row["query_id"]].append(row["candidate_id"])
+    """What the recipe says of the plan.
+
+    Raises:
+        ConfigError: it cannot be planned so.
+    """
     holdout: dict[str, set[str]] = defaultdict(set)
     if config.holdout:
-        for row in _read_columns(config.holdout, HOLDOUT, "holdout").to_pylist():
-            holdout[row["image_id"]].add(row["language"])
+        for table in _Columns(config.holdout, HOLDOUT, "holdout")():
+            for row in table.to_pylist():
+                holdout[row["image_id"]].add(row["language"])
     try:
         return PlanSettings(
             seed=config.seed,
@@ -151,306 +124,183 @@ def plan_settings(config: SynthConfig) -> PlanSettings:
             combinations=config.combinations,
             languages=config.languages,
             num_negatives=config.num_negatives,
-            neighbours=neighbours,
+            pairs=PairRules(**config.pairs.model_dump()),
             holdout={image_id: frozenset(languages) for image_id, languages in holdout.items()},
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
-def _read_columns(path: str, schema: pa.Schema, key: str) -> pa.Table:
-    """The columns of a schema from a Parquet file or folder."""
-    tables = []
-    for file in shards_of([path], suffixes=(".parquet",)):
-        try:
-            found = pq.read_schema(file).names
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ConfigError(f"{key} {str(file)!r} cannot be read ({first_line(error)})") from None
-        for name in schema.names:
-            if name not in found:
-                raise ConfigError(f"{key} {str(file)!r} has no column {name!r}; it has {', '.join(found)}")
-        tables.append(pq.read_table(file, columns=schema.names).select(schema.names).cast(schema))
-    return pa.concat_tables(tables).combine_chunks()
+class _Columns:
+    """The columns of a schema from a Parquet file or folder, a part at a time, as often as one asks.
+
+    Raises:
+        ConfigError: a file cannot be read, or lacks a column.
+    """
+
+    def __init__(self, path: str, schema: pa.Schema, key: str) -> None:
+        self._schema = schema
+        self._files = shards_of([path], suffixes=(".parquet",))
+        for file in self._files:
+            try:
+                found = pq.read_schema(file).names
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ConfigError(f"{key} {str(file)!r} cannot be read ({first_line(error)})") from None
+            for name in schema.names:
+                if name not in found:
+                    raise ConfigError(f"{key} {str(file)!r} has no column {name!r}; it has {', '.join(found)}")
+
+    def __call__(self) -> Iterator[pa.Table]:
+        for file in self._files:
+            for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=self._schema.names):
+                yield pa.table(batch).select(self._schema.names).cast(self._schema)
 
 
-def _ask_all(
-    ray: Any, config: SynthConfig, index: Index, plans: list[PlannedSample], done: worklog.WorkLog, rows: Path
-) -> Stop | None:
-    """Ask for every planned sample that has no answer yet; answers go to `rows` as they come."""
-    answered = set(done.keys.filter(pc.not_equal(done.column("status"), PENDING)).to_pylist())
-    missing = [plan for plan in plans if plan.id not in answered]
-    if not missing:
+def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answers: Path) -> Stop | None:
+    """Ask for every planned sample that has no answer yet; answers go to the log as they come."""
+    log = AnswerLog(answers, len(plan), answers.parent / "answered")
+    num_done = log.num_done
+    items = []
+    for file in range(plan.num_files):
+        missing = np.flatnonzero(log.places[plan.starts[file] : plan.starts[file + 1]] < 0)
+        if len(missing):
+            items.append({"file": file, "missing": missing.tolist()})
+    if not items:
         return None
-    ledger = None
-    if config.budget.calls is not None or config.budget.usd is not None:
-        ledger = (
-            ray.remote(Ledger)
-            .options(num_cpus=0)
-            .remote(config.budget.model_dump(), config.prices.model_dump(), *_spent(done))
-        )
-    table = pa.Table.from_pylist(list(_with_pictures(missing, index)), PLAN)
-    num_blocks = max(config.num_workers, -(-len(missing) // PLAN_ROWS_PER_BATCH))
-    key = os.environ.get("OPENAI_API_KEY")
-    answers = ray.data.from_arrow(table, override_num_blocks=num_blocks).map_batches(
-        AskTeacher,
-        fn_constructor_args=(config.teacher.model_dump(), config.num_negatives, str(rows), ledger, key),
-        batch_size=PLAN_ROWS_PER_BATCH,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=config.num_workers),
-        num_cpus=actor_cpus(ray, config.num_workers, 0.5),
+    num_workers = min(config.num_workers, len(items))
+    teacher = config.teacher.model_dump(exclude={"requests_per_minute", "tokens_per_minute", "cache"})
+    governor = start_governor(
+        ray,
+        max_in_flight=num_workers * config.teacher.concurrency,
+        budget_calls=config.budget.calls,
+        budget_usd=config.budget.usd,
+        price=price(config),
+        requests_per_minute=config.teacher.requests_per_minute,
+        tokens_per_minute=config.teacher.tokens_per_minute,
+        calls=log.usage.calls,
+        prompt_tokens=log.usage.prompt_tokens,
+        completion_tokens=log.usage.completion_tokens,
     )
+    rules = Rules(config.num_negatives, config.min_self_evaluation)
+    ray.data.DataContext.get_current().target_max_block_size = 1  # what an actor yields comes at once
+    told = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        AskTeacher,
+        fn_constructor_args=(
+            teacher, plan, pictures, rules, price(config), str(answers), config.teacher.cache, governor, api_key(),
+        ),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=num_workers, max_concurrent_calls_per_actor=CALLS_AT_ONCE),
+        num_cpus=actor_cpus(ray, num_workers, 0.5),
+    )  # fmt: skip
     counts: Counter[str] = Counter()
     stop: Stop | None = None
-    with Progress("synth", len(plans), "samples", done=len(plans) - len(missing)) as progress:
-        for batch in rows_to_tables(answers):
+    with Progress("synth", len(plan), "samples", done=num_done) as progress:
+        for batch in rows_to_tables(told):
             for row in batch.to_pylist():
                 counts[row["status"]] += row["count"]
                 if row["stop_code"]:
                     stop = stop or Stop(row["stop_code"], row["stop_reason"])
-            num_done = len(answered) + counts[KEPT] + counts[REFUSED]
-            progress.update(num_done, f"{counts[REFUSED]:,} refused, {counts[PENDING]:,} pending")
+            progress.update(
+                num_done + counts[KEPT] + counts[REFUSED], f"{counts[REFUSED]:,} refused, {counts[PENDING]:,} pending"
+            )
             if stop and stop.code != cli.RESUMABLE:
                 break
     return stop
 
 
-def _spent(done: worklog.WorkLog) -> tuple[int, int, int]:
-    """Calls and tokens that earlier runs of this folder paid for."""
-    calls, prompt_tokens, completion_tokens = (
-        int(pc.sum(done.column(name)).as_py() or 0) for name in ("calls", "prompt_tokens", "completion_tokens")
-    )
-    return calls, prompt_tokens, completion_tokens
-
-
-def _with_pictures(plans: list[PlannedSample], index: Index) -> Iterator[dict[str, Any]]:
-    usable = index.usable()
-    place = {image_id: number for number, image_id in enumerate(usable["id"].to_pylist())}
-    shards, offsets, sizes = (usable[name].to_pylist() for name in ("shard", "offset", "num_bytes"))
-    for plan in plans:
-        found = [place[image_id] for image_id in plan.image_ids]
-        yield {
-            "id": plan.id,
-            "task": plan.task,
-            "modality_combination": plan.modality_combination,
-            "language": plan.language,
-            "query_image": plan.query_image,
-            "positive_image": plan.positive_image,
-            "negative_images": list(plan.negative_images),
-            "pictures": [
-                {"path": str(index.shards[shards[n]]), "offset": offsets[n], "num_bytes": sizes[n]} for n in found
-            ],
-        }
-
-
-class Ledger:
-    """What may still be spent, over all workers: every call asks here first."""
-
-    def __init__(
-        self, budget: dict[str, Any], prices: dict[str, Any], calls: int, prompt_tokens: int, completion_tokens: int
-    ) -> None:
-        self.budget, self.prices = budget, prices
-        self.calls = calls
-        self.usd = self._cost(prompt_tokens, completion_tokens)
-
-    def allow_call(self) -> bool:
-        if self.budget["calls"] is not None and self.calls >= self.budget["calls"]:
-            return False
-        if self.budget["usd"] is not None and self.usd >= self.budget["usd"]:
-            return False
-        self.calls += 1
-        return True
-
-    def spend(self, prompt_tokens: int, completion_tokens: int) -> None:
-        self.usd += self._cost(prompt_tokens, completion_tokens)
-
-    def _cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        prompt, completion = self.prices["prompt"] or 0.0, self.prices["completion"] or 0.0
-        return (prompt_tokens * prompt + completion_tokens * completion) / 1e6
-
-
-class AskTeacher:
-    """The actor: planned samples in, finished rows into the work folder, counts out."""
-
-    def __init__(
-        self, teacher: dict[str, Any], num_negatives: int, rows: str, ledger: Any, api_key: str | None
-    ) -> None:
-        self._settings, self._num_negatives, self._rows = teacher, num_negatives, Path(rows)
-        self._ledger, self._api_key = ledger, api_key
-        self._teacher: Teacher | None = None
-        self._slots: asyncio.Semaphore | None = None
-        self._finished: list[dict[str, Any]] = []
-        self._flushed = time.monotonic()
-        self._num_unreachable = 0
-        self._stop: Stop | None = None
-
-    async def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
-        if self._teacher is None or self._slots is None:
-            # Made here: they belong to the actor's event loop, which does not run yet in __init__.
-            settings = dict(self._settings)
-            self._slots = asyncio.Semaphore(settings.pop("concurrency"))
-            allow_call = self._allow_call if self._ledger is not None else None
-            self._teacher = Teacher(**settings, api_key=self._api_key, allow_call=allow_call)
-        rows = await asyncio.gather(*(self._one(record) for record in batch.to_pylist()))
-        try:
-            self._flush()
-        except OSError as error:
-            self._stop = Stop(cli.FAILED, f"cannot write to {self._rows}: {error.strerror}")
-        counts = Counter(row["status"] for row in rows)
-        stop = self._stop or Stop(0, "")
-        return {
-            "status": list(counts),
-            "count": list(counts.values()),
-            "stop_code": [stop.code] * len(counts),
-            "stop_reason": [stop.reason] * len(counts),
-        }
-
-    async def _one(self, record: dict[str, Any]) -> dict[str, Any]:
-        assert self._slots is not None
-        async with self._slots:
-            row = {"key": record["id"], "status": PENDING, "calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
-            if self._stop is None:
-                try:
-                    row |= await self._ask(record)
-                except OSError as error:
-                    where = error.filename or record["pictures"]
-                    self._stop = Stop(cli.FAILED, f"cannot read {where}: {error.strerror}")
-            if row["status"] != PENDING or row["calls"]:
-                self._finished.append(row)
-            if time.monotonic() - self._flushed > FLUSH_EVERY_S and self._stop is None:
-                try:
-                    self._flush()
-                except OSError as error:
-                    self._stop = Stop(cli.FAILED, f"cannot write to {self._rows}: {error.strerror}")
-            return row
-
-    async def _ask(self, record: dict[str, Any]) -> dict[str, Any]:
-        assert self._teacher is not None
-        plan = _plan_of(record)
-        images = {
-            image_id: read_picture(locate(place["path"]), place["offset"], place["num_bytes"])
-            for image_id, place in zip(plan.image_ids, record["pictures"], strict=True)
-        }
-        system, user = build_prompt(plan, num_negatives=self._num_negatives)
-        try:
-            answer = await self._teacher.ask(system, user, list(images.values()), answer_schema(plan))
-        except BudgetSpent as error:
-            self._stop = Stop(cli.RESUMABLE, "the budget is spent; raise budget.calls or budget.usd to go on")
-            return {"calls": error.calls}
-        except TeacherMisconfigured as error:
-            self._stop = Stop(cli.BAD_INPUT, str(error))
-            return {}
-        except TeacherRejected as error:
-            return {"status": REFUSED, "reason": "teacher_rejected", "detail": str(error), "calls": error.calls}
-        except TeacherUnavailable as error:
-            self._num_unreachable = self._num_unreachable + 1 if error.unreachable else 0
-            if self._num_unreachable >= UNREACHABLE_IN_A_ROW:
-                self._stop = Stop(cli.RESUMABLE, f"{error} at {self._settings['base_url']}; run again when it is there")
-            return {"reason": "teacher_unavailable", "detail": str(error), "calls": error.calls}
-        self._num_unreachable = 0
-        if self._ledger is not None:
-            await self._ledger.spend.remote(answer.prompt_tokens, answer.completion_tokens)
-        usage = {
-            "calls": answer.calls,
-            "prompt_tokens": answer.prompt_tokens,
-            "completion_tokens": answer.completion_tokens,
-        }
-        sample = parse_answer(answer.text, answer.finish_reason, plan, images, num_negatives=self._num_negatives)
-        if isinstance(sample, Rejected):
-            return usage | {"status": REFUSED, "reason": sample.reason, "detail": sample.detail}
-        return usage | {
-            "status": KEPT,
-            "sample": _sample_row(sample, plan)
-            | {
-                "raw": answer.text,
-                "prompt_sha256": prompt_hash(system, user),
-                "teacher": answer.model,
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-            },
-        }
-
-    async def _allow_call(self) -> bool:
-        return bool(await self._ledger.allow_call.remote())
-
-    def _flush(self) -> None:
-        if self._finished:
-            worklog.append(self._rows, pa.Table.from_pylist(self._finished, WORK))
-        self._finished = []
-        self._flushed = time.monotonic()
-
-
-def _plan_of(record: dict[str, Any]) -> PlannedSample:
-    return PlannedSample(
-        record["id"],
-        record["task"],
-        record["modality_combination"],
-        record["language"],
-        record["query_image"],
-        record["positive_image"],
-        tuple(record["negative_images"]),
-    )
-
-
-def _sample_row(sample: Sample, plan: PlannedSample) -> dict[str, Any]:
-    def row(content: Content, image_id: str | None) -> dict[str, Any]:
-        image = {"bytes": content.image, "path": image_id} if content.image is not None else None
-        return {"text": content.text, "image": image}
-
-    negative_images = plan.negative_images or (None,) * len(sample.negatives)
-    return {
-        "id": sample.id,
-        "task": plan.task,
-        "modality_combination": plan.modality_combination,
-        "language": plan.language,
-        "instruction": sample.instruction,
-        "document_instruction": sample.document_instruction,
-        "query": row(sample.query, plan.query_image),
-        "positive": row(sample.positive, plan.positive_image),
-        "negatives": [row(c, i) for c, i in zip(sample.negatives, negative_images, strict=True)],
-        "image_ids": list(plan.image_ids),
-    }
-
-
 def _finish(
+    ray: Any,
     folder: JobFolder,
     config: SynthConfig,
-    plans: list[PlannedSample],
-    refused: list[Rejected],
+    index: Index,
+    plan: Plan,
+    pictures: Pictures,
+    log: AnswerLog,
     stop: Stop | None,
-    done: worklog.WorkLog,
 ) -> cli.Outcome:
     """Write what there is as parts, quarantine and manifest; what has no answer is pending."""
-    ids = sorted(plan.id for plan in plans)
-    num_read = len(ids) + len(refused)
-    places = done.find(pa.array(ids), among=np.asarray(done.column("status")) != PENDING)
-    answered = places[places >= 0]
-    is_kept = np.asarray(done.column("status"))[answered] == KEPT
-    samples = (pa.Table.from_struct_array(table["sample"]) for table in done.take(answered[is_kept]))
-    num_kept = folder.write_parts(samples, SAMPLES, rows_per_file=ROWS_PER_FILE)
-    for table in done.take(answered[~is_kept]):
-        rows = table.select(["key", "reason", "detail"]).to_pylist()
-        refused.extend(Rejected(row["key"], row["reason"], row["detail"] or "") for row in rows)
-    calls, prompt_tokens, completion_tokens = _spent(done)
-    extra: dict[str, float] = {"calls": calls, "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-    if config.prices.prompt is not None and config.prices.completion is not None:
-        extra["usd"] = Ledger({}, config.prices.model_dump(), 0, prompt_tokens, completion_tokens).usd
-    pending = len(ids) - len(answered)
+    staged = folder.stage()
+    rules = Rules(config.num_negatives, config.min_self_evaluation)
+    task = WriteSamples(plan, log.reader(), pictures, rules, config.near_duplicate, staged)
+    totals: Counter[str] = Counter()
+    items = _parts_of(plan)
+    written = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        task, batch_size=1, batch_format="pyarrow"
+    )
+    with Progress("synth: writing", len(items), "parts") as progress:
+        for table in rows_to_tables(written):
+            for row in table.to_pylist():
+                if row["failure"]:
+                    raise cli.JobFailed(row["failure"])
+                totals.update({name: row[name] for name in ("kept", "pending", "repaired")})
+                totals["parts"] += 1
+            progress.update(totals["parts"])
+    wait_until_seen(lambda: len(list(staged.glob("refused-*"))) == len(items), staged)
+    contents = number_contents(index, folder.work)
+
+    def refused() -> Iterator[Rejected]:
+        for rejected in refused_samples(index, contents, config.samples_per_image):
+            totals["without_picture"] += 1
+            yield rejected
+        for item in items:
+            for row in pq.read_table(staged / part_file("refused", item["part"])).to_pylist():
+                yield Rejected(**row)
+
+    counts = folder.write_quarantine(refused())
+    for item in items:
+        (staged / part_file("samples", item["part"])).rename(staged / part_name(item["part"]))
+    folder.take_parts(staged)
+    usage, paid = log.usage, price(config)
+    extra: dict[str, Any] = {
+        "calls": usage.calls,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "repaired": totals["repaired"],
+    }
+    if paid is not None:
+        extra["usd"] = paid.of(usage.prompt_tokens, usage.completion_tokens)
+    if not totals["pending"] and config.teacher.cache:
+        _keep_answers(log, Path(config.teacher.cache))
     counters = folder.finish(
         unit="planned samples",
-        num_read=num_read,
-        num_kept=num_kept,
-        refused=folder.write_quarantine(refused),
-        pending=pending,
+        num_read=len(plan) + totals["without_picture"],
+        num_kept=totals["kept"],
+        refused=counts,
+        pending=totals["pending"],
         extra_counters=extra,
+        details={"plan": plan.counts | {"neighbour_pairs": plan.num_pairs}},
     )
-    if pending:
-        stop = stop or Stop(cli.RESUMABLE, f"{pending} samples have no answer yet; run the same command again")
+    if totals["pending"]:
+        stop = stop or Stop(cli.RESUMABLE, f"{totals['pending']:,} samples have no answer yet; run the same again")
         return cli.Outcome(counters, stop.code, stop.reason)
     return cli.Outcome(counters)
 
 
+def _parts_of(plan: Plan) -> list[dict[str, Any]]:
+    """Which files of the plan make which part: about PLANS_PER_PART samples each."""
+    items: list[dict[str, Any]] = []
+    num_plans = 0
+    for file in range(plan.num_files):
+        if not items or num_plans >= PLANS_PER_PART:
+            items.append({"part": len(items), "files": []})
+            num_plans = 0
+        items[-1]["files"].append(file)
+        num_plans += int(plan.starts[file + 1] - plan.starts[file])
+    return items
+
+
+def _keep_answers(log: AnswerLog, cache: Path) -> None:
+    """Copy the answers to where other runs find them."""
+    cache.mkdir(parents=True, exist_ok=True)
+    for file in log.files:
+        temporary = cache / f".{file.name}"
+        shutil.copyfile(file, temporary)
+        temporary.rename(cache / file.name)
+
+
 def main() -> None:
-    cli.main("synth", {"": run})
+    cli.main("synth", {"": run, "gallery": gallery, "export": export})
 
 
 if __name__ == "__main__":

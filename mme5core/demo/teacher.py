@@ -140,7 +140,8 @@ def write_answer(knowledge: Knowledge, prompt: str, pictures: Sequence[Image.Ima
     random_ = random.Random(hashlib.sha256(prompt.encode() + b"".join(e.key.encode() for e in entries)).digest())
     draft = _sample(knowledge, entries, task, combination, code, num_negatives, random_)
     revision = _sample(knowledge, entries, task, combination, code, num_negatives, random_)
-    if random_.random() < faults.rate_wrong_draft:
+    is_wrong = random_.random() < faults.rate_wrong_draft
+    if is_wrong:
         _spoil(draft)
     if random_.random() < faults.rate_wrong_revision:
         _spoil(revision)
@@ -156,10 +157,10 @@ def write_answer(knowledge: Knowledge, prompt: str, pictures: Sequence[Image.Ima
         ],
         "draft": draft,
         "evaluation": {
-            "relevance": "The texts fit their pictures.",
-            "plausibility": "The hard negatives are of the same kind.",
-            "clarity": "The instruction could be put in other words.",
-            "diversity": "Names and keywords could be varied.",
+            "relevance": {"judgement": "The texts fit their pictures.", "score": 1 if is_wrong else 5},
+            "plausibility": {"judgement": "The hard negatives are of the same kind.", "score": 4},
+            "clarity": {"judgement": "The instruction could be put in other words.", "score": 3},
+            "diversity": {"judgement": "Names and keywords could be varied.", "score": 3},
         },
         "improvements": "Vary the instruction and the wording.",
         "revision": revision,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import escape
 
 from mme5core.evaluation.retrieval import Ranking, Scores
-from mme5core.images import BadImage, load_rgb, to_jpeg
-from mme5core.languages import LANGUAGES
+from mme5core.images import thumbnail_url
+from mme5core.languages import RIGHT_TO_LEFT, language_name
 from mme5core.types import Content
 
 COLUMNS = ("recall@1", "recall@5", "recall@10", "mrr")
 COLOURS = ("#1f5f99", "#b9c7d6", "#e0a030", "#6aa56a", "#a05a8a")
 THUMBNAIL = 96
 CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_TOP = 860, 260, 44, 12
-RIGHT_TO_LEFT = frozenset(("ar", "fa", "he", "ps", "sd", "ug", "ur", "yi"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class ScoreSet:
 def table(sets: Sequence[ScoreSet]) -> str:
     """A plain table: a row per language and the mean, a group of columns per set."""
     width = max(len(column) for column in COLUMNS)
-    name_width = max(len("mean"), *(len(_language_name(code)) for s in sets for code in s.scores.by_language))
+    name_width = max(len("mean"), *(len(language_name(code)) for s in sets for code in s.scores.by_language))
     group = (width + 1) * len(COLUMNS) - 1
     lines = ["  ".join([" " * name_width, *(f"{s.name:<{group}}"[:group] for s in sets)])]
     header = " ".join(f"{column:>{width}}" for column in COLUMNS)
@@ -43,7 +41,7 @@ def table(sets: Sequence[ScoreSet]) -> str:
     languages = dict.fromkeys(code for s in sets for code in s.scores.by_language)
     for code in languages:
         cells = [_cells(s.scores.by_language.get(code), width) for s in sets]
-        lines.append("  ".join([f"{_language_name(code):<{name_width}}", *cells]))
+        lines.append("  ".join([f"{language_name(code):<{name_width}}", *cells]))
     lines.append("  ".join([f"{'mean':<{name_width}}", *(_cells(s.scores.mean, width) for s in sets)]))
     return "\n".join(lines)
 
@@ -63,7 +61,7 @@ def html(title: str, sets: Sequence[ScoreSet], contents: Mapping[str, Content], 
         columns=COLUMNS,
         colours=COLOURS,
         languages=[
-            (code, _language_name(code)) for code in dict.fromkeys(c for s in sets for c in s.scores.by_language)
+            (code, language_name(code)) for code in dict.fromkeys(c for s in sets for c in s.scores.by_language)
         ],
         chart=_chart(sets),
         examples=[_example(ranking, contents) for ranking in choose_examples(main.rankings, num_examples)],
@@ -95,7 +93,7 @@ def _example(ranking: Ranking, contents: Mapping[str, Content]) -> dict[str, obj
     return {
         "text": query.text,
         "instruction": query.instruction or "",
-        "language": _language_name(query.language),
+        "language": language_name(query.language),
         "code": query.language,
         "direction": "rtl" if query.language in RIGHT_TO_LEFT else "ltr",
         "rank": ranking.rank,
@@ -109,18 +107,7 @@ def _example(ranking: Ranking, contents: Mapping[str, Content]) -> dict[str, obj
 def _shown(content: Content | None) -> dict[str, str]:
     if content is None:
         return {"text": "", "image": ""}
-    return {"text": content.text or "", "image": _thumbnail(content)}
-
-
-def _thumbnail(content: Content) -> str:
-    if content.image is None:
-        return ""
-    try:
-        picture = load_rgb(content.image)
-    except BadImage:
-        return ""
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return "data:image/jpeg;base64," + base64.b64encode(to_jpeg(picture, quality=85)).decode()
+    return {"text": content.text or "", "image": thumbnail_url(content.image, THUMBNAIL)}
 
 
 def _chart(sets: Sequence[ScoreSet]) -> str:
@@ -159,7 +146,3 @@ def _cells(scores: Mapping[str, float] | None, width: int) -> str:
     if scores is None:
         return " ".join(f"{'-':>{width}}" for _ in COLUMNS)
     return " ".join(f"{scores[column]:>{width}.3f}" for column in COLUMNS)
-
-
-def _language_name(code: str) -> str:
-    return f"{LANGUAGES[code]} ({code})" if code in LANGUAGES else code

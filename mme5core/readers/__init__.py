@@ -1,5 +1,6 @@
 """Corpora on disk, in whatever format: from paths to shards, from a shard to rows."""
 
+from mme5core.readers.picture_at import read_picture
 from mme5core.readers.rows import AS_IT_IS, CorpusRow, ReadOptions, read_rows
 from mme5core.readers.shards import InputError, find_shards, input_files, input_identity
 
@@ -11,5 +12,6 @@ __all__ = [
     "find_shards",
     "input_files",
     "input_identity",
+    "read_picture",
     "read_rows",
 ]

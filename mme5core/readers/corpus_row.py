@@ -53,8 +53,8 @@ AS_IT_IS = ReadOptions()
 class CorpusRow:
     """A text, a picture, or both, with its id; or, where `refused` is set, why there is none.
 
-    `offset` is where the picture's bytes start in the shard, for readers that can seek (tars), else -1. `source` are
-    the columns that `ReadOptions.columns` chose, as JSON.
+    `offset` is where to find the picture again: of its bytes in a tar, the row's number in a table, else -1.
+    `source` are the columns that `ReadOptions.columns` chose, as JSON.
     """
 
     id: str

@@ -79,12 +79,12 @@ def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: i
     if not is_unicode(text or "") or not is_unicode(instruction or ""):
         return refuse(row_id, "text_not_unicode", "half a surrogate pair")
     try:
-        image = _image(values["image"], shard, options)
+        image = image_of(values["image"], shard, options)
     except BadImage as error:
         return refuse(row_id, error.reason, error.detail)
     if image is None and not (text or "").strip():
         return refuse(row_id, "empty_row", "neither text nor picture")
-    return CorpusRow(row_id, text or None, image, instruction or None, source=options.source(record))
+    return CorpusRow(row_id, text or None, image, instruction or None, offset=position, source=options.source(record))
 
 
 def is_unicode(text: str) -> bool:
@@ -95,8 +95,12 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _image(value: Any, shard: AnyPath, options: ReadOptions) -> bytes | None:
-    """Bytes, a Hugging Face image struct, a path or an address."""
+def image_of(value: Any, shard: AnyPath, options: ReadOptions) -> bytes | None:
+    """The picture of a column's value: bytes, a Hugging Face image struct, a path or an address.
+
+    Raises:
+        BadImage: it is something else, or not there.
+    """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None or value == "":

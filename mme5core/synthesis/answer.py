@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mme5core.synthesis.plan import PlannedSample
+from mme5core.synthesis.prompts import CRITERIA
+from mme5core.synthesis.text_checks import is_refusal, leaked_label, wrong_language
 from mme5core.types import Content, ImageRef, Rejected, Sample
 
 IMAGE_DOCUMENT_INSTRUCTION = "Represent the given image."
@@ -15,6 +18,15 @@ IMAGE_TEXT_DOCUMENT_INSTRUCTION = "Represent the given image together with its t
 
 _IMAGE_TOKEN = re.compile(r"<\|?image[_a-z0-9]*\|?>|<\|vision_\w+\|>")
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_0-9]+\|>")
+_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A sample, and whether its answer was JSON only after it was repaired."""
+
+    sample: Sample
+    repaired: bool
 
 
 def parse_answer(
@@ -24,23 +36,28 @@ def parse_answer(
     images: Mapping[str, ImageRef],
     *,
     num_negatives: int,
-) -> Sample | Rejected:
+    min_self_evaluation: float | None = None,
+) -> Parsed | Rejected:
     """The revised sample of one answer; the draft is never used.
 
     Args:
         images: the pictures of the plan by id.
+        min_self_evaluation: the mean of the teacher's own scores of its draft, in [1, 5], below which it is refused.
 
     Returns:
-        A sample, or a rejection: `cut_off`, `refusal`, `not_json`, `missing_field`, `empty_field`,
-        `too_few_negatives`, `positive_equals_negative` or `image_token`.
+        A sample, or a rejection: `cut_off`, `refusal`, `not_json`, `missing_field`, `empty_field`, `not_unicode`,
+        `image_token`, `leaked_label`, `too_few_negatives`, `positive_equals_negative`, `instruction_not_english`,
+        `wrong_language` or `low_self_evaluation`.
     """
     if finish_reason == "length":
         return Rejected(plan.id, "cut_off", f"the answer ended after {len(text)} characters")
     if finish_reason == "content_filter" or not text.strip():
         return Rejected(plan.id, "refusal", "the teacher gave no answer")
     try:
-        answer = json.loads(text)
+        answer, repaired = read_json(text)
     except ValueError as error:
+        if is_refusal(text):
+            return Rejected(plan.id, "refusal", text[:80])
         return Rejected(plan.id, "not_json", f"{error}: {text[:80]!r}")
     revision = answer.get("revision") if isinstance(answer, dict) else None
     if not isinstance(revision, dict):
@@ -57,7 +74,67 @@ def parse_answer(
         if isinstance(found, Rejected):
             return found
         negative_texts = found
-    return _to_sample(revision, negative_texts, plan, images)
+    texts = [revision[field] for field in wanted[1:]] + negative_texts
+    problem = _check_languages(revision["instruction"], texts, plan)
+    problem = problem or _check_scores(answer, plan, min_self_evaluation)
+    if problem:
+        return problem
+    return Parsed(_to_sample(revision, negative_texts, plan, images), repaired)
+
+
+def read_json(text: str) -> tuple[Any, bool]:
+    """The JSON of an answer, and whether it had to be repaired.
+
+    Repaired are what servers without a schema give: a fence of Markdown, words around the object, a comma too many.
+
+    Raises:
+        ValueError: there is none.
+
+    >>> read_json('Here it is: ```json {"a": [1, 2,]} ``` Have fun!')
+    ({'a': [1, 2]}, True)
+    """
+    try:
+        return json.loads(text), False
+    except ValueError:
+        start, end = text.find("{"), text.rfind("}")
+        if start < 0 or end < start:
+            raise
+        return json.loads(_TRAILING_COMMA.sub(r"\1", text[start : end + 1])), True
+
+
+def self_evaluation(answer: Any) -> dict[str, float]:
+    """The teacher's scores of its draft by criterion; of those that it gave."""
+    evaluation = answer.get("evaluation") if isinstance(answer, dict) else None
+    found = {}
+    for name in CRITERIA:
+        judged = evaluation.get(name) if isinstance(evaluation, dict) else None
+        score = judged.get("score") if isinstance(judged, dict) else None
+        if isinstance(score, int | float) and not isinstance(score, bool):
+            found[name] = float(score)
+    return found
+
+
+def _check_languages(instruction: str, texts: list[str], plan: PlannedSample) -> Rejected | None:
+    problem = wrong_language([instruction], "en")
+    if problem:
+        return Rejected(plan.id, "instruction_not_english", f"{problem}: {instruction[:80]!r}")
+    problem = wrong_language(texts, plan.language)
+    if problem:
+        return Rejected(plan.id, "wrong_language", f"{plan.language} wanted, {problem}: {' '.join(texts)[:80]!r}")
+    return None
+
+
+def _check_scores(answer: Any, plan: PlannedSample, lowest: float | None) -> Rejected | None:
+    if lowest is None:
+        return None
+    scores = self_evaluation(answer)
+    if not scores:
+        return Rejected(plan.id, "missing_field", "evaluation")
+    mean = sum(scores.values()) / len(scores)
+    if mean < lowest:
+        listed = ", ".join(f"{name} {score:g}" for name, score in scores.items())
+        return Rejected(plan.id, "low_self_evaluation", f"{mean:.2f} ({listed})")
+    return None
 
 
 def _check_text(value: Any, field: str, sample_id: str) -> Rejected | None:
@@ -70,6 +147,9 @@ def _check_text(value: Any, field: str, sample_id: str) -> Rejected | None:
     # A picture token in a text would promise a picture that is not there, and read as one.
     if _IMAGE_TOKEN.search(value) or _SPECIAL_TOKEN.search(value):
         return Rejected(sample_id, "image_token", f"{field}: {value[:80]!r}")
+    label = leaked_label(value)
+    if label:
+        return Rejected(sample_id, "leaked_label", f"{field}: {value[:80]!r}")
     return None
 
 

@@ -10,17 +10,14 @@ from dataclasses import dataclass, field
 
 from mme5core.languages import LANGUAGES, language_weight
 
-# mmE5 (arXiv 2502.08468), figure 2: the modality combinations of each task.
+# mmE5 (arXiv 2502.08468), figure 2: the modality combinations of each task. `fused` is GME's (arXiv 2412.16855): a
+# query in text, rewritten so that it leans on a picture.
 COMBINATIONS: dict[str, tuple[str, ...]] = {
     "classification": ("I2T", "IT2T"),
     "vqa": ("IT2T",),
     "retrieval": ("I2T", "IT2T", "T2I", "T2IT", "I2I", "IT2I", "IT2IT"),
+    "fused": ("IT2T", "IT2IT"),
 }
-
-# Ranks among a picture's neighbours, counted from 1: the nearest are similar enough to be a positive, those
-# after them are near enough to be a hard negative. The paper gives no numbers; these are ours.
-POSITIVE_RANKS = range(1, 4)
-NEGATIVE_RANKS = range(4, 11)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +42,70 @@ class PlannedSample:
 
     @property
     def image_ids(self) -> tuple[str, ...]:
-        """Every picture that the teacher is shown, in the order in which it is shown them."""
-        leading = [image for image in (self.query_image, self.positive_image) if image]
-        return (*leading, *self.negative_images)
+        """Every picture of the sample, the query's first; one that is a negative too is named once."""
+        named = (self.query_image, self.positive_image, *self.negative_images)
+        return tuple(dict.fromkeys(image for image in named if image))
+
+    @property
+    def seed(self) -> int:
+        """Sent with the request: equal prompts of two samples are two requests."""
+        return int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:4]) >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A picture similar to another one, by one encoder: `score` is a similarity."""
+
+    id: str
+    score: float = 0.0
+    source: str = ""
+
+
+Band = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRules:
+    """Which neighbours of a picture may be its positive, and which its hard negatives.
+
+    Ranks count from 1 within each source, over usable pictures, both ends included: the nearest are similar enough to
+    be a positive, those after them near enough to be a hard negative. mmE5 publishes no numbers; these are ours. Of
+    several sources (encoders) a neighbour counts that meets the rule in any of them, as in MegaPairs (arXiv
+    2412.14475), whose bands of similarity are `positive_scores` and `negative_scores`.
+
+    Args:
+        query_as_negative: the query's own picture is the first hard negative, where its combination has pictures on
+            both sides (MegaPairs).
+
+    Raises:
+        ValueError: a range whose end lies before its start, or a rank below 1.
+    """
+
+    positive_ranks: tuple[int, int] = (1, 3)
+    negative_ranks: tuple[int, int] = (4, 10)
+    positive_scores: Band = (None, None)
+    negative_scores: Band = (None, None)
+    query_as_negative: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("positive_ranks", "negative_ranks"):
+            first, last = getattr(self, name)
+            if not 1 <= first <= last:
+                raise ValueError(f"{name}: 1 <= first <= last, got {first}, {last}")
+        for name in ("positive_scores", "negative_scores"):
+            low, high = getattr(self, name)
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"{name}: lowest <= highest, got {low}, {high}")
+
+    def positives(self, neighbours: Sequence[Neighbour]) -> list[str]:
+        return _chosen(neighbours, self.positive_ranks, self.positive_scores)
+
+    def negatives(self, neighbours: Sequence[Neighbour]) -> list[str]:
+        return _chosen(neighbours, self.negative_ranks, self.negative_scores)
+
+    def in_any_band(self, neighbours: Sequence[Neighbour]) -> list[str]:
+        """Those of any rank that their scores do not rule out as hard negatives."""
+        return _chosen(neighbours, (1, len(neighbours)), self.negative_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +114,7 @@ class PlanSettings:
 
     `combinations` weighs the modality combinations within their task, 1 where it names none.
     `languages` None means all 93, high-resource ones more often; given ones are equally likely.
-    `neighbours` maps a picture to its similar ones, nearest first. `holdout` maps a picture to the languages
-    that no sample with it may be in.
+    `holdout` maps a picture to the languages that no sample with it may be in.
 
     Raises:
         ValueError: for an unknown task or language, or weights that add up to nothing.
@@ -65,11 +122,13 @@ class PlanSettings:
 
     seed: int = 0
     samples_per_image: int = 1
-    tasks: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(COMBINATIONS, 1.0))
+    tasks: Mapping[str, float] = field(
+        default_factory=lambda: {"classification": 1.0, "vqa": 1.0, "retrieval": 2.0},
+    )
     combinations: Mapping[str, float] = field(default_factory=dict)
     languages: Sequence[str] | None = None
     num_negatives: int = 1
-    neighbours: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    pairs: PairRules = PairRules()
     holdout: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,7 +149,7 @@ class PlanSettings:
 
     @property
     def digest(self) -> str:
-        """What the draws depend on besides the picture; neighbours and holdout act per picture."""
+        """What the draws depend on besides the picture; neighbours, pair rules and holdout act per picture."""
         text = json.dumps(
             [
                 self.seed,
@@ -103,22 +162,25 @@ class PlanSettings:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plan_image(image_id: str, settings: PlanSettings) -> list[PlannedSample]:
-    """The samples planned for one picture: a function of (seed, picture id, index, settings) alone.
+def plan_image(image_id: str, settings: PlanSettings, neighbours: Sequence[Neighbour] = ()) -> list[PlannedSample]:
+    """The samples planned for one picture: a function of (seed, picture id, index, settings, neighbours) alone.
 
     A combination that needs similar pictures is drawn only where there are enough of them.
+
+    Args:
+        neighbours: of the picture, nearest first within each source.
     """
-    drawn = (_draw(image_id, index, settings) for index in range(settings.samples_per_image))
+    others = [neighbour for neighbour in neighbours if neighbour.id != image_id]
+    drawn = (_draw(image_id, index, settings, others) for index in range(settings.samples_per_image))
     return [plan for plan in drawn if plan is not None]
 
 
-def _draw(image_id: str, index: int, settings: PlanSettings) -> PlannedSample | None:
+def _draw(image_id: str, index: int, settings: PlanSettings, neighbours: Sequence[Neighbour]) -> PlannedSample | None:
     key = f"{settings.digest} {image_id} {index}"
     random_ = random.Random(hashlib.sha256(key.encode()).digest())
-    neighbours = [other for other in dict.fromkeys(settings.neighbours.get(image_id, ())) if other != image_id]
     tasks = {task: weight for task, weight in sorted(settings.tasks.items()) if weight > 0}
     task = random_.choices(list(tasks), weights=list(tasks.values()))[0]
-    possible = [c for c in COMBINATIONS[task] if _num_needed(c, settings) <= len(neighbours)]
+    possible = [c for c in COMBINATIONS[task] if _is_possible(c, settings, neighbours)]
     weights = [settings.combinations.get(combination, 1.0) for combination in possible]
     if not sum(weights):
         return None
@@ -127,15 +189,16 @@ def _draw(image_id: str, index: int, settings: PlanSettings) -> PlannedSample | 
     positive_image: str | None = None
     negative_images: tuple[str, ...] = ()
     if combination.endswith(("2I", "2IT")):
-        negatives = neighbours
         if combination.startswith("T2"):
             query_image, positive_image = None, image_id
         else:
-            positive_image = random_.choice(_at(POSITIVE_RANKS, neighbours))
-            negatives = [other for other in neighbours if other != positive_image]
-        far = [other for other in _at(NEGATIVE_RANKS, neighbours) if other != positive_image]
-        pool = far if len(far) >= settings.num_negatives else negatives
-        negative_images = tuple(random_.sample(pool, settings.num_negatives))
+            positive_image = random_.choice(settings.pairs.positives(neighbours))
+        own = _own_negative(combination, settings)
+        wanted = settings.num_negatives - own
+        far = [other for other in settings.pairs.negatives(neighbours) if other != positive_image]
+        near = [other for other in settings.pairs.in_any_band(neighbours) if other != positive_image]
+        drawn = random_.sample(far if len(far) >= wanted else near, wanted)
+        negative_images = (image_id, *drawn) if own else tuple(drawn)
     shown = [image for image in (query_image, positive_image, *negative_images) if image]
     language = _draw_language(shown, settings, random_)
     if language is None:
@@ -145,14 +208,38 @@ def _draw(image_id: str, index: int, settings: PlanSettings) -> PlannedSample | 
     )
 
 
-def _num_needed(combination: str, settings: PlanSettings) -> int:
+def _is_possible(combination: str, settings: PlanSettings, neighbours: Sequence[Neighbour]) -> bool:
     if not combination.endswith(("2I", "2IT")):
-        return 0
-    return settings.num_negatives + (0 if combination.startswith("T2") else 1)
+        return True
+    wanted = settings.num_negatives - _own_negative(combination, settings)
+    near = settings.pairs.in_any_band(neighbours)
+    if combination.startswith("T2"):
+        return len(near) >= wanted
+    # Whichever of the positives is drawn, enough others must be left.
+    positives = settings.pairs.positives(neighbours)
+    return bool(positives) and len(near) - any(positive in near for positive in positives) >= wanted
 
 
-def _at(ranks: range, neighbours: Sequence[str]) -> list[str]:
-    return list(neighbours[ranks.start - 1 : ranks.stop - 1])
+def _own_negative(combination: str, settings: PlanSettings) -> int:
+    """How many of the hard negatives are the query's own picture."""
+    has_both = combination.startswith("I") and combination.endswith(("2I", "2IT"))
+    return int(settings.pairs.query_as_negative and has_both and settings.num_negatives > 0)
+
+
+def _chosen(neighbours: Sequence[Neighbour], ranks: tuple[int, int], scores: Band) -> list[str]:
+    """Ids of the neighbours within ranks and scores in any source, each once, in the order given."""
+    low, high = scores
+    found: dict[str, None] = {}
+    seen: dict[str, list[str]] = {}
+    for neighbour in neighbours:
+        before = seen.setdefault(neighbour.source, [])
+        if neighbour.id in before:
+            continue
+        before.append(neighbour.id)
+        is_near = (low is None or neighbour.score >= low) and (high is None or neighbour.score <= high)
+        if ranks[0] <= len(before) <= ranks[1] and is_near:
+            found[neighbour.id] = None
+    return list(found)
 
 
 def _draw_language(image_ids: Sequence[str], settings: PlanSettings, random_: random.Random) -> str | None:

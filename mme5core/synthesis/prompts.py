@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 from mme5core.languages import LANGUAGES
@@ -24,7 +25,14 @@ _TASKS = {
         "a retrieval sample: the instruction says what to find and how it relates to the query, the positive is "
         "what should be found, each hard negative something close to it that should not"
     ),
+    # GME (arXiv 2412.16855): the thing that a text query asks about is taken out of it and shown instead.
+    "fused": (
+        "a retrieval sample whose query needs its picture: first think of a question in words alone that the positive "
+        "answers, about something that the picture shows; then rewrite it so that this thing is not named but "
+        "pointed at ('this bridge', 'the person on the left'), and nobody could answer it without the picture"
+    ),
 }
+LOWEST_SCORE, HIGHEST_SCORE = 1, 5
 
 _SYSTEM = (
     "You write training samples for a multilingual multimodal embedding model. You answer with one JSON object "
@@ -50,7 +58,8 @@ def build_prompt(plan: PlannedSample, *, num_negatives: int) -> tuple[str, str]:
         "1. images: describe each picture in four aspects: general (what it shows as a whole), objects (its "
         "details), context (background and setting), brainstorm (what could link it to a text for this task).",
         f"2. draft: {_fields(plan, num_negatives)}",
-        "3. evaluation: judge your draft in a sentence each: relevance (do the texts fit their pictures?), "
+        "3. evaluation: judge your draft, each time in a sentence (judgement) and with a score from "
+        f"{LOWEST_SCORE} (poor) to {HIGHEST_SCORE} (excellent): relevance (do the texts fit their pictures?), "
         "plausibility (are the hard negatives hard, and yet wrong?), clarity (is the instruction unambiguous?), "
         "diversity (is it more than the obvious?).",
         "4. improvements: what to change, in a sentence or two.",
@@ -74,15 +83,35 @@ def answer_schema(plan: PlannedSample) -> dict[str, Any]:
     if "T" in plan.document_modality:
         fields |= {"positive": text, "negatives": {"type": "array", "items": text}}
     sample = _object(fields)
+    scores = list(range(LOWEST_SCORE, HIGHEST_SCORE + 1))
+    judged = _object({"judgement": text, "score": {"type": "integer", "enum": scores}})
     return _object(
         {
             "images": {"type": "array", "items": _object(dict.fromkeys(ASPECTS, text))},
             "draft": sample,
-            "evaluation": _object(dict.fromkeys(CRITERIA, text)),
+            "evaluation": _object(dict.fromkeys(CRITERIA, judged)),
             "improvements": text,
             "revision": sample,
         }
     )
+
+
+def schema_in_words(plan: PlannedSample) -> str:
+    """The answer's form as an example, for servers that cannot be given a schema.
+
+    >>> print(schema_in_words(PlannedSample("s", "retrieval", "T2I", "it", None, "a", ()))[:60])
+    Answer with one JSON object of this form, and nothing else:
+    """
+    example = json.dumps(_example(answer_schema(plan)), indent=1)
+    return f"Answer with one JSON object of this form, and nothing else:\n{example}"
+
+
+def _example(schema: dict[str, Any]) -> Any:
+    if schema["type"] == "object":
+        return {name: _example(value) for name, value in schema["properties"].items()}
+    if schema["type"] == "array":
+        return [_example(schema["items"])]
+    return "..." if schema["type"] == "string" else HIGHEST_SCORE
 
 
 def prompt_hash(system: str, user: str) -> str:
@@ -99,10 +128,15 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name_pictures(plan: PlannedSample) -> str:
-    names = ["the query's picture"] if plan.query_image else []
-    names += ["the positive's picture"] if plan.positive_image else []
-    names += [f"the picture of hard negative {n + 1}" for n in range(len(plan.negative_images))]
-    return ", ".join(f"{number}. {name}" for number, name in enumerate(names, start=1))
+    roles: dict[str, list[str]] = {image: [] for image in plan.image_ids}
+    for image, role in (
+        (plan.query_image, "the query's picture"),
+        (plan.positive_image, "the positive's picture"),
+        *((image, f"the picture of hard negative {n + 1}") for n, image in enumerate(plan.negative_images)),
+    ):
+        if image:
+            roles[image].append(role)
+    return ", ".join(f"{number}. {' and '.join(names)}" for number, names in enumerate(roles.values(), start=1))
 
 
 def _fields(plan: PlannedSample, num_negatives: int) -> str:

@@ -4,16 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import json
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import openai
 
 from mme5core.errors import first_line
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 600.0
+# How an answer's form is asked for, the strictest first.
+SCHEMA, JSON_MODE, PLAIN = MODES = ("json_schema", "json_object", "plain")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question, whatever the server.
+
+    Args:
+        images: encoded bytes (JPEG, PNG or WebP), shown after the user's text.
+        schema: JSON schema of the answer; `form` says the same in words, for servers that take no schema.
+    """
+
+    system: str
+    user: str
+    images: Sequence[bytes]
+    schema: dict[str, Any]
+    form: str
+    seed: int
+
+    def body(self, model: str, settings: dict[str, Any], mode: str = SCHEMA) -> dict[str, Any]:
+        """The body of a chat completion."""
+        user = self.user if mode == SCHEMA else f"{self.user}\n\n{self.form}"
+        content: list[dict[str, Any]] = [{"type": "text", "text": user}]
+        content += [{"type": "image_url", "image_url": {"url": data_url(data)}} for data in self.images]
+        body = {
+            "model": model,
+            "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": content}],
+            "seed": self.seed,
+        } | settings
+        if mode == SCHEMA:
+            schema = {"name": "sample", "strict": True, "schema": self.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif mode == JSON_MODE:
+            body["response_format"] = {"type": "json_object"}
+        return body
+
+    def key(self, model: str, settings: dict[str, Any]) -> str:
+        """32 hex digits over all that the answer depends on, pictures by their content."""
+        digest = hashlib.sha256(json.dumps([model, sorted(settings.items()), self.schema, self.seed]).encode())
+        for part in (self.system.encode(), self.user.encode(), *self.images):
+            digest.update(hashlib.sha256(part).digest())
+        return digest.hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +70,8 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     model: str
-    calls: int
+    calls: int = 1
+    mode: str = SCHEMA
 
 
 class TeacherRejected(Exception):
@@ -37,7 +83,10 @@ class TeacherRejected(Exception):
 
 
 class TeacherUnavailable(Exception):
-    """No answer this time (429, 5xx, timeout, connection): the sample is left for the next run."""
+    """No answer this time (429, 5xx, timeout, connection): the sample is left for the next run.
+
+    `unreachable` where nothing answered at all.
+    """
 
     def __init__(self, message: str, calls: int, *, unreachable: bool = False) -> None:
         super().__init__(message)
@@ -57,13 +106,54 @@ class BudgetSpent(Exception):
         self.calls = calls
 
 
+class Gate(Protocol):
+    """What every request passes, over all workers: the budget, the rates, the ceiling of calls in flight."""
+
+    async def enter(self) -> bool:
+        """Wait for leave to send one request; False when the budget is spent."""
+        ...
+
+    def leave(self, *, prompt_tokens: int = 0, completion_tokens: int = 0, retry_after_s: float | None = None) -> None:
+        """The request has ended; `retry_after_s` where the server said that it was too much (0: not for how long)."""
+        ...
+
+
+class OpenGate:
+    """Lets everything through."""
+
+    async def enter(self) -> bool:
+        return True
+
+    def leave(self, *, prompt_tokens: int = 0, completion_tokens: int = 0, retry_after_s: float | None = None) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class _Failure:
+    message: str
+    wait_s: float | None = None
+    is_unreachable: bool = False
+
+
+@dataclass(slots=True)
+class _Form:
+    """The strictest form of answer that the server takes, found out by its first rejections."""
+
+    mode: str = SCHEMA
+    is_proven: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Teacher:
     """Asks, and retries what may pass: here, and nowhere else.
+
+    A server that refuses a strict schema is asked for JSON, and one that refuses that in words alone; what works is
+    remembered in `mode`.
 
     Args:
         base_url: such as http://localhost:8000/v1.
         api_key: servers without keys take any; never logged.
-        allow_call: awaited before every request; False ends with `BudgetSpent`.
+        mode: what an earlier run found out; None: not known.
     """
 
     def __init__(
@@ -76,80 +166,128 @@ class Teacher:
         max_tokens: int = 2048,
         timeout_s: float = 120.0,
         max_attempts: int = 5,
-        allow_call: Callable[[], Awaitable[bool]] | None = None,
+        gate: Gate | None = None,
+        mode: str | None = None,
     ) -> None:
         self.model = model
-        self._settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
-        self._max_attempts = max_attempts
-        self._allow_call = allow_call
+        self.settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+        self._max_attempts, self._timeout_s = max_attempts, timeout_s
+        self._gate = gate or OpenGate()
+        self._form = _Form(mode or SCHEMA, is_proven=mode is not None)
         # The client's own retries are off: they would hide calls from the budget and multiply with ours.
         self._client = openai.AsyncOpenAI(
             base_url=base_url, api_key=api_key or "none", max_retries=0, timeout=timeout_s
         )
 
-    async def ask(self, system: str, user: str, images: Sequence[bytes], schema: dict[str, Any]) -> Answer:
-        """One answer to a prompt with pictures (encoded JPEG or PNG bytes).
+    @property
+    def mode(self) -> str:
+        """How answers' form is asked for."""
+        return self._form.mode
+
+    async def ask(self, request: Request) -> Answer:
+        """One answer to a prompt with pictures.
 
         Raises:
             TeacherRejected, TeacherUnavailable, TeacherMisconfigured, BudgetSpent: see there.
         """
-        content: list[Any] = [{"type": "text", "text": user}]
-        content += [{"type": "image_url", "image_url": {"url": data_url(data)}} for data in images]
-        for attempt in range(1, self._max_attempts + 1):
-            if self._allow_call is not None and not await self._allow_call():
-                raise BudgetSpent(attempt - 1)
-            try:
-                return await self._request(system, content, schema, attempt)
-            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-                raise TeacherMisconfigured(f"the teacher refused the key ({error.status_code})") from None
-            except openai.NotFoundError:
-                raise TeacherMisconfigured(f"the teacher knows no model {self.model!r} at this address") from None
-            except openai.APIStatusError as error:
-                if error.status_code not in (408, 409, 429) and error.status_code < 500:
-                    raise TeacherRejected(f"{error.status_code}: {first_line(error)[:200]}", attempt) from None
-                failure, wait_s = f"{error.status_code} from the teacher", _retry_after(error)
-            except (openai.APIConnectionError, openai.APITimeoutError) as error:
-                failure, wait_s = _connection_failure(error), None
-            except (openai.APIResponseValidationError, ValueError, AttributeError, TypeError):
-                failure, wait_s = "an answer that is not of the protocol", None
-            if attempt == self._max_attempts:
-                unreachable = failure.startswith("cannot reach")
-                raise TeacherUnavailable(failure, attempt, unreachable=unreachable)
-            backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
-            await asyncio.sleep(wait_s if wait_s is not None else backoff_s)
-        raise AssertionError("unreachable: every attempt returns or raises")
+        if self._form.is_proven:
+            return await self._ask(request, 0)
+        async with self._form.lock:  # one by one, until it is known what the server takes
+            if not self._form.is_proven:
+                return await self._find_form(request)
+        return await self._ask(request, 0)
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def _request(self, system: str, content: list[Any], schema: dict[str, Any], attempt: int) -> Answer:
-        response = await self._client.chat.completions.create(
-            model=self.model,
-            messages=[{"role": "system", "content": system}, {"role": "user", "content": content}],
-            response_format={
-                "type": "json_schema",
-                "json_schema": {"name": "sample", "strict": True, "schema": schema},
-            },
-            **self._settings,
-        )
+    async def _find_form(self, request: Request) -> Answer:
+        """Ask in the strictest form, then in the next; a request rejected in all is at fault itself."""
+        calls, first = 0, self._form.mode
+        for mode in MODES[MODES.index(first) :]:
+            self._form.mode = mode
+            try:
+                answer = await self._ask(request, calls)
+            except TeacherRejected as error:
+                calls, rejected = error.calls, error
+                continue
+            except Exception:
+                self._form.mode = first
+                raise
+            self._form.is_proven = True
+            return answer
+        self._form.mode = first
+        raise rejected
+
+    async def _ask(self, request: Request, calls: int) -> Answer:
+        for attempt in range(1, self._max_attempts + 1):
+            if not await self._gate.enter():
+                raise BudgetSpent(calls)
+            calls += 1
+            found = await self._request(request, calls)
+            if isinstance(found, Answer):
+                return found
+            if attempt == self._max_attempts:
+                raise TeacherUnavailable(found.message, calls, unreachable=found.is_unreachable)
+            backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+            await asyncio.sleep(backoff_s if found.wait_s is None else found.wait_s * random.uniform(1.0, 1.1))
+        raise AssertionError("unreachable: every attempt returns or raises")
+
+    async def _request(self, request: Request, calls: int) -> Answer | _Failure:
+        """One request, and what it tells the gate.
+
+        Raises:
+            TeacherRejected, TeacherMisconfigured: trying again would not help.
+        """
+        told: dict[str, Any] = {}
+        mode = self._form.mode
+        try:
+            response = await self._client.chat.completions.create(**request.body(self.model, self.settings, mode))
+            answer = self._read(response, calls, mode)
+            told = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+            return answer
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise TeacherMisconfigured(f"the teacher refused the key ({error.status_code})") from None
+        except openai.NotFoundError:
+            raise TeacherMisconfigured(f"the teacher knows no model {self.model!r} at this address") from None
+        except openai.APIStatusError as error:
+            if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                raise TeacherRejected(f"{error.status_code}: {first_line(error)[:200]}", calls) from None
+            wait_s = _retry_after(error)
+            if error.status_code == 429:
+                if _is_out_of_money(error):
+                    raise TeacherMisconfigured("the teacher's account has no money left (429)") from None
+                told = {"retry_after_s": wait_s or 0.0}
+            return _Failure(f"{error.status_code} from the teacher", wait_s)
+        except openai.APITimeoutError:
+            return _Failure(f"no answer from the teacher in {self._timeout_s:g} s", is_unreachable=True)
+        except openai.APIConnectionError as error:
+            return _Failure(f"cannot reach the teacher ({error.__cause__ or error})", is_unreachable=True)
+        except (openai.APIResponseValidationError, ValueError, AttributeError, TypeError):
+            return _Failure("an answer that is not of the protocol")
+        finally:
+            self._gate.leave(**told)
+
+    def _read(self, response: Any, calls: int, mode: str) -> Answer:
         # An HTML page with status 200 comes back as a string, not as an error.
         if isinstance(response, str) or not getattr(response, "choices", None):
             raise TeacherMisconfigured("the teacher's address answers, but not with chat completions")
-        choice = response.choices[0]
-        if getattr(choice.message, "refusal", None):
-            return self._answer(response, "", "content_filter", attempt)
-        return self._answer(response, choice.message.content or "", choice.finish_reason, attempt)
+        return answer_of(response.model_dump(), self.model, calls=calls, mode=mode)
 
-    def _answer(self, response: Any, text: str, finish_reason: str | None, calls: int) -> Answer:
-        usage = response.usage
-        return Answer(
-            text,
-            finish_reason,
-            usage.prompt_tokens if usage else 0,
-            usage.completion_tokens if usage else 0,
-            response.model or self.model,
-            calls,
-        )
+
+def answer_of(completion: dict[str, Any], model: str, *, calls: int = 1, mode: str = SCHEMA) -> Answer:
+    """The answer in the body of a chat completion. A refusal of the server's own counts as filtered."""
+    choice, usage = completion["choices"][0], completion.get("usage") or {}
+    message = choice["message"]
+    is_refused = bool(message.get("refusal"))
+    return Answer(
+        "" if is_refused else message.get("content") or "",
+        "content_filter" if is_refused else choice.get("finish_reason"),
+        usage.get("prompt_tokens") or 0,
+        usage.get("completion_tokens") or 0,
+        completion.get("model") or model,
+        calls,
+        mode,
+    )
 
 
 def data_url(data: bytes) -> str:
@@ -158,14 +296,15 @@ def data_url(data: bytes) -> str:
 
 
 def _retry_after(error: openai.APIStatusError) -> float | None:
-    value = error.response.headers.get("retry-after")
-    try:
-        return min(60.0, max(0.0, float(value))) if value else None
-    except ValueError:
-        return None
+    """Seconds to wait, as the server says in one of its two ways."""
+    headers = error.response.headers
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return min(LONGEST_RETRY_AFTER_S, max(0.0, float(headers[name]) * unit_s))
+        except (KeyError, ValueError):
+            continue
+    return None
 
 
-def _connection_failure(error: openai.APIConnectionError) -> str:
-    if isinstance(error, openai.APITimeoutError):
-        return "no answer from the teacher in time"
-    return f"cannot reach the teacher ({error.__cause__ or error})"
+def _is_out_of_money(error: openai.APIStatusError) -> bool:
+    return getattr(error, "code", None) == "insufficient_quota"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 from PIL import Image
@@ -14,8 +14,19 @@ from mme5core.demo.teacher import MODEL, DemoTeacher, Entry, Faults, Knowledge
 from mme5core.images import load_rgb, to_jpeg
 from mme5core.synthesis.answer import parse_answer
 from mme5core.synthesis.plan import COMBINATIONS, PlannedSample
-from mme5core.synthesis.prompts import answer_schema, build_prompt
-from mme5core.synthesis.teacher import Answer, Teacher, TeacherMisconfigured, TeacherRejected, TeacherUnavailable
+from mme5core.synthesis.prompts import build_prompt
+from mme5core.synthesis.requests import build_request
+from mme5core.synthesis.teacher import (
+    SCHEMA,
+    Answer,
+    Gate,
+    OpenGate,
+    Request,
+    Teacher,
+    TeacherMisconfigured,
+    TeacherRejected,
+    TeacherUnavailable,
+)
 from mme5core.types import Content, Rejected, Sample
 
 ALL = sorted({combination for found in COMBINATIONS.values() for combination in found})
@@ -38,21 +49,21 @@ def ask(
     data_by_key: dict[str, bytes],
     *,
     max_attempts: int = 1,
-    allow_call: Callable[[], Awaitable[bool]] | None = None,
+    gate: Gate | None = None,
 ) -> tuple[Answer, Sample | Rejected]:
     """What the client gets from the server, and what becomes of it."""
     images = {key: data_by_key[key] for key in plan.image_ids}
 
     async def once() -> Answer:
-        teacher = Teacher(base_url, MODEL, api_key=None, max_attempts=max_attempts, allow_call=allow_call)
+        teacher = Teacher(base_url, MODEL, api_key=None, max_attempts=max_attempts, gate=gate, mode=SCHEMA)
         try:
-            system, user = build_prompt(plan, num_negatives=2)
-            return await teacher.ask(system, user, list(images.values()), answer_schema(plan))
+            return await teacher.ask(build_request(plan, images, num_negatives=2))
         finally:
             await teacher.close()
 
     answer = asyncio.run(once())
-    return answer, parse_answer(answer.text, answer.finish_reason, plan, images, num_negatives=2)
+    found = parse_answer(answer.text, answer.finish_reason, plan, images, num_negatives=2)
+    return answer, found if isinstance(found, Rejected) else found.sample
 
 
 def texts_of(sample: Sample) -> list[str]:
@@ -143,20 +154,20 @@ def test_a_request_that_fails_is_tried_again_and_counted(
     fault: str, knowledge: Knowledge, keys: list[str], data_by_key: dict[str, bytes]
 ) -> None:
     with DemoTeacher(knowledge, Faults(**{fault: 1.0})) as server:
-        asked = 0
 
-        async def heal_after_one() -> bool:
-            nonlocal asked
-            asked += 1
-            if asked == 2:
-                server.faults = Faults()
-            return True
+        class HealsAfterOne(OpenGate):
+            asked = 0
 
-        answer, sample = ask(
-            server.base_url, plan_for("I2T", keys), data_by_key, max_attempts=3, allow_call=heal_after_one
-        )
+            async def enter(self) -> bool:
+                self.asked += 1
+                if self.asked == 2:
+                    server.faults = Faults()
+                return True
+
+        gate = HealsAfterOne()
+        answer, sample = ask(server.base_url, plan_for("I2T", keys), data_by_key, max_attempts=3, gate=gate)
         assert isinstance(sample, Sample)
-        assert answer.calls == server.served.requests == asked == 2
+        assert answer.calls == server.served.requests == gate.asked == 2
 
 
 def test_a_request_that_keeps_failing_is_left_for_the_next_run(
@@ -230,7 +241,7 @@ def test_a_question_that_cannot_be_answered_is_rejected_for_good(
     async def once(base_url: str) -> Answer:
         teacher = Teacher(base_url, MODEL, api_key=None, max_attempts=1)
         try:
-            return await teacher.ask(system, user, pictures, {"type": "object"})
+            return await teacher.ask(Request(system, user, pictures, {"type": "object"}, "", 0))
         finally:
             await teacher.close()
 

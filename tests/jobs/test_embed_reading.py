@@ -14,7 +14,8 @@ from mme5core.readers import ReadOptions
 from rayjobs import embed_corpus, scan
 from rayjobs.contents import Contents, number_contents
 from rayjobs.embed_corpus import KeyOf, ReadContents
-from rayjobs.scan import Index, ScanShard, _find_duplicates, _totals
+from rayjobs.scan import Index
+from tests.jobs.indexes import indexed
 
 INSTRUCTIONS: dict[str, str | None] = {"T": None, "I": None, "IT": None}
 
@@ -24,15 +25,11 @@ class Corpus:
 
     def __init__(self, folder: Path, *shards: list[str]) -> None:
         self.folder = folder
-        (folder / "index").mkdir()
         for number, texts in enumerate(shards):
             self.write(number, texts)
-            batch = pa.table({"shard": [number], "path": [str(self.path(number))], "label": [""]})
-            list(ScanShard(folder / "index", KeyOf(INSTRUCTIONS))(batch))
-        self.starts = np.cumsum([0] + [len(texts) for texts in shards])
-        _find_duplicates(folder / "index", self.starts)
         paths = [self.path(number) for number in range(len(shards))]
-        self.index = Index(list(paths), folder / "index", self.starts, *_totals(folder / "index", self.starts))
+        self.index: Index = indexed(folder, paths, KeyOf(INSTRUCTIONS))
+        self.starts = self.index.starts
         self.contents: Contents = number_contents(self.index, folder)
 
     def path(self, shard: int) -> Path:

@@ -150,11 +150,26 @@ def test_what_cannot_be_read_ends_with_2_before_the_job_starts(
 
 def test_a_verb_is_the_first_word_and_gets_the_same_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
-    verbs: dict[str, cli.Verb] = {"": never, "export": lambda config: seen.append(config) or cli.Outcome()}
+    verbs: dict[str, cli.Verb] = {"": never, "show": lambda config: seen.append(config) or cli.Outcome()}
     with pytest.raises(SystemExit):
-        cli.main("synth", verbs, ["export", "--config=demo", "seed=11"])
+        cli.main("synth", verbs, ["show", "--config=demo", "seed=11"])
     assert seen[0].seed == 11 and seen[0].teacher.model == "demo-teacher"
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["code"] == 0
+
+
+def test_a_verb_with_keys_of_its_own_reads_what_the_recipes_job_wrote(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Any] = []
+    verbs: dict[str, cli.Verb] = {"": never, "gallery": lambda config: seen.append(config) or cli.Outcome()}
+    with pytest.raises(SystemExit):
+        cli.main("synth", verbs, ["gallery", "--config=mme5", "num_samples=3"])
+    assert (seen[0].input, seen[0].output, seen[0].num_samples) == ("runs/mme5/synth", "", 3)
+    with pytest.raises(SystemExit) as ended:
+        cli.main("synth", verbs, ["gallery", "input=x", "num_sample=3"])
+    assert ended.value.code == 2
+    assert "num_samples" in json.loads(capsys.readouterr().out.splitlines()[-1])["reason"]
+    with pytest.raises(SystemExit):
+        cli.main("synth", verbs, ["--help"])
+    assert "keys of synth gallery:" in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_the_effective_configuration_and_does_not_start(
@@ -174,6 +189,9 @@ def test_a_dry_run_prints_the_effective_configuration_and_does_not_start(
     text = "\n".join(printed)
     assert "samples_per_image: 37" in text and "some-model" in text and "00000.tar" in text
     assert "74" in text  # 2 pictures x 37 samples
+    page = next(line.rpartition(" ")[2] for line in printed if line.startswith("these prompts with their pictures: "))
+    assert "You write training samples" in Path(page).read_text() and "data:image/jpeg" in Path(page).read_text()
+    Path(page).unlink()
     assert [file.name for file in tmp_path.iterdir()] == ["00000.tar"]
 
 

@@ -15,8 +15,11 @@ from PIL import Image
 from mme5core.images import BadImage, to_jpeg
 from mme5core.readers import AS_IT_IS, CorpusRow, ReadOptions
 from mme5core.types import Rejected
-from rayjobs.config import ConfigError
-from rayjobs.scan import INDEX, Index, ScanShard, _find_duplicates, _totals, picture_key, shards_of
+from rayjobs.config import ConfigError, FilterConfig
+from rayjobs.picture_filters import PictureKey
+from rayjobs.scan import INDEX, Index, ScanShard, _find_duplicates, _totals, shards_of
+
+ANY_PICTURE = PictureKey(FilterConfig().model_dump())
 
 
 def row(row_id: str, reason: str | None = None) -> dict[str, Any]:
@@ -33,6 +36,10 @@ def index_of(folder: Path, *shards: list[dict[str, Any]]) -> Index:
     return Index([Path(f"{n}.parquet") for n in range(len(shards))], folder, starts, *_totals(folder, starts))
 
 
+def usable_ids(index: Index) -> list[str]:
+    return [row_id for _, table in index.tables(["id"], usable=True) for row_id in table["id"].to_pylist()]
+
+
 def jpeg(color: tuple[int, int, int]) -> bytes:
     return to_jpeg(Image.new("RGB", (8, 8), color))
 
@@ -41,7 +48,7 @@ def scan_file(file: Path, *, limit: int | None = None, options: ReadOptions = AS
     folder = file.parent / "index"
     folder.mkdir(exist_ok=True)
     batch = pa.table({"shard": [5], "path": [str(file)], "label": [""]})
-    counts = list(ScanShard(folder, picture_key, limit, options)(batch))
+    counts = list(ScanShard(folder, ANY_PICTURE, limit, options)(batch))
     assert all(count["failure"] == [""] for count in counts)
     found = pq.read_table(folder / "000005.parquet")
     assert found.schema.equals(INDEX) and found.num_rows == sum(count["count"][0] for count in counts)
@@ -63,8 +70,7 @@ def test_rows_without_ids_in_files_of_one_name_are_all_kept(tmp_path: Path) -> N
 
 def test_later_rows_of_an_id_are_refused_and_the_first_is_kept(tmp_path: Path) -> None:
     index = index_of(tmp_path, [row("b"), row("a"), row("b")], [], [row("c"), row("b"), row("a")])
-    assert index.usable()["id"].to_pylist() == ["b", "a", "c"]
-    assert index.usable()["shard"].to_pylist() == [0, 0, 2]
+    assert usable_ids(index) == ["b", "a", "c"]
     assert [(r.id, r.reason) for r in index.refused()] == [(i, "duplicate_id") for i in ("b", "b", "a")]
     assert [numbers.tolist() for numbers, _ in index.tables(["id"], usable=True)] == [[0, 1], [3]]
     assert len(index) == 6 and index.num_usable == 3 and index.num_bytes == 3
@@ -73,7 +79,7 @@ def test_later_rows_of_an_id_are_refused_and_the_first_is_kept(tmp_path: Path) -
 def test_a_refused_row_takes_nothing_from_a_good_one_of_its_id(tmp_path: Path) -> None:
     rows = [row("a", "failed_to_download"), row("a"), row("b"), row("b", "broken_image"), row("a")]
     index = index_of(tmp_path, rows)
-    assert index.usable()["id"].to_pylist() == ["a", "b"]
+    assert usable_ids(index) == ["a", "b"]
     assert [(r.id, r.reason) for r in index.refused()] == [
         ("a", "failed_to_download"),
         ("b", "broken_image"),
@@ -83,7 +89,7 @@ def test_a_refused_row_takes_nothing_from_a_good_one_of_its_id(tmp_path: Path) -
 
 def test_two_refused_rows_of_an_id_keep_their_own_reasons(tmp_path: Path) -> None:
     index = index_of(tmp_path, [row("a", "broken_image"), row("a", "empty_row")])
-    assert [r.reason for r in index.refused()] == ["broken_image", "empty_row"] and len(index.usable()) == 0
+    assert [r.reason for r in index.refused()] == ["broken_image", "empty_row"] and not usable_ids(index)
 
 
 def test_files_of_which_not_all_could_be_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,10 +118,10 @@ def test_a_limit_ends_the_scan_after_that_many_rows(tmp_path: Path) -> None:
 
 def test_equal_pictures_have_equal_keys_and_a_row_without_picture_has_none() -> None:
     red, blue = jpeg((255, 0, 0)), jpeg((0, 0, 255))
-    assert picture_key(CorpusRow("a", image=red)) == picture_key(CorpusRow("b", text="other", image=red))
-    assert picture_key(CorpusRow("a", image=red)) != picture_key(CorpusRow("a", image=blue))
+    assert ANY_PICTURE(CorpusRow("a", image=red)) == ANY_PICTURE(CorpusRow("b", text="other", image=red))
+    assert ANY_PICTURE(CorpusRow("a", image=red)) != ANY_PICTURE(CorpusRow("a", image=blue))
     with pytest.raises(BadImage, match="no_picture"):
-        picture_key(CorpusRow("a", text="words"))
+        ANY_PICTURE(CorpusRow("a", text="words"))
 
 
 def test_refused_rows_become_values_with_reason_and_detail(tmp_path: Path) -> None:

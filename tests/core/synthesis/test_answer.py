@@ -10,7 +10,9 @@ import pytest
 from mme5core.synthesis.answer import (
     IMAGE_DOCUMENT_INSTRUCTION,
     IMAGE_TEXT_DOCUMENT_INSTRUCTION,
+    Parsed,
     parse_answer,
+    read_json,
 )
 from mme5core.synthesis.plan import PlannedSample
 from mme5core.types import Content, Rejected, Sample
@@ -43,7 +45,8 @@ def parsed(
     combination: str = "IT2T", *, num_negatives: int = 2, finish_reason: str | None = "stop", **changes: Any
 ) -> Sample | Rejected:
     text = json.dumps({"draft": DRAFT, "revision": REVISION | changes}, ensure_ascii=False)
-    return parse_answer(text, finish_reason, planned(combination), IMAGES, num_negatives=num_negatives)
+    found = parse_answer(text, finish_reason, planned(combination), IMAGES, num_negatives=num_negatives)
+    return found if isinstance(found, Rejected) else found.sample
 
 
 def reason_of(found: Sample | Rejected) -> str:
@@ -103,7 +106,8 @@ def test_fields_that_the_combination_has_not_are_not_looked_at() -> None:
         (json.dumps({"revision": REVISION}), "content_filter", "refusal"),
         ("", "stop", "refusal"),
         (" \n", None, "refusal"),
-        ("I cannot help with that.", "stop", "not_json"),
+        ("I cannot help with that.", "stop", "refusal"),
+        ("As asked, a sample follows.", "stop", "not_json"),
         ('{"revision": ', "stop", "not_json"),
         ("[]", "stop", "missing_field"),
         ("null", "stop", "missing_field"),
@@ -168,5 +172,56 @@ def test_half_a_character_is_refused_and_a_whole_one_kept() -> None:
         )
         for escape in (r"\ud83d\ude3a", r"\ud83d")
     )
-    assert isinstance(whole, Sample) and whole.positive.text == "\U0001f63a"
+    assert isinstance(whole, Parsed) and whole.sample.positive.text == "\U0001f63a"
     assert isinstance(half, Rejected)
+
+
+@pytest.mark.parametrize(
+    ("text", "repaired"),
+    [
+        ('{"a": [1]}', False),
+        (' \n{"a": [1]}\n', False),
+        ('```json\n{"a": [1]}\n```', True),
+        ('Sure! {"a": [1,],} I hope it helps.', True),
+    ],
+)
+def test_json_is_repaired_only_where_it_does_not_parse(text: str, repaired: bool) -> None:
+    assert read_json(text) == ({"a": [1]}, repaired)
+
+
+def test_a_repaired_answer_says_so() -> None:
+    text = f"```json\n{json.dumps({'revision': REVISION})}\n```"
+    found = parse_answer(text, "stop", planned("IT2T"), IMAGES, num_negatives=2)
+    assert isinstance(found, Parsed) and found.repaired
+    with pytest.raises(ValueError):
+        read_json('{"revision": {"instruction": "cut')
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"positive": "Positive: gatto"}, "leaked_label"),
+        ({"negatives": ["Hard negative 1: cane", "lupo"]}, "leaked_label"),
+        ({"instruction": "Trova nella raccolta il documento che descrive meglio questa immagine."},
+         "instruction_not_english"),
+        ({"instruction": "Найди описание этой картинки."}, "instruction_not_english"),
+        ({"query": "a question about what the animal in this picture is doing on the sofa"}, "wrong_language"),
+        ({"query": "вопрос о том, что делает кошка", "positive": "кошка"}, "wrong_language"),
+    ],
+)  # fmt: skip
+def test_texts_in_the_wrong_place_are_refused(changes: dict[str, Any], reason: str) -> None:
+    assert reason_of(parsed(**changes)) == reason
+
+
+def test_a_draft_that_the_teacher_finds_poor_is_refused_below_the_threshold() -> None:
+    def judged(lowest: float | None, **scores: object) -> str:
+        evaluation = {name: {"judgement": "so", "score": score} for name, score in scores.items()}
+        text = json.dumps({"evaluation": evaluation, "revision": REVISION})
+        found = parse_answer(text, "stop", planned("IT2T"), IMAGES, num_negatives=2, min_self_evaluation=lowest)
+        return found.reason if isinstance(found, Rejected) else "kept"
+
+    assert judged(None, relevance=1) == "kept"
+    assert judged(3.0, relevance=3, clarity=3) == "kept"
+    assert judged(3.0, relevance=2, clarity=3) == "low_self_evaluation"
+    # What cannot be judged is not passed.
+    assert judged(3.0) == judged(3.0, relevance="good") == "missing_field"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from mme5core.languages import LANGUAGES, language_weight
-from mme5core.synthesis.plan import COMBINATIONS, PlannedSample, PlanSettings, plan_image
+from mme5core.synthesis.plan import COMBINATIONS, Neighbour, PairRules, PlannedSample, PlanSettings, plan_image
 
 NEIGHBOURS = {"p": [f"n{rank}" for rank in range(1, 16)]}
 RETRIEVAL = {"retrieval": 1.0}
@@ -23,6 +23,7 @@ def plans(
     combinations: Mapping[str, float] | None = None,
     num_negatives: int = 2,
     neighbours: Mapping[str, list[str]] = NEIGHBOURS,
+    pairs: PairRules | None = None,
     samples_per_image: int = MANY,
     languages: list[str] | None = None,
     holdout: Mapping[str, frozenset[str]] | None = None,
@@ -35,10 +36,10 @@ def plans(
         combinations=combinations or {},
         languages=languages,
         num_negatives=num_negatives,
-        neighbours=neighbours,
+        pairs=pairs or PairRules(),
         holdout=holdout or {},
     )
-    return plan_image(image_id, settings)
+    return plan_image(image_id, settings, [Neighbour(name) for name in neighbours.get(image_id, [])])
 
 
 def test_a_plan_is_a_function_of_seed_picture_and_index() -> None:
@@ -173,7 +174,7 @@ def test_the_digest_covers_what_every_draw_depends_on() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": {"vqq": 1.0}}, "unknown task 'vqq'; known: classification, vqa, retrieval"),
+        ({"tasks": {"vqq": 1.0}}, "unknown task 'vqq'; known: classification, vqa, retrieval, fused"),
         ({"tasks": {}}, "sum > 0"),
         ({"tasks": {"vqa": 0.0}}, "sum > 0"),
         ({"tasks": {"vqa": 2.0, "retrieval": -1.0}}, "weights >= 0"),
@@ -184,3 +185,51 @@ def test_the_digest_covers_what_every_draw_depends_on() -> None:
 def test_settings_from_which_nothing_can_be_drawn_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PlanSettings(**changes)  # type: ignore[arg-type]
+
+
+def union(*rows: tuple[str, float, str], pairs: PairRules, num_negatives: int = 1) -> list[PlannedSample]:
+    settings = PlanSettings(samples_per_image=MANY, tasks=RETRIEVAL, num_negatives=num_negatives, pairs=pairs)
+    return plan_image("p", settings, [Neighbour(*row) for row in rows])
+
+
+def test_ranks_count_within_each_source_and_a_neighbour_counts_that_is_near_in_any() -> None:
+    rows = [(f"{source}{n}", 1.0 - n / 10, source) for source in "ab" for n in range(1, 5)]
+    found = union(*rows, pairs=PairRules(positive_ranks=(1, 1), negative_ranks=(3, 4)))
+    both = [plan for plan in found if plan.query_image and plan.positive_image]
+    assert {plan.positive_image for plan in both} == {"a1", "b1"}
+    assert {image for plan in both for image in plan.negative_images} == {"a3", "a4", "b3", "b4"}
+
+
+def test_bands_of_similarity_choose_positives_and_negatives() -> None:
+    rows = [(f"n{n}", 1.0 - n / 20, "clip") for n in range(1, 16)]
+    rules = PairRules((1, 15), (1, 15), positive_scores=(0.8, 0.92), negative_scores=(0.4, 0.7))
+    found = union(*rows, pairs=rules)
+    both = [plan for plan in found if plan.query_image and plan.positive_image]
+    assert {plan.positive_image for plan in both} == {"n2", "n3", "n4"}
+    assert {image for plan in both for image in plan.negative_images} == {f"n{n}" for n in range(6, 13)}
+    # Where no neighbour is in the positives' band, nothing is drawn that needs one.
+    nothing = union(*rows, pairs=PairRules(positive_scores=(0.99, None)))
+    assert all(plan.positive_image in (None, "p") for plan in nothing)
+
+
+def test_the_querys_own_picture_may_be_the_first_hard_negative() -> None:
+    rows = [(f"n{n}", 0.5, "") for n in range(1, 11)]
+    found = union(*rows, pairs=PairRules(query_as_negative=True), num_negatives=2)
+    for plan in found:
+        if plan.query_image and plan.positive_image:
+            assert plan.negative_images[0] == "p" and len(plan.negative_images) == 2
+            assert plan.image_ids == ("p", plan.positive_image, plan.negative_images[1])
+        else:
+            assert "p" not in plan.negative_images
+
+
+@pytest.mark.parametrize("ranks", [(0, 3), (4, 3)])
+def test_ranks_that_nothing_can_have_are_refused(ranks: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="positive_ranks"):
+        PairRules(positive_ranks=ranks)
+
+
+def test_every_sample_has_a_seed_of_its_own() -> None:
+    found = plans()
+    assert len({plan.seed for plan in found}) == len(found)
+    assert all(0 <= plan.seed < 2**31 for plan in found)

@@ -79,7 +79,7 @@ def test_prompt_and_schema_ask_for_the_same_texts(task: str, combination: str) -
 @pytest.mark.parametrize(("task", "combination"), PLANNED)
 def test_every_object_of_the_schema_is_strict(task: str, combination: str) -> None:
     objects = objects_of(answer_schema(planned(task, combination)))
-    assert len(objects) == 5
+    assert len(objects) == 9  # the answer, pictures, draft, revision, the evaluation and its four judgements
     for found in objects:
         assert found["required"] == list(found["properties"])
         assert found["additionalProperties"] is False

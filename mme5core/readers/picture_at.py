@@ -1,0 +1,61 @@
+"""One picture of a corpus again, by the place at which the first reading found it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import lru_cache
+from itertools import accumulate
+
+import pyarrow as pa
+
+from mme5core.errors import first_line
+from mme5core.readers import img2dataset, table
+from mme5core.readers.corpus_row import ReadOptions
+from mme5core.storage import AnyPath, parquet_file
+
+
+def read_picture(shard: AnyPath, image_id: str, offset: int, num_bytes: int, options: ReadOptions) -> bytes:
+    """The encoded bytes of a picture.
+
+    A tar is read from there; a folder's picture by its path; of a Parquet the row group that holds the row, which is
+    kept for its next pictures.
+
+    Args:
+        offset: `CorpusRow.offset`: of the bytes in a tar, or the row's number in a Parquet.
+
+    Raises:
+        OSError: it is not there any more.
+    """
+    if shard.suffix.lower() == ".tar":
+        return img2dataset.read_picture(shard, offset, num_bytes)
+    if shard.suffix.lower() == ".parquet":
+        return _in_parquet(shard, offset, options)
+    name = image_id.removeprefix(f"{options.label}/") if options.label else image_id
+    return (shard / name).read_bytes()
+
+
+def _in_parquet(shard: AnyPath, row: int, options: ReadOptions) -> bytes:
+    try:
+        starts, column = _layout(shard)
+        group = bisect_right(starts, row) - 1
+        value = _row_group(shard, group, column)[row - starts[group]].as_py()
+        data = table.image_of(value, shard, options)
+    except (pa.ArrowInvalid, ValueError, IndexError) as error:
+        raise OSError(0, first_line(error), str(shard)) from None
+    return data or b""
+
+
+@lru_cache(maxsize=256)
+def _layout(shard: AnyPath) -> tuple[list[int], str]:
+    """The first row of each row group, and the column of the pictures."""
+    file = parquet_file(shard)
+    sizes = [file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)]
+    column = table.choose_columns(file.schema_arrow.names)["image"]
+    if column is None:
+        raise ValueError("no column of pictures")
+    return [0, *accumulate(sizes)], column
+
+
+@lru_cache(maxsize=2)
+def _row_group(shard: AnyPath, number: int, column: str) -> pa.ChunkedArray:
+    return parquet_file(shard).read_row_group(number, columns=[column])[column]

@@ -1,0 +1,56 @@
+"""Samples of the same pictures that say the same once more."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+
+from mme5core.synthesis.plan import PlannedSample
+from mme5core.types import Rejected, Sample
+
+GRAM = 3
+_Grams = frozenset[str]
+
+
+class Seen:
+    """The samples so far, by the pictures that they show: other pictures make another sample, whatever its words.
+
+    Args:
+        threshold: of the shared share of character trigrams, in (0, 1], from which two texts count as one; None:
+            no sample is a duplicate.
+    """
+
+    def __init__(self, threshold: float | None) -> None:
+        self._threshold = threshold
+        self._known: dict[tuple[object, ...], list[tuple[str, str, _Grams]]] = defaultdict(list)
+
+    def check(self, sample: Sample, plan: PlannedSample) -> Rejected | None:
+        """A rejection, `duplicate_sample` or `near_duplicate_sample`, where an earlier sample says the same."""
+        if self._threshold is None:
+            return None
+        parts = (sample.instruction, sample.query.text, sample.positive.text)
+        text = normalised(" \n ".join(part or "" for part in parts))
+        same_kind = (plan.modality_combination, plan.language, plan.query_image, plan.positive_image)
+        grams = trigrams(text)
+        for other_id, other_text, other_grams in self._known[same_kind]:
+            if other_text == text:
+                return Rejected(sample.id, "duplicate_sample", f"says what {other_id} says")
+            shared = len(grams & other_grams) / max(1, len(grams | other_grams))
+            if shared >= self._threshold:
+                return Rejected(sample.id, "near_duplicate_sample", f"{shared:.0%} of {other_id}")
+        self._known[same_kind].append((sample.id, text, grams))
+        return None
+
+
+def normalised(text: str) -> str:
+    """The text without what does not change what it says: case, width, space, punctuation.
+
+    >>> normalised("Find:  THE cat!") == normalised("find the cat")
+    True
+    """
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def trigrams(text: str) -> _Grams:
+    return frozenset(text[n : n + GRAM] for n in range(max(1, len(text) - GRAM + 1)))

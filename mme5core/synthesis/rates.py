@@ -1,0 +1,196 @@
+"""Who may send a request now: budget, rates and a ceiling that gives way to 429, over all workers together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mme5core.synthesis.pricing import Price
+
+# After a 429 three quarters of the ceiling, at most once in this time; after each that many answers one more.
+DECREASE, COOLDOWN_S, ANSWERS_PER_INCREASE = 0.75, 1.0, 25
+BURST_S = 1.0  # of what a rate allows, this much at once
+SILENT_S = 600.0  # a worker that says nothing for so long is gone, and its calls with it
+FIRST_GUESS_TOKENS = 3000  # of one call, until answers have come
+
+
+@dataclass(slots=True)
+class Report:
+    """What a worker's requests have come to since its last report."""
+
+    num_ended: int = 0
+    num_answered: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_throttled: int = 0
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """How many requests a worker may send now; if none, when to ask again, or that the budget is spent."""
+
+    count: int
+    wait_s: float = 0.0
+    is_spent: bool = False
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """A rate per minute, with what of it is there now."""
+
+    per_minute: float
+    now: Callable[[], float]
+    level: float = field(init=False)
+    filled: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.level, self.filled = self._capacity, self.now()
+
+    @property
+    def _capacity(self) -> float:
+        return max(1.0, self.per_minute / 60 * BURST_S)
+
+    def has(self, amount: float) -> bool:
+        """Whether the amount may be taken; one larger than the whole bucket may when it is full."""
+        now = self.now()
+        self.level = min(self._capacity, self.level + (now - self.filled) * self.per_minute / 60)
+        self.filled = now
+        return self.level >= min(amount, self._capacity)
+
+    def seconds_until(self, amount: float) -> float:
+        return max(0.0, (min(amount, self._capacity) - self.level) * 60 / self.per_minute)
+
+    def take(self, amount: float) -> None:
+        self.level -= amount
+
+
+class Governor:
+    """Grants requests to workers, so that all together keep to the budget and the rates.
+
+    The budget may be passed by what was in flight when it was reached, and by no more: a call counts when it is
+    granted, its money when it has ended, and what is in flight is reckoned with at the mean of those before it.
+
+    Args:
+        calls, prompt_tokens, completion_tokens: what earlier runs have used.
+        max_in_flight: the ceiling at first and at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_in_flight: int,
+        budget_calls: int | None = None,
+        budget_usd: float | None = None,
+        price: Price | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        calls: int = 0,
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if budget_usd is not None and price is None:
+            raise ValueError("a budget in money needs a price")
+        self._budget_calls, self._budget_usd, self._price = budget_calls, budget_usd, price
+        self._now = now
+        self._max_in_flight = float(max_in_flight)
+        self.ceiling = float(max_in_flight)
+        self.calls, self._num_answered = calls, calls
+        self._prompt_tokens, self._completion_tokens = prompt_tokens, completion_tokens
+        self._requests = None if requests_per_minute is None else _Bucket(requests_per_minute, now)
+        self._tokens = None if tokens_per_minute is None else _Bucket(tokens_per_minute, now)
+        self._in_flight: dict[str, int] = {}
+        self._heard: dict[str, float] = {}
+        self._decreased, self._paused_until = -COOLDOWN_S, 0.0
+
+    @property
+    def usd(self) -> float:
+        """What has been spent, as far as it has been reported."""
+        return self._price.of(self._prompt_tokens, self._completion_tokens) if self._price else 0.0
+
+    @property
+    def in_flight(self) -> int:
+        return sum(self._in_flight.values())
+
+    def exchange(self, worker: str, report: Report, wanted: int) -> Grant:
+        """Take a worker's report, and grant it at most `wanted` requests."""
+        self._take(worker, report)
+        if not wanted:
+            return Grant(0)
+        now = self._now()
+        if now < self._paused_until:
+            return Grant(0, self._paused_until - now)
+        room = int(self.ceiling) - self.in_flight
+        count = max(0, min(wanted, room))
+        allowed = self._allowed_by_budget()
+        if allowed is not None and allowed <= 0:
+            # What is in flight may cost less than its mean, and then there is something left.
+            is_spent = self._is_spent() or not self.in_flight
+            return Grant(0, 0.0 if is_spent else 0.05, is_spent)
+        count = count if allowed is None else min(count, allowed)
+        count, wait_s = self._take_from_rates(count)
+        self.calls += count
+        self._in_flight[worker] = self._in_flight.get(worker, 0) + count
+        return Grant(count, wait_s or 0.02)
+
+    def _take(self, worker: str, report: Report) -> None:
+        now = self._now()
+        self._heard[worker] = now
+        for other in [other for other, heard in self._heard.items() if now - heard > SILENT_S]:
+            del self._heard[other]
+            self._in_flight.pop(other, None)
+        self._in_flight[worker] = max(0, self._in_flight.get(worker, 0) - report.num_ended)
+        if self._tokens is not None and report.num_answered:
+            # It was taken at the mean of those before.
+            used = report.prompt_tokens + report.completion_tokens
+            self._tokens.take(used - report.num_answered * self._mean_tokens())
+        self._num_answered += report.num_answered
+        self._prompt_tokens += report.prompt_tokens
+        self._completion_tokens += report.completion_tokens
+        if report.num_throttled:
+            if now - self._decreased >= COOLDOWN_S:
+                self.ceiling = max(1.0, self.ceiling * DECREASE)
+                self._decreased = now
+            self._paused_until = max(self._paused_until, now + report.retry_after_s)
+        else:
+            self.ceiling = min(self._max_in_flight, self.ceiling + report.num_answered / ANSWERS_PER_INCREASE)
+
+    def _mean_tokens(self) -> float:
+        if not self._num_answered or not self._prompt_tokens:
+            return FIRST_GUESS_TOKENS
+        return (self._prompt_tokens + self._completion_tokens) / self._num_answered
+
+    def _is_spent(self) -> bool:
+        if self._budget_calls is not None and self.calls >= self._budget_calls:
+            return True
+        return self._budget_usd is not None and self.usd >= self._budget_usd
+
+    def _allowed_by_budget(self) -> int | None:
+        allowed = []
+        if self._budget_calls is not None:
+            allowed.append(self._budget_calls - self.calls)
+        if self._budget_usd is not None:
+            mean_usd = self.usd / self._num_answered if self._num_answered else 0.0
+            left_usd = self._budget_usd - self.usd - self.in_flight * mean_usd
+            if left_usd <= 0:
+                allowed.append(0)
+            elif mean_usd:
+                allowed.append(max(1, int(left_usd / mean_usd)))
+            else:
+                # Nobody knows yet what a call costs: one shows it.
+                allowed.append(max(0, 1 - self.in_flight))
+        return min(allowed, default=None)
+
+    def _take_from_rates(self, count: int) -> tuple[int, float]:
+        """How many of `count` the rates allow, and when the next one will be; they are taken."""
+        mean = self._mean_tokens()
+        for taken in range(count):
+            for bucket, amount in ((self._requests, 1.0), (self._tokens, mean)):
+                if bucket is not None and not bucket.has(amount):
+                    return taken, bucket.seconds_until(amount)
+            for bucket, amount in ((self._requests, 1.0), (self._tokens, mean)):
+                if bucket is not None:
+                    bucket.take(amount)
+        return count, 0.0

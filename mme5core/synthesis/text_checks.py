@@ -1,0 +1,128 @@
+"""What a text gives away: the wrong language, a refusal, a label that was not meant to be in it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+# Scripts of the languages that are not written in Latin letters, as Unicode names its characters.
+_SCRIPTS = {
+    "ARABIC": "ar fa ku ps sd ug ur",
+    "ARMENIAN": "hy",
+    "BENGALI": "as bn",
+    "CJK": "ja ko zh",
+    "CYRILLIC": "az be bg bs kk ku ky mk mn ru sr tg uk uz",
+    "DEVANAGARI": "hi mr ne sa",
+    "ETHIOPIC": "am om",
+    "GEORGIAN": "ka",
+    "GREEK": "el",
+    "GUJARATI": "gu",
+    "GURMUKHI": "pa",
+    "HANGUL": "ko",
+    "HEBREW": "he yi",
+    "HIRAGANA": "ja",
+    "KANNADA": "kn",
+    "KATAKANA": "ja",
+    "KHMER": "km",
+    "LAO": "lo",
+    "LATIN": "az bs ku om sr ug uz",  # beside another script; and every language that is not listed here
+    "MALAYALAM": "ml",
+    "MONGOLIAN": "mn",
+    "MYANMAR": "my",
+    "ORIYA": "or",
+    "SINHALA": "si",
+    "TAMIL": "ta",
+    "TELUGU": "te",
+    "THAI": "th",
+}
+_OWN_SCRIPTS: dict[str, set[str]] = {}
+for _script, _codes in _SCRIPTS.items():
+    for _code in _codes.split():
+        _OWN_SCRIPTS.setdefault(_code, set()).add(_script)
+
+# Labels of the identifier that are no contradiction: the same language by another name, or too near to tell apart.
+_NEAR = ("bs hr sr", "no nn da", "id ms jv su", "zh yue wuu", "ar ary arz", "ku sdh", "uz uzs", "sd ps ur", "yi he")
+
+# Of three names of emoji together, in 84 languages, 4 of 25,200 were taken for another language at this confidence;
+# English is noticed in a quarter of the fours and in seven tenths of the eights.
+MIN_CONFIDENCE = 0.8
+MIN_LETTERS = 12
+MIN_SHARE_OF_SCRIPT = 0.5
+
+_REFUSAL = re.compile(
+    r"^\W*((i'?m|i am) (really |so |very )?sorry\b|sorry,|(i'?m|i am) (unable|not able)\b"
+    r"|i (can'?t|cannot|must decline)\b|as an ai\b|(unfortunately|apologies),? (but )?i\b|i apologi[sz]e)",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(
+    r"^\W{0,3}(query|question|instruction|(hard )?negatives?( \d+)?|positive|answer|label|misleading label|document|"
+    r"caption|revised \w+|draft)\s*[:：]\s*\S",
+    re.IGNORECASE,
+)
+
+
+def is_refusal(text: str) -> bool:
+    """Whether an answer begins as one that says why there is none.
+
+    >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal('{"images": []}')
+    (True, False)
+    """
+    return bool(_REFUSAL.match(text.replace("’", "'")))
+
+
+def leaked_label(text: str) -> str | None:
+    """The label that a field's text begins with, if it does.
+
+    >>> leaked_label("Positive: a cat"), leaked_label("a positive: cat")
+    ('Positive', None)
+    """
+    match = _LABEL.match(text)
+    return match[1] if match else None
+
+
+def wrong_language(texts: Sequence[str], language: str) -> str | None:
+    """Why the texts, taken together, are not in the language; None where they are, or where nobody can tell.
+
+    Letters of another script than the language's tell at once. Within a script an identifier decides, where it knows
+    the language and is sure; of a few words it rarely is.
+
+    >>> wrong_language(["a cat on the sofa"], "ru")
+    'letters of LATIN, not of CYRILLIC'
+    >>> wrong_language(["рыжий кот на диване"], "ru")
+    """
+    text = " ".join(texts)
+    letters = [_script_of(sign) for sign in text if sign.isalpha()]
+    if len(letters) < MIN_LETTERS:
+        return None
+    own = _OWN_SCRIPTS.get(language, {"LATIN"})
+    counts = Counter(letters)
+    if sum(counts[script] for script in own) < MIN_SHARE_OF_SCRIPT * len(letters):
+        return f"letters of {counts.most_common(1)[0][0]}, not of {' or '.join(sorted(own))}"
+    classify, known = _identifier()
+    if language not in known:
+        return None
+    found, confidence = classify(text)
+    if found == language or confidence < MIN_CONFIDENCE or _are_near(found, language):
+        return None
+    return f"reads as {found!r} (confidence {confidence:.2f})"
+
+
+@lru_cache(maxsize=4096)
+def _script_of(sign: str) -> str:
+    return unicodedata.name(sign, "UNNAMED").split()[0].split("-")[0]
+
+
+def _are_near(one: str, other: str) -> bool:
+    return any(one in group.split() and other in group.split() for group in _NEAR)
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> tuple[Callable[[str], tuple[str, float]], frozenset[str]]:
+    """(text to language and confidence, the languages that it knows)"""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return identifier.classify, frozenset(identifier.labels)

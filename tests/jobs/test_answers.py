@@ -1,0 +1,81 @@
+"""Tests of the log of answers: what a kill leaves, what counts, what other runs find again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rayjobs.answers import ANSWERED, FAILED, REJECTED, AnswerCache, AnswerLog, AnswerWriter, Entry
+
+
+def entry(number: int, status: str = ANSWERED, *, text: str = "a", calls: int = 1, key: str = "") -> Entry:
+    return Entry(number, status, calls, 10, 5, key or f"{number:032x}", {"text": text})
+
+
+def log_of(folder: Path, num_plans: int = 6) -> AnswerLog:
+    return AnswerLog(folder, num_plans, folder / "places")
+
+
+def test_what_was_written_is_read_by_number(tmp_path: Path) -> None:
+    one, other = AnswerWriter(tmp_path), AnswerWriter(tmp_path)
+    one.write(entry(3, text="tab\t, line\n, половина 🐱"))
+    other.write(entry(0))
+    one.write(entry(5, REJECTED))
+    log = log_of(tmp_path)
+    assert (log.num_done, log.usage.calls, log.usage.prompt_tokens, log.usage.num_answered) == (3, 3, 30, 2)
+    found = log.reader().entries(0, 6)
+    assert [e.number if e else None for e in found] == [0, None, None, 3, None, 5]
+    assert found[3] and found[3].value == {"text": "tab\t, line\n, половина 🐱"}
+    assert [e and e.number for e in log.reader().entries(3, 5)] == [3, None]
+
+
+def test_failures_cost_and_leave_the_sample_open(tmp_path: Path) -> None:
+    writer = AnswerWriter(tmp_path)
+    writer.write(entry(1, FAILED, calls=5))
+    assert log_of(tmp_path).num_done == 0
+    writer.write(entry(1))
+    log = log_of(tmp_path)
+    assert (log.num_done, log.usage.calls) == (1, 6)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_line_that_a_kill_broke_off_does_not_count(tmp_path: Path, cut: int) -> None:
+    writer = AnswerWriter(tmp_path)
+    for number in range(3):
+        writer.write(entry(number, text="x" * 50))
+    (file,) = tmp_path.glob("*.answers")
+    file.write_bytes(file.read_bytes()[:-cut])
+    log = log_of(tmp_path)
+    assert [e and e.number for e in log.reader().entries(0, 3)] == [0, 1, None]
+    assert log.usage.calls == 2
+
+
+def test_of_two_answers_to_one_sample_one_counts_for_the_rows_and_both_for_the_money(tmp_path: Path) -> None:
+    for text in "ab":
+        AnswerWriter(tmp_path).write(entry(2, text=text))
+    log = log_of(tmp_path)
+    assert (log.num_done, log.usage.calls) == (1, 2)
+    (found,) = {log_of(tmp_path).reader().entries(2, 3)[0].value["text"] for _ in range(3)}  # type: ignore[union-attr]
+    assert found in "ab"
+
+
+def test_half_a_character_survives(tmp_path: Path) -> None:
+    AnswerWriter(tmp_path).write(entry(0, text="\ud83d"))
+    assert log_of(tmp_path).reader().entries(0, 1)[0].value == {"text": "\ud83d"}  # type: ignore[union-attr]
+
+
+def test_a_cache_finds_answers_by_what_was_asked(tmp_path: Path) -> None:
+    for number in range(40):
+        AnswerWriter(tmp_path).write(entry(number, text=str(number)))
+    AnswerWriter(tmp_path).write(entry(41, REJECTED, key="f" * 32))
+    # The same first half of a key is another key.
+    AnswerWriter(tmp_path).write(entry(42, key="0" * 16 + "a" * 16, text="other"))
+    cache = AnswerCache(tmp_path)
+    assert len(cache) == 41
+    for number in range(40):
+        found = cache.get(f"{number:032x}")
+        assert found and found.value["text"] == str(number)
+    assert cache.get("0" * 16 + "a" * 16).value["text"] == "other"  # type: ignore[union-attr]
+    assert cache.get("f" * 32) is None and cache.get("e" * 32) is None
+    assert len(AnswerCache(tmp_path / "none")) == 0

@@ -1,0 +1,161 @@
+"""Tests of the plan on disk: the corpus's order, neighbours joined to their pictures, doubles left out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mme5core.images import to_jpeg
+from mme5core.readers import AS_IT_IS
+from mme5core.schemas import NEIGHBOURS
+from mme5core.synthesis.plan import PairRules, PlanSettings
+from rayjobs.config import ConfigError, FilterConfig
+from rayjobs.contents import number_contents
+from rayjobs.picture_filters import PictureKey
+from rayjobs.planning import Plan, make_plan, refused_samples
+from rayjobs.scan import Index
+from rayjobs.synth_worker import Pictures
+from tests.jobs.indexes import indexed
+
+PAIRS_ONLY = {"retrieval": 1.0}
+
+
+def jpeg(number: int) -> bytes:
+    return to_jpeg(Image.new("RGB", (20, 20), (number * 9 % 256, number * 31 % 256, 77)))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> tuple[Index, dict[str, bytes]]:
+    """Two shards; b1 has the bytes of a2, one row holds no picture."""
+    images = {f"a{n}": jpeg(n) for n in range(6)} | {f"b{n}": jpeg(10 + n) for n in range(4)} | {"b1": jpeg(2)}
+    for name in "ab":
+        rows = [{"id": key, "image": data} for key, data in images.items() if key.startswith(name)]
+        rows += [{"id": "bad", "image": b"no picture"}] if name == "a" else []
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=4)
+    shards = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    return indexed(tmp_path, shards, PictureKey(FilterConfig().model_dump())), images
+
+
+def neighbours(*pairs: tuple[str, str, int]) -> Any:
+    def tables() -> Iterator[pa.Table]:
+        for start in range(0, len(pairs), 3):
+            rows = [
+                {"query_id": query, "candidate_id": candidate, "rank": rank, "score": 1 - rank / 10, "source": "clip"}
+                for query, candidate, rank in pairs[start : start + 3]
+            ]
+            yield pa.Table.from_pylist(rows, NEIGHBOURS)
+
+    return tables
+
+
+def planned(index: Index, work: Path, near: Any = None, **settings: Any) -> Plan:
+    plan_settings = PlanSettings(tasks=PAIRS_ONLY, **settings)
+    return make_plan(index, plan_settings, work, neighbours=near, num_workers=1)
+
+
+def records_of(plan: Plan) -> list[dict[str, Any]]:
+    return [row for file in range(plan.num_files) for row in plan.rows(file)]
+
+
+def test_samples_come_in_the_order_of_the_corpus_and_of_doubles_once(
+    corpus: tuple[Index, dict[str, bytes]], tmp_path: Path
+) -> None:
+    index, images = corpus
+    plan = planned(index, tmp_path, samples_per_image=2)
+    ids = [row["id"] for row in records_of(plan)]
+    assert ids == [f"{key}-{n}" for key in images if key != "b1" for n in range(2)]
+    refused = list(refused_samples(index, number_contents(index, tmp_path), 2))
+    assert sorted(r.id for r in refused) == ["b1-0", "b1-1", "bad-0", "bad-1"]
+    assert {r.id: r.reason for r in refused}["b1-0"] == "duplicate_image"
+
+
+def test_every_picture_of_a_sample_is_found_again(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
+    index, images = corpus
+    keys = [key for key in images if key != "b1"]
+    pairs = neighbours(*((query, other, rank + 1) for query in keys for rank, other in enumerate(keys)))
+    plan = planned(index, tmp_path, pairs, samples_per_image=30, num_negatives=2, pairs=PairRules((1, 3), (3, 9)))
+    pictures = Pictures(plan.shards, ("", ""), AS_IT_IS)
+    combinations = set()
+    for row in records_of(plan):
+        combinations.add(row["modality_combination"])
+        shown = dict.fromkeys(i for i in (row["query_image"], row["positive_image"], *row["negative_images"]) if i)
+        assert [place["id"] for place in row["pictures"]] == list(shown)
+        for place in row["pictures"]:
+            assert pictures.read(place) == images[place["id"]]
+    assert combinations == {"I2T", "IT2T", "T2I", "T2IT", "I2I", "IT2I", "IT2IT"}
+
+
+def test_neighbours_that_are_not_usable_pictures_are_left_out(
+    corpus: tuple[Index, dict[str, bytes]], tmp_path: Path
+) -> None:
+    index, _ = corpus
+    pairs = neighbours(
+        ("b0", "b1", 1), ("b0", "nowhere", 2), ("b0", "bad", 3), ("b0", "a3", 4), ("b0", "b0", 5), ("b1", "a0", 1),
+        ("b0", "a1", 6), ("b0", "b2", 7),
+    )  # fmt: skip
+    plan = planned(index, tmp_path, pairs, samples_per_image=40, pairs=PairRules((1, 1), (2, 2)))
+    assert plan.num_pairs == 3
+    both = [row for row in records_of(plan) if row["query_image"] == "b0" and row["positive_image"]]
+    # Ranks count over what can be used: a3, a1, b2.
+    assert both and {row["positive_image"] for row in both} == {"a3"}
+    assert {image for row in both for image in row["negative_images"]} == {"a1"}
+    others = [row for row in records_of(plan) if row["query_image"] != "b0" and row["positive_image"] != "b0"]
+    assert all(not row["positive_image"] for row in others)
+
+
+def test_neighbours_of_another_corpus_are_refused(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none of its 2 pairs .* 'x y'.* another corpus"):
+        planned(corpus[0], tmp_path, neighbours(("x", "y", 1), ("a0", "z", 1)))
+
+
+def test_a_plan_that_is_there_is_taken(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
+    index, _ = corpus
+    first = records_of(planned(index, tmp_path))
+    assert records_of(planned(index, tmp_path, seed=99)) == first
+    (tmp_path / "plan" / "plan.json").unlink()  # as after a kill
+    assert records_of(planned(index, tmp_path)) == first
+
+
+def test_files_hold_all_samples_of_a_picture(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
+    plan = planned(corpus[0], tmp_path, samples_per_image=50)
+    assert plan.num_files > 1 and len(plan) == 9 * 50
+    for file in range(plan.num_files):
+        rows = plan.rows(file)
+        assert len(rows) == plan.starts[file + 1] - plan.starts[file] and len(rows) % 50 == 0
+
+
+def test_filters_refuse_what_they_do_not_let_pass(tmp_path: Path) -> None:
+    def picture(width: int, height: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (width, height), (width, height, 0)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    rows = [
+        {"id": "good", "image": picture(64, 64), "NSFW": "UNLIKELY", "punsafe": 0.1, "similarity": 0.4},
+        {"id": "nsfw", "image": picture(64, 65), "NSFW": "NSFW", "punsafe": 0.1, "similarity": 0.4},
+        {"id": "unsafe", "image": picture(64, 66), "NSFW": "UNLIKELY", "punsafe": 0.9, "similarity": 0.4},
+        {"id": "nan", "image": picture(64, 67), "NSFW": "UNLIKELY", "punsafe": float("nan"), "similarity": 0.4},
+        {"id": "unknown", "image": picture(64, 68), "NSFW": "UNLIKELY", "punsafe": 0.1, "similarity": None},
+        {"id": "small", "image": picture(30, 64), "NSFW": "UNLIKELY", "punsafe": 0.1, "similarity": 0.4},
+        {"id": "long", "image": picture(64, 200), "NSFW": "UNLIKELY", "punsafe": 0.1, "similarity": 0.4},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    filters = FilterConfig(
+        nsfw=["UNLIKELY"], max_punsafe=0.5, min_similarity=0.3, min_side=32, max_aspect_ratio=3
+    ).model_dump()
+    index = indexed(tmp_path, [tmp_path / "a.parquet"], PictureKey(filters), columns=("NSFW", "punsafe", "similarity"))
+    assert {r.id: r.reason for r in index.refused()} == {
+        "nsfw": "filtered_nsfw",
+        "unsafe": "filtered_punsafe",
+        "nan": "filtered_punsafe",
+        "unknown": "filtered_similarity",
+        "small": "filtered_size",
+        "long": "filtered_aspect_ratio",
+    }
