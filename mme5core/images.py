@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from mme5core.storage import locate, without_credentials
+from mme5core.storage import Unreachable, locate, without_credentials
 from mme5core.types import ImageRef
 
 MAX_PIXELS = 64_000_000
@@ -83,7 +83,8 @@ def image_bytes(image: ImageRef) -> bytes:
             return (locate(image) if isinstance(image, str) else Path(image)).read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or error
-            raise BadImage("missing_image", without_credentials(f"{image}: {reason}")) from None
+            kind = "unreachable_image" if isinstance(error, Unreachable) else "missing_image"
+            raise BadImage(kind, without_credentials(f"{image}: {reason}")) from None
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
         # TIFF where PNG has no such mode (CMYK, float, ...).

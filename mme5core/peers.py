@@ -11,13 +11,16 @@ import numpy as np
 
 from mme5core.errors import first_line
 from mme5core.images import BadImage, load_rgb
-from mme5core.types import Content
+from mme5core.types import Content, Modality
 
 if TYPE_CHECKING:
     from mme5core.prepare import OnBad
 
 PICTURES_PER_BATCH = 4
 """Batches' worth of pictures decoded at once."""
+
+_NAMES: dict[str, Any] = {"T": "text", "I": "image", "IT": ("image", "text")}
+_SHOWN = {"T": "texts", "I": "pictures", "IT": "pictures with texts"}
 
 
 class SentenceTransformerEncoder:
@@ -75,6 +78,12 @@ class SentenceTransformerEncoder:
         """
         groups: dict[tuple[str, str | None], list[int]] = {}
         for place, (content, instruction) in enumerate(zip(contents, instructions, strict=True)):
+            if not self._takes(content.modality):
+                unsupported = BadImage("unsupported_modality", f"the model takes no {_SHOWN[content.modality]}")
+                if on_bad is None:
+                    raise ValueError(f"content {place}: {unsupported}")
+                on_bad(place, unsupported)
+                continue
             groups.setdefault((content.modality, instruction), []).append(place)
         for (modality, instruction), places in groups.items():
             # Pictures are large; texts are sorted by the library, the more of them the better.
@@ -90,6 +99,9 @@ class SentenceTransformerEncoder:
                         show_progress_bar=False,
                     )
                     yield list(inputs), np.asarray(vectors, dtype=np.float32)
+
+    def _takes(self, modality: Modality) -> bool:
+        return not hasattr(self._model, "supports") or bool(self._model.supports(_NAMES[modality]))
 
     def _inputs(self, contents: Sequence[Content], places: Sequence[int], on_bad: OnBad | None) -> dict[int, Any]:
         found: dict[int, Any] = {}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import http.client
 import io
 import re
+import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -18,6 +22,8 @@ from mme5core.errors import first_line
 
 _WEB = ("http", "https")
 _PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+_TIMEOUT_S, _WAITS_S = 20.0, (0.5, 2.0)
+_HEADERS = {"User-Agent": "mme5"}  # Python's own is turned away by some
 _CREDENTIALS = re.compile(r"//[^/@\s\"']+@")
 _QUERY = re.compile(r"(\w://[^\s\"'?]*)\?[^\s\"']*")
 
@@ -99,8 +105,23 @@ class Address:
         return io.BufferedReader(store.open_input_file(path), 1 << 20)  # type: ignore[type-var, return-value]
 
     def read_bytes(self) -> bytes:
-        with self.open() as stream:
-            return stream.read()
+        """All of the file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            Unreachable: the store or server does not answer, or not now.
+        """
+        if self.path.startswith(("http://", "https://")):
+            return _fetched(self.path)
+        store, path = _opened(self)
+        try:
+            with store.open_input_file(path) as stream:
+                data: bytes = stream.read()
+                return data
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Unreachable(first_line(error)) from None
 
     def info(self) -> Any:
         if self._info is not None:
@@ -110,6 +131,10 @@ class Address:
 
 
 AnyPath = Path | Address
+
+
+class Unreachable(OSError):
+    """What may well be there: nobody answered, or asked to come back later."""
 
 
 def locate(text: str) -> AnyPath:
@@ -158,6 +183,24 @@ def without_credentials(text: str) -> str:
     'no such file: s3://bucket/a.tar?... sorry'
     """
     return _QUERY.sub(r"\1?...", _CREDENTIALS.sub("//", text))
+
+
+def _fetched(url: str) -> bytes:
+    """What a web server gives, asked again where it may give it later."""
+    for wait_s in (*_WAITS_S, None):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=_HEADERS), timeout=_TIMEOUT_S) as response:
+                data: bytes = response.read()
+                return data
+        except urllib.error.HTTPError as error:
+            problem = f"HTTP {error.code}"
+            if error.code not in (408, 425, 429) and error.code < 500:
+                raise FileNotFoundError(problem) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            problem = first_line(getattr(error, "reason", None) or error)
+        if wait_s is not None:
+            time.sleep(wait_s)
+    raise Unreachable(problem)
 
 
 def _opened(address: Address) -> tuple[fs.FileSystem, str]:

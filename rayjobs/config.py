@@ -508,7 +508,19 @@ def _explain(error: ValidationError, job: str, overrides: Sequence[str]) -> str:
     if problem["type"] == "missing":
         return f"{key!r} is required: {_description(config_of(job), key)}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}{_hint(key, problem, known)}"
+
+
+def _hint(key: str, problem: Any, known: Sequence[str]) -> str:
+    """How to write what was probably meant: values are read as YAML."""
+    if problem["type"] == "list_type":
+        return f": write {key}=[{problem['input']}]"
+    if problem["type"] in ("model_type", "dict_type"):
+        below = [name for name in known if name.startswith(f"{key}.")]
+        return f"; its keys are {', '.join(below)}" if below else ""
+    if problem["type"] == "string_type":
+        return f"; values are read as YAML, so quote this one: '{key}=\"...\"'"
+    return ""
 
 
 def _description(model: type[BaseModel], key: str) -> str:

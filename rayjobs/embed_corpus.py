@@ -34,7 +34,7 @@ from rayjobs.contents import Contents, VectorLog, number_contents, vector_schema
 from rayjobs.external import sort_tables
 from rayjobs.output import JobFolder, Run, of_size, part_name
 from rayjobs.progress import Progress
-from rayjobs.scan import Index, ScanShard, rows_of, scan, shards_of, wait_until_seen
+from rayjobs.scan import Index, ScanShard, one_side, rows_of, scan, shards_of, wait_until_seen
 from rayjobs.source_columns import SourceColumns
 from rayjobs.worklog import append
 
@@ -63,7 +63,7 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
     Args:
         load: makes the encoder of an actor from the job's configuration; None: the model that this names.
     """
-    shards = shards_of(config.input, pictures=True)
+    shards = one_side(shards_of(config.input, pictures=True), config.side)
     dimension = checked_width(config)
     try:
         vector_format = VectorFormat(
@@ -424,6 +424,9 @@ def _finish(
             "start the same command again"
         )
         return cli.Outcome(counters, cli.RESUMABLE, reason)
+    unreachable = counters["refused"].get("unreachable_image", 0)
+    if unreachable:
+        return cli.Outcome(counters, reason=f"done, but {unreachable:,} pictures could not be reached: see _quarantine")
     return cli.Outcome(counters)
 
 

@@ -77,6 +77,7 @@ class JobFolder:
         if earlier:
             self._check_same(earlier)
         if manifest and (self.path / SUCCESS).exists():
+            self._check_whole(manifest)
             return manifest
         if not earlier and self.path.is_dir() and any(f.name != WORK for f in self.path.iterdir()):
             raise ConfigError(f"output {str(self.path)!r} is not empty and is not a run of {self.run.job}")
@@ -199,6 +200,21 @@ class JobFolder:
             f"output {str(self.path)!r} holds a run of another configuration "
             f"({'; '.join(differing) or 'fingerprints differ'}): choose another output"
         )
+
+    def _check_whole(self, manifest: dict[str, Any]) -> None:
+        """A finished folder has the files of its manifest, of their sizes.
+
+        Raises:
+            ConfigError: naming the first that is not as it was.
+        """
+        for entry in manifest.get("files", []):
+            file = self.path / entry["name"]
+            if not file.is_file() or file.stat().st_size != entry["bytes"]:
+                what = "has changed" if file.is_file() else "is gone"
+                raise ConfigError(
+                    f"output {str(self.path)!r} was finished, and since then {entry['name']} {what}: put it back, or "
+                    "remove the folder to make it anew"
+                )
 
     def _is_unworked(self) -> bool:
         """Whether an earlier run has left nothing that took work: no row, no checkpoint, no model; and is over."""

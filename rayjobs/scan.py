@@ -44,6 +44,7 @@ INDEX = pa.schema(
         ("source", pa.string()),  # the chosen columns as a JSON object; null where none are chosen
     ]
 )
+_BEIR = {"query": "queries.jsonl", "target": "corpus.jsonl"}
 DUPLICATES, TOTALS = "duplicates.npy", "totals.json"
 ROWS_PER_GROUP, BYTES_PER_GROUP = 1 << 14, 1 << 24
 ROWS_AT_ONCE = 1 << 20
@@ -312,6 +313,21 @@ def _record(row: CorpusRow, key_of: KeyOf) -> dict[str, Any]:
 def id_key(row_id: str) -> bytes:
     """What stands for an id in the index: 16 bytes, equal where ids are."""
     return hashlib.blake2b(row_id.encode(), digest_size=16).digest()
+
+
+def one_side(shards: Sequence[AnyPath], side: str) -> list[AnyPath]:
+    """Of a folder of BEIR's the file of one side; both, where both are wanted, and a line that says so."""
+    names: dict[str, set[str]] = {}
+    for shard in shards:
+        names.setdefault(str(shard.parent), set()).add(shard.name)
+    pairs = {folder for folder, found in names.items() if found >= set(_BEIR.values())}
+    if pairs and side == "both":
+        print(
+            f"{min(pairs)}: corpus.jsonl and queries.jsonl are read as one corpus; side=target or side=query takes one",
+            file=sys.stderr,
+        )
+    unwanted = set(_BEIR.values()) - {_BEIR.get(side)} if side != "both" else set()
+    return [shard for shard in shards if str(shard.parent) not in pairs or shard.name not in unwanted]
 
 
 def shards_of(inputs: Sequence[str], **options: Any) -> list[AnyPath]:

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from mme5core import Content
 from mme5core.peers import SentenceTransformerEncoder, sentence_transformer_width
 from tests.core.backbones.families import build
-from tests.core.contents import mixed
+from tests.core.contents import mixed, picture
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +104,15 @@ def test_a_folder_that_the_library_cannot_load_is_told_in_a_line(tmp_path: Path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot load the model at"):
         sentence_transformer_width(str(tmp_path))
+
+
+def test_rows_of_a_kind_that_the_model_does_not_take_are_told_and_the_others_embedded(texts_only: Path) -> None:
+    encoder = SentenceTransformerEncoder(str(texts_only), device="cpu")
+    contents = [Content("a cat"), Content(image=picture(0)), Content("x", picture(1)), Content("a dog")]
+    bad: dict[int, str] = {}
+    found = dict.fromkeys(range(4), 0)
+    for places, vectors in encoder.stream(contents, [None] * 4, on_bad=lambda n, error: bad.update({n: error.reason})):
+        found |= dict.fromkeys(places, len(vectors))
+    assert bad == {1: "unsupported_modality", 2: "unsupported_modality"} and found == {0: 2, 1: 0, 2: 0, 3: 2}
+    with pytest.raises(ValueError, match="content 1: unsupported_modality: the model takes no pictures"):
+        list(encoder.stream(contents, [None] * 4))

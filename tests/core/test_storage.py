@@ -14,7 +14,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from mme5core.images import BadImage, load_rgb
+from mme5core import storage
+from mme5core.images import BadImage, image_bytes, load_rgb
 from mme5core.readers import InputError, find_shards, input_files, input_identity, read_rows
 from mme5core.storage import Address, locate
 from tests.core.contents import picture
@@ -166,3 +167,36 @@ def test_keys_in_an_address_are_in_no_message() -> None:
         load_rgb("nosuch://AKIA:SECRET@bucket/none.png?signature=KEY")
     assert "bucket/none.png" in str(caught.value)
     assert not [word for word in ("AKIA", "SECRET", "KEY") if word in str(caught.value)]
+
+
+def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_is_unreachable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storage, "_WAITS_S", (0.01, 0.01))
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            is_good = self.path == "/slow" and asked.count("/slow") == 3
+            self.send_response(200 if is_good else 503 if self.path == "/slow" else int(self.path[1:]))
+            body = image_bytes(picture(1)) if is_good else b""
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        assert load_rgb(f"{address}/slow").tobytes() == picture(1).tobytes()
+        for status, reason in ((404, "missing_image"), (429, "unreachable_image"), (500, "unreachable_image")):
+            times = 1 if reason == "missing_image" else 3
+            with pytest.raises(BadImage, match=f"HTTP {status}") as caught:
+                load_rgb(f"{address}/{status}")
+            assert caught.value.reason == reason and asked.count(f"/{status}") == times
+        server.shutdown()
+    with pytest.raises(BadImage, match="refused") as caught:
+        load_rgb(f"{address}/200")
+    assert caught.value.reason == "unreachable_image"

@@ -216,3 +216,16 @@ def test_moving_what_further_scores_read_does_not_change_the_fingerprint() -> No
         return print_of("evaluate", f"also.base.input={path}/vectors", **{"input (base)": "same"})
 
     assert of("here") == of("there")
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("columns=url", r"write columns=\[url\]"),
+        ("instruction=Find", "its keys are instruction.T, instruction.I, instruction.IT"),
+        ("instruction.T=Q: ", r"read as YAML, so quote this one: 'instruction.T=\"...\"'"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_with_how_to_write_it(override: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        load_config("embed-corpus", None, ["input=x", "model=m", override])

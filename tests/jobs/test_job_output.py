@@ -251,3 +251,23 @@ def test_a_changed_input_is_refused_with_the_files_that_changed(tmp_path: Path) 
     ):
         with pytest.raises(ConfigError, match=said):
             with_files(**now).open()
+
+
+@pytest.mark.parametrize("harm", ["gone", "changed"])
+def test_a_finished_folder_that_has_lost_a_part_is_not_done(tmp_path: Path, harm: str) -> None:
+    def folder() -> JobFolder:
+        return JobFolder(tmp_path / "out", Run("synth", {}, "f", {}, {}))
+
+    first = folder()
+    first.open()
+    schema = pa.schema([("id", pa.string())])
+    first.write_parts([pa.table({"id": ["a", "b", "c"]})], schema, rows_per_file=2)
+    first.finish(unit="rows", num_read=3, num_kept=3, refused=Counter(), pending=0)
+    assert folder().open()
+    part = tmp_path / "out" / "part-00001.parquet"
+    if harm == "gone":
+        part.unlink()
+    else:
+        part.write_bytes(part.read_bytes() + b" ")
+    with pytest.raises(ConfigError, match=rf"part-00001.parquet (is|has) {harm}"):
+        folder().open()

@@ -17,7 +17,7 @@ from mme5core.readers import AS_IT_IS, CorpusRow, ReadOptions
 from mme5core.types import Rejected
 from rayjobs.config import ConfigError, FilterConfig
 from rayjobs.picture_filters import PictureKey
-from rayjobs.scan import INDEX, Index, ScanShard, _find_duplicates, _totals, shards_of
+from rayjobs.scan import INDEX, Index, ScanShard, _find_duplicates, _totals, one_side, shards_of
 
 ANY_PICTURE = PictureKey(FilterConfig().model_dump())
 
@@ -132,3 +132,18 @@ def test_refused_rows_become_values_with_reason_and_detail(tmp_path: Path) -> No
 def test_an_input_that_is_not_there_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="gone"):
         shards_of([str(tmp_path / "gone")])
+
+
+@pytest.mark.parametrize(
+    ("side", "names"),
+    [
+        ("both", ["corpus.jsonl", "queries.jsonl", "more.jsonl"]),
+        ("query", ["queries.jsonl", "more.jsonl"]),
+        ("target", ["corpus.jsonl", "more.jsonl"]),
+    ],
+)
+def test_of_a_beir_folder_one_side_is_taken(side: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    shards = [Path("beir") / name for name in ("corpus.jsonl", "queries.jsonl", "more.jsonl")]
+    other = Path("elsewhere/corpus.jsonl")  # alone, and so not a side of anything
+    assert [shard.name for shard in one_side([*shards, other], side)] == [*names, "corpus.jsonl"]
+    assert ("read as one corpus" in capsys.readouterr().err) == (side == "both")

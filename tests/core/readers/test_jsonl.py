@@ -21,7 +21,7 @@ def reasons(rows: list[CorpusRow]) -> list[tuple[str, str | None]]:
 
 def test_lines_are_read_by_the_usual_names_each_line_by_its_own(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, b'{"id": "a", "text": "one"}', b'{"docid": 2, "TEXT": "two", "instruction": "Find:"}')
-    assert rows == [CorpusRow("a", "one"), CorpusRow("2", "two", None, "Find:")]
+    assert rows == [CorpusRow("a", "one", offset=0), CorpusRow("2", "two", None, "Find:", offset=1)]
 
 
 @pytest.mark.parametrize("text", ["una gatta è qui", "猫\u2028猫", 'a "quote"', "  spaces  ", "\U0001f63a"])

@@ -40,7 +40,8 @@ def test_a_column_is_found_by_our_order_of_names_in_any_case(names: list[str], f
 
 def test_rows_carry_id_text_picture_and_instruction(tmp_path: Path) -> None:
     columns = {"_id": ["a", "b"], "Caption": ["one", ""], "JPG": [None, b"\xff"], "instruction": ["Find:", None]}
-    assert rows_of(tmp_path, columns) == [CorpusRow("a", "one", None, "Find:"), CorpusRow("b", None, b"\xff", None)]
+    expected = [CorpusRow("a", "one", None, "Find:", offset=0), CorpusRow("b", None, b"\xff", None, offset=1)]
+    assert rows_of(tmp_path, columns) == expected
 
 
 def test_a_number_is_an_id_and_0_is_one_too(tmp_path: Path) -> None:
