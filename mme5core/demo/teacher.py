@@ -54,7 +54,7 @@ class Faults:
 
 @dataclass(slots=True)
 class Served:
-    """What the teacher has been asked so far."""
+    """What the teacher has been asked so far, and how often each request was answered (with 200)."""
 
     requests: int = 0
     answered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -271,6 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
             prompt, pictures = _read_messages(request["messages"])
             answer = write_answer(self.server.knowledge, prompt, pictures, faults)
         except UnknownLanguage as error:
+            with self.server.counting:
+                self.server.served.answered[name] += 1
             return self._send(200, _completion("", "stop", len(prompt) // 4, refusal=str(error)))
         except (ValueError, LookupError, TypeError, OSError, SyntaxError) as error:
             return self._send(400, _error(f"cannot read the request: {error}"))

@@ -188,6 +188,16 @@ def kill_with_children(process: subprocess.Popen[Any]) -> None:
     process.wait(timeout=60)
 
 
+def workers_of(pid: int, name: str) -> list[psutil.Process]:
+    """Processes of Ray below a process whose title has `name`."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
 def wait_for(
     process: subprocess.Popen[Any], ready: Callable[[], bool], *, timeout_s: float = 180, every_s: float = 0.05
 ) -> None:

@@ -19,7 +19,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from tests.ray.conftest import Ended, adds_up, command, kill_when, run_job, wait_for
+from tests.ray.conftest import Ended, adds_up, command, kill_when, run_job, wait_for, workers_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TOKEN = secrets.token_hex(32)  # one for all clusters: Ray reads it once in a process
@@ -112,16 +112,6 @@ def first_count(what: str, ended: Ended) -> int:
     found = re.search(r": ([\d,]+) ", line)
     assert found is not None, line
     return int(found[1].replace(",", ""))
-
-
-def workers_of(pid: int, name: str) -> list[psutil.Process]:
-    """Processes of Ray below a process whose title has `name`."""
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if name in " ".join(child.cmdline()):
-                found.append(child)
-    return found
 
 
 @pytest.mark.parametrize(

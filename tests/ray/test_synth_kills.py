@@ -1,0 +1,118 @@
+"""`synth` killed in each of its phases, whole or in part: the rows of an unbroken run, and nothing paid for twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mme5core.demo.teacher import DemoTeacher, Faults, Knowledge
+from tests.ray.conftest import (
+    World,
+    adds_up,
+    command,
+    kill_when,
+    read_parts,
+    run_job,
+    synth_args,
+    wait_for,
+    workers_of,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+SAMPLES_PER_IMAGE, CONCURRENCY = 15, 8
+
+
+def args(world: World, teacher: DemoTeacher, output: Path) -> list[str]:
+    more = [f"samples_per_image={SAMPLES_PER_IMAGE}", f"teacher.concurrency={CONCURRENCY}", "num_workers=2"]
+    return [*synth_args(world, teacher, output), *more]
+
+
+def num_answers(output: Path) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in output.glob("_work/answers/*.answers"))
+
+
+def is_in(phase: str, output: Path) -> Callable[[], bool]:
+    """Whether a run has begun a phase, and done some of it."""
+    work, before = output / "_work", num_answers(output)
+    return {
+        "planning": lambda: (work / "index" / "totals.json").exists(),
+        "asking": lambda: num_answers(output) >= before + 100,
+        "finalising": lambda: bool(list(work.glob("staged/samples-*.parquet"))),
+    }[phase]
+
+
+@pytest.fixture(scope="module")
+def unbroken(world: World, knowledge: Knowledge, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    output = tmp_path_factory.mktemp("unbroken") / "out"
+    with DemoTeacher(knowledge) as teacher:
+        ended = run_job("synth", *args(world, teacher, output))
+        assert ended.code == 0, ended.stderr
+        assert teacher.served.requests == len(teacher.served.answered)
+    rows = read_parts(output)
+    assert len(rows) > 300  # each of the runs is killed in the middle of them
+    return rows
+
+
+def is_equal(output: Path, unbroken: list[dict[str, Any]], teacher: DemoTeacher, *, num_kills: int) -> None:
+    adds_up(output)
+    assert read_parts(output) == unbroken
+    answered_again = sum(count - 1 for count in teacher.served.answered.values())
+    print(f"answered twice: {answered_again}")
+    assert answered_again <= num_kills * 2 * CONCURRENCY
+
+
+@pytest.mark.parametrize("driver_only", [False, True])
+@pytest.mark.parametrize("phase", ["planning", "asking", "finalising"])
+def test_a_run_killed_twice_goes_on_where_it_was(
+    phase: str,
+    driver_only: bool,
+    world: World,
+    knowledge: Knowledge,
+    unbroken: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out"
+    with DemoTeacher(knowledge, Faults(delay_s=0.02)) as teacher:
+        for turn in (1, 2):
+            shutil.rmtree(output / "_work" / "staged", ignore_errors=True)  # of the kill before
+            ready = is_in(phase, output)
+            kill_when("synth", *args(world, teacher, output), ready=ready, driver_only=driver_only, every_s=0.01)
+            assert not (output / "_SUCCESS").exists()
+            print(f"{phase}, kill {turn}: {num_answers(output)} answers, {teacher.served.requests} requests")
+            if phase == "planning":
+                assert not teacher.served.requests
+            elif phase == "finalising":
+                assert num_answers(output) == teacher.served.requests
+        ended = run_job("synth", *args(world, teacher, output))
+        assert ended.code == 0, ended.stderr
+        is_equal(output, unbroken, teacher, num_kills=2 if phase == "asking" else 0)
+
+
+@pytest.mark.parametrize(
+    ("phase", "name"), [("planning", "ray::"), ("asking", "ray::MapWorker"), ("finalising", "ray::Map")]
+)
+def test_a_killed_actor_or_task_is_made_up_for_by_the_run_itself(
+    phase: str, name: str, world: World, knowledge: Knowledge, unbroken: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with DemoTeacher(knowledge, Faults(delay_s=0.02)) as teacher:
+        with subprocess.Popen(
+            command("synth", *args(world, teacher, output)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            for _ in range(2 if phase == "asking" else 1):
+                wait_for(process, is_in(phase, output), every_s=0.01)
+                wait_for(process, lambda: bool(workers_of(process.pid, name)), every_s=0.01)
+                workers_of(process.pid, name)[0].kill()
+            out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        assert json.loads(out.splitlines()[-1])["code"] == 0
+        is_equal(output, unbroken, teacher, num_kills=2)
