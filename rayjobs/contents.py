@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayjobs.external import first_of_equal, keys_of, save_array
+from rayjobs.external import first_of_equal, keys_of, save_array, write_table
 from rayjobs.scan import Index
 
 ROWS_AT_ONCE = 1 << 20
@@ -85,6 +86,13 @@ def vector_schema(dimension: int) -> pa.Schema:
             ("detail", pa.string()),
         ]
     )
+
+
+def append(folder: Path, table: pa.Table) -> None:
+    """Write one batch of finished rows; it is there whole or not at all."""
+    temporary = folder / f".{uuid.uuid4().hex}"
+    write_table(table, temporary)
+    temporary.rename(folder / f"{temporary.name[1:]}.arrow")
 
 
 class VectorLog:

@@ -30,13 +30,12 @@ from mme5core.vectors import Int8Calibration, VectorFormat, cut
 from rayjobs import cli
 from rayjobs.cluster import actor_cpus, connected, rows_to_tables, threads_per_worker
 from rayjobs.config import ConfigError, EmbedCorpusConfig, fingerprint, row_keys
-from rayjobs.contents import Contents, VectorLog, number_contents, vector_schema
+from rayjobs.contents import Contents, VectorLog, append, number_contents, vector_schema
 from rayjobs.external import sort_tables
 from rayjobs.output import JobFolder, Run, of_size, part_name
 from rayjobs.progress import Progress
 from rayjobs.scan import Index, ScanShard, one_side, rows_of, scan, shards_of, wait_until_seen
 from rayjobs.source_columns import SourceColumns
-from rayjobs.worklog import append
 
 if TYPE_CHECKING:
     from mme5core.encoder import Encoder

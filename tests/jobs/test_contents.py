@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 
 from rayjobs import contents
-from rayjobs.contents import VectorLog, number_contents, vector_schema
-from rayjobs.worklog import append
+from rayjobs.contents import VectorLog, append, number_contents, vector_schema
 from tests.jobs.test_scan import index_of, row
 
 WIDTH = 3
