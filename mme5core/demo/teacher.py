@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -311,9 +312,15 @@ def _read_messages(messages: list[dict[str, Any]]) -> tuple[str, list[Image.Imag
             if part["type"] == "text":
                 texts.append(part["text"])
             else:
-                encoded = part["image_url"]["url"].partition("base64,")[2]
-                pictures.append(Image.open(io.BytesIO(base64.b64decode(encoded))))
+                pictures.append(_decoded(part["image_url"]["url"].partition("base64,")[2]))
     return "\n".join(texts), pictures
+
+
+@lru_cache(maxsize=4096)
+def _decoded(encoded: str) -> Image.Image:
+    """The thumbnail of an encoded picture, which is all that it is known by; decoded once."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    return picture.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
 
 
 def _completion(text: str, finish_reason: str, prompt_tokens: int, refusal: str | None = None) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class Teacher:
         self.model = model
         self.settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
         self._max_attempts, self._timeout_s = max_attempts, timeout_s
-        self._gate = gate or OpenGate()
+        self._gate, self._has_key = gate or OpenGate(), bool(api_key)
         self._form = _Form(mode or SCHEMA, is_proven=mode is not None)
         # The client's own retries are off: they would hide calls from the budget and multiply with ours.
         self._client = openai.AsyncOpenAI(
@@ -241,12 +241,15 @@ class Teacher:
         told: dict[str, Any] = {}
         mode = self._form.mode
         try:
-            response = await self._client.chat.completions.create(**request.body(self.model, self.settings, mode))
+            # As `chat.completions.create`, without its walk through every value of the request: a third of a call.
+            body = request.body(self.model, self.settings, mode)
+            response = await self._client.post("/chat/completions", body=body, cast_to=object)
             answer = self._read(response, calls, mode)
             told = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
             return answer
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise TeacherMisconfigured(f"the teacher refused the key ({error.status_code})") from None
+            what = "refused the key" if self._has_key else "wants a key, and OPENAI_API_KEY is not set"
+            raise TeacherMisconfigured(f"the teacher {what} ({error.status_code})") from None
         except openai.NotFoundError:
             raise TeacherMisconfigured(f"the teacher knows no model {self.model!r} at this address") from None
         except openai.APIStatusError as error:
@@ -262,16 +265,16 @@ class Teacher:
             return _Failure(f"no answer from the teacher in {self._timeout_s:g} s", is_unreachable=True)
         except openai.APIConnectionError as error:
             return _Failure(f"cannot reach the teacher ({error.__cause__ or error})", is_unreachable=True)
-        except (openai.APIResponseValidationError, ValueError, AttributeError, TypeError):
+        except (openai.APIResponseValidationError, ValueError, AttributeError, TypeError, LookupError):
             return _Failure("an answer that is not of the protocol")
         finally:
             self._gate.leave(**told)
 
     def _read(self, response: Any, calls: int, mode: str) -> Answer:
         # An HTML page with status 200 comes back as a string, not as an error.
-        if isinstance(response, str) or not getattr(response, "choices", None):
+        if not isinstance(response, dict) or not response.get("choices"):
             raise TeacherMisconfigured("the teacher's address answers, but not with chat completions")
-        return answer_of(response.model_dump(), self.model, calls=calls, mode=mode)
+        return answer_of(response, self.model, calls=calls, mode=mode)
 
 
 def answer_of(completion: dict[str, Any], model: str, *, calls: int = 1, mode: str = SCHEMA) -> Answer:
