@@ -99,8 +99,8 @@ def answer_schema(plan: PlannedSample) -> dict[str, Any]:
 def schema_in_words(plan: PlannedSample) -> str:
     """The answer's form as an example, for servers that cannot be given a schema.
 
-    >>> print(schema_in_words(PlannedSample("s", "retrieval", "T2I", "it", None, "a", ()))[:60])
-    Answer with one JSON object of this form, and nothing else:
+    >>> schema_in_words(PlannedSample("s", "retrieval", "T2I", "it", None, "a")).splitlines()[0]
+    'Answer with one JSON object of this form, and nothing else:'
     """
     example = json.dumps(_example(answer_schema(plan)), indent=1)
     return f"Answer with one JSON object of this form, and nothing else:\n{example}"
