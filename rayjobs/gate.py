@@ -46,10 +46,12 @@ class SharedGate:
         self._waiting: deque[asyncio.Future[bool]] = deque()
         self._report = Report()
         self._task: asyncio.Task[None] | None = None
+        self._somebody_waits = asyncio.Event()
 
     async def enter(self) -> bool:
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
+        self._somebody_waits.set()
         self._start()
         return await waiter
 
@@ -72,7 +74,9 @@ class SharedGate:
         """Ask while somebody waits; else tell now and then what has ended."""
         while self._waiting or self._report.num_ended:
             if not self._waiting:
-                await asyncio.sleep(TELL_EVERY_S)
+                self._somebody_waits.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._somebody_waits.wait(), TELL_EVERY_S)
             report, self._report = self._report, Report()
             grant: Grant = await self._governor.exchange.remote(self._worker, report, len(self._waiting))
             num_answered = len(self._waiting) if grant.is_spent else grant.count
