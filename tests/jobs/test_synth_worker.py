@@ -258,6 +258,12 @@ def test_a_server_that_never_answers_is_one_line_and_code_3(work: Work, serve: A
     assert counts["pending"] == NUM_PICTURES and work.log().usage.calls >= 3
 
 
+def test_a_server_that_is_not_there_is_one_line_with_its_address_and_code_3(work: Work) -> None:
+    counts, stop = work.ask("http://127.0.0.1:9/v1", max_attempts=1)
+    assert stop.code == cli.RESUMABLE and "cannot reach the teacher" in stop.reason and "127.0.0.1:9" in stop.reason
+    assert counts == {"pending": NUM_PICTURES}
+
+
 def test_passing_failures_are_tried_again_and_counted(work: Work, serve: Any) -> None:
     served = serve(lambda request, n: (503, {}, {}) if n % 3 == 0 else ANSWER)
     counts, stop = work.ask(served.base_url, max_attempts=6)

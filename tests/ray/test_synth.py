@@ -89,6 +89,7 @@ def test_a_spent_budget_ends_with_code_3_and_a_raised_one_goes_on(
     assert teacher.served.requests == len(world.corpus.pictures)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_not_there_is_one_line_and_code_3(world: World, tmp_path: Path) -> None:
     ended = run_job(
         "synth",
