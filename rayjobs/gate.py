@@ -47,6 +47,7 @@ class SharedGate:
         self._report = Report()
         self._task: asyncio.Task[None] | None = None
         self._somebody_waits = asyncio.Event()
+        self._num_inside = 0
 
     async def enter(self) -> bool:
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -56,6 +57,7 @@ class SharedGate:
         return await waiter
 
     def leave(self, *, prompt_tokens: int = 0, completion_tokens: int = 0, retry_after_s: float | None = None) -> None:
+        self._num_inside -= 1
         report = self._report
         report.num_ended += 1
         report.num_answered += bool(prompt_tokens or completion_tokens)
@@ -71,17 +73,22 @@ class SharedGate:
             self._task = asyncio.get_running_loop().create_task(self._exchange())
 
     async def _exchange(self) -> None:
-        """Ask while somebody waits; else tell now and then what has ended."""
-        while self._waiting or self._report.num_ended:
+        """Ask while somebody waits; else tell now and then what has ended, and that we live while calls are out."""
+        while self._waiting or self._report.num_ended or self._num_inside:
             if not self._waiting:
                 self._somebody_waits.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._somebody_waits.wait(), TELL_EVERY_S)
             report, self._report = self._report, Report()
             grant: Grant = await self._governor.exchange.remote(self._worker, report, len(self._waiting))
-            num_answered = len(self._waiting) if grant.is_spent else grant.count
-            for _ in range(num_answered):
-                with contextlib.suppress(asyncio.InvalidStateError):  # gone while it waited
-                    self._waiting.popleft().set_result(not grant.is_spent)
+            for _ in range(len(self._waiting) if grant.is_spent else grant.count):
+                self._let_in(self._waiting.popleft(), not grant.is_spent)
             if self._waiting:
                 await asyncio.sleep(ASK_EVERY_S if grant.count else grant.wait_s)
+
+    def _let_in(self, waiter: asyncio.Future[bool], is_granted: bool) -> None:
+        if not waiter.done():
+            waiter.set_result(is_granted)
+            self._num_inside += is_granted
+        elif is_granted:  # gone while it waited: what was granted is given back
+            self._report.num_ended += 1

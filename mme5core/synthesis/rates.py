@@ -11,7 +11,7 @@ from mme5core.synthesis.pricing import Price
 # After a 429 three quarters of the ceiling, at most once in this time; after each that many answers one more.
 DECREASE, COOLDOWN_S, ANSWERS_PER_INCREASE = 0.75, 1.0, 25
 BURST_S = 1.0  # of what a rate allows, this much at once
-SILENT_S = 600.0  # a worker that says nothing for so long is gone, and its calls with it
+SILENT_S = 30.0  # a worker that says nothing for so long is gone, and its calls with it
 FIRST_GUESS_TOKENS = 3000  # of one call, until answers have come
 
 

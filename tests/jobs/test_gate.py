@@ -65,3 +65,37 @@ def test_all_who_wait_are_told_that_the_budget_is_spent() -> None:
         return await asyncio.gather(*(shared.enter() for _ in range(10)))
 
     assert sorted(asyncio.run(run())) == [False] * 7 + [True] * 3
+
+
+def test_a_worker_whose_calls_take_long_says_that_it_lives(monkeypatch: Any) -> None:
+    monkeypatch.setattr(gate, "TELL_EVERY_S", 0.02)
+    handle = Handle(Governor(max_in_flight=4))
+
+    async def run() -> int:
+        shared = SharedGate(handle)
+        assert await shared.enter()
+        await asyncio.sleep(0.3)
+        during = len(handle.reports)
+        shared.leave()
+        await asyncio.sleep(0.1)
+        assert handle.governor.in_flight == 0
+        after = len(handle.reports)
+        await asyncio.sleep(0.1)
+        assert len(handle.reports) == after  # nothing is out: nothing to tell
+        return during
+
+    assert asyncio.run(run()) >= 5
+
+
+def test_what_is_granted_to_a_call_that_is_gone_is_given_back() -> None:
+    handle = Handle(Governor(max_in_flight=2))
+
+    async def run() -> None:
+        shared = SharedGate(handle)
+        gone = asyncio.ensure_future(shared.enter())
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0.5)
+        assert handle.governor.in_flight == 0
+
+    asyncio.run(run())
