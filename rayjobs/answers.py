@@ -1,21 +1,23 @@
 """What the teacher has answered, each answer durable as it comes: what a killed run leaves to the next.
 
-A file per worker and run, a line per answer, appended. Before the answer itself, which is JSON, stands what must be
-known of it without reading it: the number of its planned sample, its status, and what it took.
+A file per file of the plan and worker, a line per answer, appended. Before the answer itself, which is JSON, stands
+what must be known of it without reading it: the number of its planned sample, its status, and what it took.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+from mme5core.synthesis.rates import Usage
 
 ANSWERED, REJECTED, FAILED = "answered", "rejected", "failed"
 """An answer; the server will never answer; it has not, this time (kept for what it cost)."""
@@ -38,10 +40,17 @@ class Entry:
 
 
 class AnswerWriter:
-    """Appends to a file of its own."""
+    """Appends to a file of its own: one worker's answers to a file of the plan."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / f"{uuid.uuid4().hex}.answers").open("ab", buffering=0)
+    def __init__(self, folder: Path, plan_file: int, worker: str) -> None:
+        self._path = folder / f"{plan_file:06d}-{worker}.answers"
+        self._file: RawIOBase | None = None
+
+    def close(self) -> None:
+        """What is written after it opens the file again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def write(self, entry: Entry) -> None:
         """One write, so that a kill leaves whole lines and at most one broken one, the last.
@@ -49,22 +58,29 @@ class AnswerWriter:
         Raises:
             OSError: the disk is full.
         """
+        if self._file is None:
+            self._file = self._path.open("ab", buffering=0)
         head = f"{entry.number}\t{entry.status}\t{entry.calls}\t{entry.prompt_tokens}\t{entry.completion_tokens}"
         line = f"{head}\t{entry.key}\t{json.dumps(entry.value, ensure_ascii=False)}\n".encode(errors="backslashreplace")
         start = self._file.tell()
         if self._file.write(line) != len(line):
             os.ftruncate(self._file.fileno(), start)
-            raise OSError(28, "No space left on device", self._file.name)
+            raise OSError(28, "No space left on device", str(self._path))
 
 
-@dataclass(slots=True)
-class Usage:
-    """What all answers together took."""
+def settled(folder: Path, plan_file: int) -> set[int]:
+    """The planned samples of a file of the plan that have an answer, or never will, whoever asked for them."""
+    heads = (_Head.of(line) for file in folder.glob(f"{plan_file:06d}-*.answers") for _, line in _lines(file))
+    return {head.number for head in heads if head.is_settled}
 
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    num_answered: int = 0
+
+def used_by_worker(folder: Path) -> dict[str, Usage]:
+    """What the requests of each worker took."""
+    found: dict[str, Usage] = {}
+    for file in folder.glob("*.answers"):
+        usages = (_Head.of(line).usage for _, line in _lines(file))
+        found[_worker_of(file)] = sum(usages, found.get(_worker_of(file), Usage()))
+    return found
 
 
 class AnswerReader:
@@ -109,14 +125,25 @@ class AnswerLog:
     def __init__(self, folder: Path, num_plans: int, places: Path) -> None:
         self.folder, self._places_file = folder, places
         self.files = sorted(folder.glob("*.answers"))
-        self.usage = Usage()
+        self.used_by_worker: dict[str, Usage] = {}
         mapped = np.memmap(places, np.int64, "w+", shape=(max(1, num_plans),))
         self.places = mapped[:num_plans]
         self.places[:] = -1
         for number, file in enumerate(self.files):
+            used = self.used_by_worker.get(_worker_of(file), Usage())
             for offset, line in _lines(file):
-                self._count(line, (number << _SHIFT) + offset)
+                head = _Head.of(line)
+                used += head.usage
+                # Of two answers to a sample (asked for by one who was thought dead) the first here counts.
+                if head.is_settled and head.number < len(self.places) and self.places[head.number] < 0:
+                    self.places[head.number] = (number << _SHIFT) + offset
+            self.used_by_worker[_worker_of(file)] = used
         mapped.flush()
+
+    @property
+    def usage(self) -> Usage:
+        """What all requests together took."""
+        return sum(self.used_by_worker.values(), Usage())
 
     @property
     def num_done(self) -> int:
@@ -124,16 +151,6 @@ class AnswerLog:
 
     def reader(self) -> AnswerReader:
         return AnswerReader(self.files, self._places_file)
-
-    def _count(self, line: bytes, place: int) -> None:
-        number, status, calls, prompt_tokens, completion_tokens, _ = line.split(b"\t", 5)
-        self.usage.calls += int(calls)
-        self.usage.prompt_tokens += int(prompt_tokens)
-        self.usage.completion_tokens += int(completion_tokens)
-        self.usage.num_answered += status == ANSWERED.encode()
-        # A sample that was asked for twice (a task that ran again) has the answer that comes first here.
-        if status != FAILED.encode() and int(number) < len(self.places) and self.places[int(number)] < 0:
-            self.places[int(number)] = place
 
 
 class AnswerCache:
@@ -147,9 +164,9 @@ class AnswerCache:
         keys, places = [], []
         for number, file in enumerate(self._files):
             for offset, line in _lines(file):
-                _, status, _, _, _, key, _ = line.split(b"\t", 6)
-                if status == ANSWERED.encode():
-                    keys.append(bytes.fromhex(key.decode()))
+                head = _Head.of(line)
+                if head.status == ANSWERED:
+                    keys.append(bytes.fromhex(head.key))
                     places.append((number << _SHIFT) + offset)
         found = np.array(keys, "V16") if keys else np.zeros(0, "V16")
         order = np.argsort(found.view(">u8").reshape(-1, 2)[:, 0], kind="stable")
@@ -173,6 +190,26 @@ class AnswerCache:
         return None
 
 
+class _Head(NamedTuple):
+    """What stands before the answer in its line."""
+
+    number: int
+    status: str
+    usage: Usage
+    key: str
+
+    @classmethod
+    def of(cls, line: bytes) -> _Head:
+        number, status, calls, prompt_tokens, completion_tokens, key, _ = line.split(b"\t", 6)
+        is_answered = status == ANSWERED.encode()
+        usage = Usage(int(calls), int(is_answered), int(prompt_tokens), int(completion_tokens))
+        return cls(int(number), status.decode(), usage, key.decode())
+
+    @property
+    def is_settled(self) -> bool:
+        return self.status != FAILED
+
+
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """(offset, line) of every whole line."""
     offset = 0
@@ -183,6 +220,11 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
+def _worker_of(file: Path) -> str:
+    return file.stem.partition("-")[2]
+
+
 def _entry_of(line: bytes) -> Entry:
-    number, status, calls, prompt_tokens, completion_tokens, key, value = line.decode().split("\t", 6)
-    return Entry(int(number), status, int(calls), int(prompt_tokens), int(completion_tokens), key, json.loads(value))
+    number, status, used, key = _Head.of(line)
+    value = json.loads(line.decode().split("\t", 6)[6])
+    return Entry(number, status, used.calls, used.prompt_tokens, used.completion_tokens, key, value)

@@ -79,7 +79,16 @@ class TeacherConfig(_Section):
     model: str = _key("", "model name at the endpoint")
     temperature: float = _key(1.0, "sampling temperature", ge=0)
     max_tokens: int = _key(2048, "longest answer, tokens", ge=1)
-    concurrency: int = _key(32, "calls in flight per worker", rows=False, ge=1)
+    concurrency: int = _key(32, "calls (or batches) in flight per worker", rows=False, ge=1)
+    batch_size: int | None = _key(
+        None,
+        "ask through the Batch API, at most so many calls a batch: half the price at OpenAI, answers within a day; "
+        "null: call by call",
+        rows=False,
+        ge=1,
+        le=50_000,
+    )
+    batch_poll_s: float = _key(30.0, "how often to ask for a batch, seconds", rows=False, gt=0)
     timeout_s: float = _key(120.0, "longest wait for one answer, seconds", rows=False, gt=0)
     max_attempts: int = _key(5, "tries of one call before it is left for the next run", rows=False, ge=1)
     requests_per_minute: float | None = _key(None, "over all workers; null: no limit but 429", rows=False, gt=0)

@@ -4,91 +4,175 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
-from collections import deque
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from mme5core.synthesis.rates import Governor, Grant, Report
+from mme5core.synthesis.rates import Governor, Grant, Report, Usage
+from rayjobs.answers import used_by_worker
 
-TELL_EVERY_S = 0.2
+TELL_EVERY_S, SHOW_EVERY_S = 0.2, 1.0
 ASK_EVERY_S = 0.002
 
 
 class GovernorActor:
-    """A `Governor` in a process of its own."""
+    """A `Governor` in a process of its own. One that died comes back with what the log and the workers tell it.
 
-    def __init__(self, **settings: Any) -> None:
-        self._governor = Governor(**settings)
+    Args:
+        answers: the folder of the log.
+        used: what each worker has used, as the log told when the job began.
+    """
 
-    def exchange(self, worker: str, report: Report, wanted: int) -> Grant:
+    def __init__(self, answers: Path, used: Mapping[str, Usage], **settings: Any) -> None:
+        import ray
+
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            used = used_by_worker(answers)
+        self._governor = Governor(used=used, **settings)
+        self._counts: dict[str, Mapping[str, int]] = {}
+
+    def exchange(self, worker: str, report: Report, counts: Mapping[str, int], wanted: int) -> Grant:
+        self._counts[worker] = counts
         return self._governor.exchange(worker, report, wanted)
 
     def state(self) -> dict[str, Any]:
-        """For the line of progress and the tests."""
+        """What of the planned samples has been settled in this run, and what that took over all runs."""
         governor = self._governor
-        return {"calls": governor.calls, "usd": governor.usd, "ceiling": governor.ceiling}
+        counts = sum(map(Counter, self._counts.values()), Counter[str]())
+        return {"counts": counts, "calls": governor.used.calls, "usd": governor.usd, "ceiling": governor.ceiling}
 
 
-def start_governor(ray: Any, **settings: Any) -> Any:
-    """The governor's actor, on this node: it ends with the job, which reads anew what was spent."""
+def start_governor(ray: Any, answers: Path, used: Mapping[str, Usage], **settings: Any) -> Any:
+    """The governor's actor, on this node: it ends with the job."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(GovernorActor).options(num_cpus=0, scheduling_strategy=here).remote(**settings)
+    options = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(GovernorActor).options(**options).remote(answers, used, **settings)
+
+
+@contextlib.contextmanager
+def watched(ray: Any, governor: Any, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Calls `show` with the governor's state every second, from a thread of its own, and once at the end."""
+    is_over = threading.Event()
+
+    def look() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # one that is starting again
+            show(ray.get(governor.state.remote(), timeout=SHOW_EVERY_S))
+
+    def watch() -> None:
+        while not is_over.wait(SHOW_EVERY_S):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        look()
 
 
 class SharedGate:
-    """A `Gate` before the governor's; belongs to one worker and its event loop."""
+    """A `Gate` before the governor's; belongs to one worker and its event loop.
 
-    def __init__(self, governor: Any) -> None:
-        self._governor = governor
-        self._worker = uuid.uuid4().hex
-        self._waiting: deque[asyncio.Future[bool]] = deque()
+    Args:
+        worker: its name in the log of answers.
+        least_wait_s: between one question and the next, where nothing was granted.
+
+    Attributes:
+        counts: planned samples that this worker has settled, by status; the governor is told.
+    """
+
+    def __init__(self, governor: Any, worker: str, *, least_wait_s: float = 0.0) -> None:
+        self._governor, self._worker, self._least_wait_s = governor, worker, least_wait_s
+        self.counts: Counter[str] = Counter()
+        self._waiting: deque[tuple[asyncio.Future[int], int]] = deque()
         self._report = Report()
+        self._has_news = False
         self._task: asyncio.Task[None] | None = None
         self._somebody_waits = asyncio.Event()
-        self._num_inside = 0
+        self._telling = asyncio.Lock()  # a report that overtook a grant would not know of it
 
     async def enter(self) -> bool:
-        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        return bool(await self.enter_many(1))
+
+    async def enter_many(self, num_wanted: int) -> int:
+        """Leave for some requests, at most so many and at least one; 0 when the budget is spent."""
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append((waiter, num_wanted))
         self._somebody_waits.set()
         self._start()
         return await waiter
 
-    def leave(self, *, prompt_tokens: int = 0, completion_tokens: int = 0, retry_after_s: float | None = None) -> None:
-        self._num_inside -= 1
+    def inside(self, num_requests: int) -> None:
+        """Requests that are with the server without having entered here: those of an earlier run."""
+        self._report.num_in_flight += num_requests
+        self._report.used += Usage(calls=num_requests)
+        self._start()
+
+    def leave(
+        self,
+        *,
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        retry_after_s: float | None = None,
+        was_called: bool = True,
+    ) -> None:
         report = self._report
-        report.num_ended += 1
-        report.num_answered += bool(prompt_tokens or completion_tokens)
-        report.prompt_tokens += prompt_tokens
-        report.completion_tokens += completion_tokens
+        report.num_in_flight -= 1
+        is_answered = bool(prompt_tokens or completion_tokens)
+        report.used += Usage(0 if was_called else -1, int(is_answered), prompt_tokens, completion_tokens)
         if retry_after_s is not None:
             report.num_throttled += 1
             report.retry_after_s = max(report.retry_after_s, retry_after_s)
         self._start()
 
     def _start(self) -> None:
+        self._has_news = True
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._exchange())
 
     async def _exchange(self) -> None:
         """Ask while somebody waits; else tell now and then what has ended, and that we live while calls are out."""
-        while self._waiting or self._report.num_ended or self._num_inside:
-            if not self._waiting:
-                self._somebody_waits.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._somebody_waits.wait(), TELL_EVERY_S)
-            report, self._report = self._report, Report()
-            grant: Grant = await self._governor.exchange.remote(self._worker, report, len(self._waiting))
-            for _ in range(len(self._waiting) if grant.is_spent else grant.count):
-                self._let_in(self._waiting.popleft(), not grant.is_spent)
-            if self._waiting:
-                await asyncio.sleep(ASK_EVERY_S if grant.count else grant.wait_s)
+        try:
+            while self._waiting or self._has_news or self._report.num_in_flight:
+                if not self._waiting:
+                    self._somebody_waits.clear()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._somebody_waits.wait(), TELL_EVERY_S)
+                grant = await self.tell()
+                if self._waiting:
+                    await asyncio.sleep(ASK_EVERY_S if grant.count else max(grant.wait_s, self._least_wait_s))
+        except Exception as error:
+            for waiter, _ in self._waiting:  # they would wait for ever
+                if not waiter.done():
+                    waiter.set_exception(error)
+            self._waiting.clear()
 
-    def _let_in(self, waiter: asyncio.Future[bool], is_granted: bool) -> None:
-        if not waiter.done():
-            waiter.set_result(is_granted)
-            self._num_inside += is_granted
-        elif is_granted:  # gone while it waited: what was granted is given back
-            self._report.num_ended += 1
+    async def tell(self) -> Grant:
+        """Tell the governor how things stand now, and let in whom it grants leave."""
+        async with self._telling:
+            report, wanted = replace(self._report), sum(number for _, number in self._waiting)
+            self._report.retry_after_s, self._has_news = 0.0, False
+            told = self._worker, report, dict(self.counts), wanted
+            grant: Grant = await self._governor.exchange.remote(*told)
+            self._let_in(grant)
+            return grant
+
+    def _let_in(self, grant: Grant) -> None:
+        left = grant.count
+        while self._waiting and (left or grant.is_spent):
+            waiter, wanted = self._waiting.popleft()
+            if waiter.done():  # gone while it waited
+                continue
+            count = min(left, wanted)
+            left -= count
+            self._report.num_in_flight += count
+            self._report.used += Usage(calls=count)
+            waiter.set_result(count)
+        self._has_news |= bool(left)  # granted to one who is gone: the next report gives it back

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,10 +21,11 @@ from mme5core.synthesis.pricing import Price, price_of
 from mme5core.types import Rejected
 from rayjobs import cli
 from rayjobs.answers import AnswerLog
+from rayjobs.batch_worker import AskInBatches, has_batches
 from rayjobs.cluster import actor_cpus, connected, rows_to_tables
 from rayjobs.config import ConfigError, SynthConfig, fingerprint, row_keys
 from rayjobs.contents import number_contents
-from rayjobs.gate import start_governor
+from rayjobs.gate import start_governor, watched
 from rayjobs.output import JobFolder, Run, part_name
 from rayjobs.picture_filters import COLUMNS, PictureKey
 from rayjobs.planning import Plan, make_plan, refused_samples
@@ -33,7 +33,18 @@ from rayjobs.progress import Progress
 from rayjobs.scan import Index, ScanShard, scan, shards_of, wait_until_seen
 from rayjobs.synth_parts import WriteSamples, part_file
 from rayjobs.synth_verbs import export, gallery
-from rayjobs.synth_worker import KEPT, PENDING, REFUSED, AskTeacher, Pictures, Rules, Stop, api_key
+from rayjobs.synth_worker import (
+    KEPT,
+    PENDING,
+    REFUSED,
+    Asking,
+    AskTeacher,
+    Pictures,
+    Rules,
+    Stop,
+    api_key,
+    remembered_mode,
+)
 
 PLANS_PER_PART = 20_000
 ROWS_AT_ONCE = 1 << 16
@@ -96,7 +107,9 @@ def check_teacher(config: SynthConfig) -> None:
 
 
 def price(config: SynthConfig) -> Price | None:
-    return price_of(config.teacher.model, config.prices.prompt, config.prices.completion)
+    """What the teacher costs; of the Batch API, where nothing else is said, half."""
+    is_batch = config.teacher.batch_size is not None
+    return price_of(config.teacher.model, config.prices.prompt, config.prices.completion, batch=is_batch)
 
 
 def needs_columns(config: SynthConfig) -> bool:
@@ -158,54 +171,64 @@ class _Columns:
 
 def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answers: Path) -> Stop | None:
     """Ask for every planned sample that has no answer yet; answers go to the log as they come."""
-    log = AnswerLog(answers, len(plan), answers.parent / "answered")
+    work = answers.parent
+    log = AnswerLog(answers, len(plan), work / "answered")
     num_done = log.num_done
-    items = []
-    for file in range(plan.num_files):
-        missing = np.flatnonzero(log.places[plan.starts[file] : plan.starts[file + 1]] < 0)
-        if len(missing):
-            items.append({"file": file, "missing": missing.tolist()})
+    starts = plan.starts
+    items = [{"file": n} for n in range(plan.num_files) if (log.places[starts[n] : starts[n + 1]] < 0).any()]
     if not items:
         return None
     num_workers = min(config.num_workers, len(items))
+    in_batches = config.teacher.batch_size is not None or has_batches(work)
+    worker = AskInBatches if in_batches else AskTeacher
+    files_at_once = max(CALLS_AT_ONCE, config.teacher.concurrency) if in_batches else CALLS_AT_ONCE
     teacher = config.teacher.model_dump(exclude={"requests_per_minute", "tokens_per_minute", "cache"})
     governor = start_governor(
         ray,
-        max_in_flight=num_workers * config.teacher.concurrency,
+        answers,
+        log.used_by_worker,
+        max_in_flight=num_workers * config.teacher.concurrency * (config.teacher.batch_size or 1),
         budget_calls=config.budget.calls,
         budget_usd=config.budget.usd,
         price=price(config),
-        requests_per_minute=config.teacher.requests_per_minute,
-        tokens_per_minute=config.teacher.tokens_per_minute,
-        calls=log.usage.calls,
-        prompt_tokens=log.usage.prompt_tokens,
-        completion_tokens=log.usage.completion_tokens,
+        # Batches have limits of their own, and the server keeps them.
+        requests_per_minute=None if config.teacher.batch_size else config.teacher.requests_per_minute,
+        tokens_per_minute=None if config.teacher.batch_size else config.teacher.tokens_per_minute,
     )
-    rules = Rules(config.num_negatives, config.min_self_evaluation)
-    ray.data.DataContext.get_current().target_max_block_size = 1  # what an actor yields comes at once
+    asking = Asking(
+        teacher,
+        plan,
+        pictures,
+        Rules(config.num_negatives, config.min_self_evaluation),
+        price(config),
+        answers,
+        config.teacher.cache,
+        api_key(),
+        remembered_mode(work, config.teacher.base_url, config.teacher.model),
+    )
     told = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        AskTeacher,
-        fn_constructor_args=(
-            teacher, plan, pictures, rules, price(config), str(answers), config.teacher.cache, governor, api_key(),
-        ),
+        worker,
+        fn_constructor_args=(asking, governor),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=num_workers, max_concurrent_calls_per_actor=CALLS_AT_ONCE),
+        compute=ray.data.ActorPoolStrategy(size=num_workers, max_concurrent_calls_per_actor=files_at_once),
         num_cpus=actor_cpus(ray, num_workers, 0.5),
-    )  # fmt: skip
-    counts: Counter[str] = Counter()
+    )
     stop: Stop | None = None
     with Progress("synth", len(plan), "samples", done=num_done) as progress:
-        for batch in rows_to_tables(told):
-            for row in batch.to_pylist():
-                counts[row["status"]] += row["count"]
-                if row["stop_code"]:
-                    stop = stop or Stop(row["stop_code"], row["stop_reason"])
+
+        def show(state: dict[str, Any]) -> None:
+            counts = state["counts"]
             progress.update(
                 num_done + counts[KEPT] + counts[REFUSED], f"{counts[REFUSED]:,} refused, {counts[PENDING]:,} pending"
             )
-            if stop and stop.code != cli.RESUMABLE:
-                break
+
+        with watched(ray, governor, show):
+            for row in (row for table in rows_to_tables(told) for row in table.to_pylist()):
+                if row["stop_code"]:
+                    stop = stop or Stop(row["stop_code"], row["stop_reason"])
+                if stop and stop.code != cli.RESUMABLE:
+                    break
     return stop
 
 
@@ -269,7 +292,10 @@ def _finish(
         refused=counts,
         pending=totals["pending"],
         extra_counters=extra,
-        details={"plan": plan.counts | {"neighbour_pairs": plan.num_pairs}},
+        details={
+            "plan": plan.counts | {"neighbour_pairs": plan.num_pairs},
+            "answer_form": remembered_mode(folder.work, config.teacher.base_url, config.teacher.model),
+        },
     )
     if totals["pending"]:
         stop = stop or Stop(cli.RESUMABLE, f"{totals['pending']:,} samples have no answer yet; run the same again")

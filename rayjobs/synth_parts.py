@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.schemas import QUARANTINE, SAMPLES
-from mme5core.synthesis.answer import Parsed, parse_answer
+from mme5core.synthesis.answer import Parsed
 from mme5core.synthesis.near_duplicates import Seen
 from mme5core.synthesis.plan import PlannedSample
 from mme5core.types import Content, Rejected, Sample
@@ -90,14 +90,7 @@ class WriteSamples:
         if entry.status != ANSWERED:
             return Rejected(plan.id, value["reason"], value["detail"])
         images = {place["id"]: self.pictures.read(place) for place in record["pictures"]}
-        return parse_answer(
-            value["text"],
-            value["finish_reason"],
-            plan,
-            images,
-            num_negatives=self.rules.num_negatives,
-            min_self_evaluation=self.rules.min_self_evaluation,
-        )
+        return self.rules.judge(value, plan, images)
 
 
 def part_file(kind: str, part: int) -> str:

@@ -1,12 +1,14 @@
-"""The actor that asks the teacher: planned samples in, answers into the log as they come, counts out."""
+"""The actor that asks the teacher: planned samples in, answers into the log as they come."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pyarrow as pa
 
 from mme5core.readers import ReadOptions, read_picture
 from mme5core.storage import Address, locate
-from mme5core.synthesis.answer import parse_answer
+from mme5core.synthesis.answer import Parsed, parse_answer
 from mme5core.synthesis.plan import PlannedSample
 from mme5core.synthesis.pricing import Price
 from mme5core.synthesis.prompts import prompt_hash
@@ -28,15 +30,17 @@ from mme5core.synthesis.teacher import (
     TeacherRejected,
     TeacherUnavailable,
 )
-from mme5core.types import Rejected
+from mme5core.types import ImageRef, Rejected
 from rayjobs import cli
-from rayjobs.answers import ANSWERED, FAILED, REJECTED, AnswerCache, AnswerWriter, Entry
+from rayjobs.answers import ANSWERED, FAILED, REJECTED, AnswerCache, AnswerWriter, Entry, settled
 from rayjobs.gate import SharedGate
+from rayjobs.output import write_json
 from rayjobs.planning import Plan, planned
 
 UNREACHABLE_IN_A_ROW = 3  # then the worker leaves the rest for the next run, instead of waiting through every row
 REJECTED_IN_A_ROW = 16  # before any answer: then it is the request that is wrong, and not the pictures
-TELL_EVERY_S = 1.0
+NOT_THE_CLIENTS = ("concurrency", "batch_size", "batch_poll_s")
+MODE_FILE = "teacher.json"
 KEPT, REFUSED, PENDING = "kept", "refused", "pending"
 
 
@@ -46,6 +50,17 @@ class Rules:
 
     num_negatives: int
     min_self_evaluation: float | None
+
+    def judge(self, value: Mapping[str, Any], plan: PlannedSample, images: Mapping[str, ImageRef]) -> Parsed | Rejected:
+        """What an answer of the log (`answer_value`) comes to."""
+        return parse_answer(
+            value["text"],
+            value["finish_reason"],
+            plan,
+            images,
+            num_negatives=self.num_negatives,
+            min_self_evaluation=self.min_self_evaluation,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +84,6 @@ class Pictures:
         return isinstance(locate(self.shards[0]), Address)
 
 
-def answer_value(answer: Answer, request: Request, price: Price | None) -> dict[str, Any]:
-    """An answer as the log keeps it."""
-    return {
-        "text": answer.text,
-        "finish_reason": answer.finish_reason,
-        "model": answer.model,
-        "mode": answer.mode,
-        "prompt_sha256": prompt_hash(request.system, request.user),
-        "seed": request.seed,
-        "usd": None if price is None else price.of(answer.prompt_tokens, answer.completion_tokens),
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Why the asking ended before every planned sample had its answer."""
@@ -90,137 +92,183 @@ class Stop:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What every worker of a run is given.
+
+    Args:
+        teacher: arguments of `Teacher`, and those of its section that are not the client's.
+        answers: the folder of the log.
+        mode: the form in which the server answered an earlier run.
+    """
+
+    teacher: dict[str, Any]
+    plan: Plan
+    pictures: Pictures
+    rules: Rules
+    price: Price | None
+    answers: Path
+    cache: str | None
+    api_key: str | None = field(repr=False)
+    mode: str | None = None
+
+
+class PlanFile:
+    """A file of the plan while a worker asks for its samples, and the log that takes their answers."""
+
+    def __init__(self, asking: Asking, number: int, worker: str) -> None:
+        self.number = number
+        self._answers = asking.answers
+        self._start = int(asking.plan.starts[number])
+        self._records = asking.plan.rows(number)
+        self._log = AnswerWriter(asking.answers, number, worker)
+
+    def __enter__(self) -> PlanFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.close()
+
+    def missing(self) -> list[int]:
+        """The samples without an answer, as the log says now: another worker may have died over this file."""
+        have = settled(self._answers, self.number)
+        return [n for n in range(self._start, self._start + len(self._records)) if n not in have]
+
+    def record(self, number: int) -> dict[str, Any]:
+        return self._records[number - self._start]
+
+    def write(self, entry: Entry) -> None:
+        self._log.write(entry)
+
+
 class AskTeacher:
     """Asks for the planned samples of a file that have no answer, many at a time.
 
     Args:
-        teacher: arguments of `Teacher`, and `concurrency`: calls in flight.
-        answers: the folder of the log.
         governor: the actor of `gate.start_governor`.
     """
 
-    def __init__(
-        self,
-        teacher: dict[str, Any],
-        plan: Plan,
-        pictures: Pictures,
-        rules: Rules,
-        price: Price | None,
-        answers: str,
-        cache: str | None,
-        governor: Any,
-        api_key: str | None,
-    ) -> None:
-        self._settings = dict(teacher)
-        self._concurrency = self._settings.pop("concurrency")
-        self._plan, self._pictures, self._rules, self._price = plan, pictures, rules, price
-        self._governor, self._api_key = governor, api_key
-        self._where = answers
-        self._log = AnswerWriter(Path(answers))
-        self._cache = None if cache is None else AnswerCache(Path(cache))
-        self._remote = pictures.are_remote()
-        self._teacher: Teacher | None = None
-        self._slots: asyncio.Semaphore | None = None
+    def __init__(self, asking: Asking, governor: Any, *, least_wait_s: float = 0.0) -> None:
+        self._asking = asking
+        settings = {name: value for name, value in asking.teacher.items() if name not in NOT_THE_CLIENTS}
+        self._base_url = settings["base_url"]
+        self._worker = uuid.uuid4().hex
+        self._cache = None if asking.cache is None else AnswerCache(Path(asking.cache))
+        self._is_remote = asking.pictures.are_remote()
+        self._gate = SharedGate(governor, self._worker, least_wait_s=least_wait_s)
+        self._teacher = Teacher(**settings, api_key=asking.api_key, gate=self._gate, mode=asking.mode)
+        self._slots = asyncio.Semaphore(asking.teacher["concurrency"])
+        self._known_mode = asking.mode
         self._num_unreachable = 0
         self._has_answer = False
-        self._held: list[Entry] = []  # rejections, until it is known whether the server answers anything
+        # Rejections, until it is known whether the server answers anything.
+        self._held: list[tuple[PlanFile, Entry]] = []
         self._stop: Stop | None = None
 
-    async def __call__(self, batch: pa.Table) -> AsyncIterator[dict[str, list[Any]]]:
-        """Counts by status, as answers come."""
-        if self._teacher is None:
-            # Made here: they belong to the actor's event loop, which does not run yet in __init__.
-            self._slots = asyncio.Semaphore(self._concurrency)
-            self._teacher = Teacher(**self._settings, api_key=self._api_key, gate=SharedGate(self._governor))
-        for item in batch.to_pylist():
-            records = self._plan.rows(item["file"])
-            start = int(self._plan.starts[item["file"]])
-            tasks = {asyncio.ensure_future(self._one(start + n, records[n])) for n in item["missing"]}
-            while tasks:
-                done, tasks = await asyncio.wait(tasks, timeout=TELL_EVERY_S)
-                yield self._told(Counter(task.result() for task in done))
-
-    def _told(self, counts: Counter[str]) -> dict[str, list[Any]]:
-        stop = self._stop or Stop(0, "")
-        statuses = list(counts) or [""]
-        return {
-            "status": statuses,
-            "count": [counts[status] for status in statuses],
-            "stop_code": [stop.code] * len(statuses),
-            "stop_reason": [stop.reason] * len(statuses),
-        }
-
-    async def _one(self, number: int, record: dict[str, Any]) -> str:
-        """Ask for one sample; its status, as far as it is settled here."""
-        assert self._slots is not None
-        async with self._slots:
-            if self._stop is not None:
-                return PENDING
+    async def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+        """Whether to stop, and why; the counts go to the governor, and the answers into the log."""
+        for number in batch["file"].to_pylist():
             try:
-                return await self._ask(number, record)
+                with PlanFile(self._asking, number, self._worker) as file:
+                    await self._work_through(file)
             except OSError as error:
-                self._stop = Stop(cli.FAILED, f"{error.filename or self._where}: {error.strerror or error}")
-            except (BudgetSpent, TeacherUnavailable) as error:
-                self._note(number, FAILED, error.calls, {"reason": "teacher_unavailable", "detail": str(error)})
-                self._settle(error)
-            except TeacherMisconfigured as error:
-                self._stop = Stop(cli.BAD_INPUT, str(error))
-            return PENDING
+                self._stop_on(error)
+        await self._gate.tell()
+        stop = self._stop or Stop(0, "")
+        return {"stop_code": [stop.code], "stop_reason": [stop.reason]}
 
-    async def _ask(self, number: int, record: dict[str, Any]) -> str:
-        assert self._teacher is not None
-        plan = planned(record)
-        images = {place["id"]: await self._read(place) for place in record["pictures"]}
-        request = build_request(plan, images, num_negatives=self._rules.num_negatives)
+    async def _work_through(self, file: PlanFile) -> None:
+        await asyncio.gather(*(self._one(file, number) for number in file.missing()))
+
+    async def _one(self, file: PlanFile, number: int) -> None:
+        """Ask for one sample, and count what it came to."""
+        status = PENDING
+        async with self._slots:
+            if self._stop is None:
+                with self._stopping(file, number):
+                    status = await self._ask(file, number)
+        self._gate.counts[status] += 1
+
+    @contextlib.contextmanager
+    def _stopping(self, file: PlanFile, number: int) -> Iterator[None]:
+        """What a failed call means for those after it."""
+        try:
+            yield
+        except OSError as error:
+            self._stop_on(error)
+        except (BudgetSpent, TeacherUnavailable) as error:
+            value = {"reason": "teacher_unavailable", "detail": str(error)}
+            self._note(file, Entry(number, FAILED, error.calls, 0, 0, "-", value))
+            self._settle(error)
+        except TeacherMisconfigured as error:
+            self._stop = Stop(cli.BAD_INPUT, str(error))
+
+    async def _ask(self, file: PlanFile, number: int) -> str:
+        plan, request = await self._request(file, number)
         key = request.key(self._teacher.model, self._teacher.settings)
-        known = None if self._cache is None else self._cache.get(key)
+        known = self._from_cache(file, number, key, plan)
         if known is not None:
-            self._log.write(replace(known, number=number, calls=0, prompt_tokens=0, completion_tokens=0))
-            return self._judge(known.value, plan, images)
+            return known
         try:
             answer = await self._teacher.ask(request)
         except TeacherRejected as error:
-            value = {"reason": "teacher_rejected", "detail": str(error)}
-            entry = Entry(number, REJECTED, error.calls, 0, 0, key, value)
-            if self._has_answer:
-                self._log.write(entry)
-                return REFUSED
-            self._hold(entry)
-            return PENDING
-        self._num_unreachable = 0
-        value = answer_value(answer, request, self._price)
-        tokens = answer.prompt_tokens, answer.completion_tokens
-        self._log.write(Entry(number, ANSWERED, answer.calls, *tokens, key, value))
-        self._has_answer = True
-        while self._held:
-            self._log.write(self._held.pop())
-        return self._judge(value, plan, images)
+            return self._reject(file, Entry(number, REJECTED, error.calls, 0, 0, key, rejected_value(error)))
+        if self._known_mode != self._teacher.mode:
+            self._known_mode = self._teacher.mode
+            remember_mode(self._asking.answers.parent, self._base_url, self._teacher.model, answer.mode)
+        return self._keep(file, number, key, answer, plan, prompt_hash(request.system, request.user))
+
+    async def _request(self, file: PlanFile, number: int) -> tuple[PlannedSample, Request]:
+        record = file.record(number)
+        plan = planned(record)
+        images = {place["id"]: await self._read(place) for place in record["pictures"]}
+        return plan, build_request(plan, images, num_negatives=self._asking.rules.num_negatives)
 
     async def _read(self, place: dict[str, Any]) -> bytes:
-        if self._remote:
-            return await asyncio.to_thread(self._pictures.read, place)
-        return self._pictures.read(place)
+        if self._is_remote:
+            return await asyncio.to_thread(self._asking.pictures.read, place)
+        return self._asking.pictures.read(place)
 
-    def _judge(self, value: dict[str, Any], plan: PlannedSample, images: Mapping[str, bytes]) -> str:
-        found = parse_answer(
-            value["text"],
-            value["finish_reason"],
-            plan,
-            images,
-            num_negatives=self._rules.num_negatives,
-            min_self_evaluation=self._rules.min_self_evaluation,
-        )
-        return REFUSED if isinstance(found, Rejected) else KEPT
+    def _from_cache(self, file: PlanFile, number: int, key: str, plan: PlannedSample) -> str | None:
+        """The status of an answer that another run was given, if there is one."""
+        known = None if self._cache is None else self._cache.get(key)
+        if known is None:
+            return None
+        file.write(replace(known, number=number, calls=0, prompt_tokens=0, completion_tokens=0))
+        return self._status(known.value, plan)
 
-    def _hold(self, entry: Entry) -> None:
-        """Keep back a rejection; many of them, and not one answer, are the server's or the recipe's fault."""
-        self._held.append(entry)
+    def _keep(
+        self, file: PlanFile, number: int, key: str, answer: Answer, plan: PlannedSample, prompt_sha256: str
+    ) -> str:
+        """Write an answer; its status."""
+        self._num_unreachable = 0
+        value = answer_value(answer, prompt_sha256, plan.seed, self._asking.price)
+        tokens = answer.prompt_tokens, answer.completion_tokens
+        file.write(Entry(number, ANSWERED, answer.calls, *tokens, key, value))
+        self._has_answer = True
+        while self._held:
+            held_file, entry = self._held.pop()
+            held_file.write(entry)
+        return self._status(value, plan)
+
+    def _status(self, value: dict[str, Any], plan: PlannedSample) -> str:
+        # The pictures do not matter here: their names stand for them.
+        images = {image_id: image_id for image_id in plan.image_ids}
+        return REFUSED if isinstance(self._asking.rules.judge(value, plan, images), Rejected) else KEPT
+
+    def _reject(self, file: PlanFile, entry: Entry) -> str:
+        """Write a rejection, or keep it back: many, and not one answer, are the server's or the recipe's fault."""
+        if self._has_answer:
+            file.write(entry)
+            return REFUSED
+        self._held.append((file, entry))
         if len(self._held) >= REJECTED_IN_A_ROW:
-            detail = self._held[0].value["detail"]
+            detail = entry.value["detail"]
             self._stop = self._stop or Stop(cli.BAD_INPUT, f"the teacher rejects every request ({detail})")
-            for held in self._held:
-                self._note(held.number, FAILED, held.calls, held.value)
+            for held_file, held in self._held:
+                self._note(held_file, replace(held, status=FAILED))
             self._held.clear()
+        return PENDING
 
     def _settle(self, error: Exception) -> None:
         if isinstance(error, BudgetSpent):
@@ -229,13 +277,48 @@ class AskTeacher:
             return
         self._num_unreachable = self._num_unreachable + 1 if getattr(error, "unreachable", False) else 0
         if self._num_unreachable >= UNREACHABLE_IN_A_ROW:
-            where = self._settings["base_url"]
-            self._stop = self._stop or Stop(cli.RESUMABLE, f"{error} at {where}; run again when it is there")
+            reason = f"{error} at {self._base_url}; run again when it is there"
+            self._stop = self._stop or Stop(cli.RESUMABLE, reason)
 
-    def _note(self, number: int, status: str, calls: int, value: dict[str, Any]) -> None:
+    def _stop_on(self, error: OSError) -> None:
+        where = error.filename or self._asking.answers
+        self._stop = Stop(cli.FAILED, f"{where}: {error.strerror or error}")
+
+    def _note(self, file: PlanFile, entry: Entry) -> None:
         """What was paid for without an answer."""
-        if calls:
-            self._log.write(Entry(number, status, calls, 0, 0, "-", value))
+        if entry.calls:
+            file.write(entry)
+
+
+def answer_value(answer: Answer, prompt_sha256: str, seed: int, price: Price | None) -> dict[str, Any]:
+    """An answer as the log keeps it."""
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "model": answer.model,
+        "mode": answer.mode,
+        "prompt_sha256": prompt_sha256,
+        "seed": seed,
+        "usd": None if price is None else price.of(answer.prompt_tokens, answer.completion_tokens),
+    }
+
+
+def rejected_value(error: TeacherRejected) -> dict[str, Any]:
+    return {"reason": "teacher_rejected", "detail": str(error)}
+
+
+def remember_mode(work: Path, base_url: str, model: str, mode: str) -> None:
+    """Tell later runs in which form this server answers."""
+    write_json(work / MODE_FILE, {"base_url": base_url, "model": model, "mode": mode})
+
+
+def remembered_mode(work: Path, base_url: str, model: str) -> str | None:
+    """The form in which this server answered an earlier run, if that is known."""
+    try:
+        found = json.loads((work / MODE_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    return found["mode"] if (found["base_url"], found["model"]) == (base_url, model) else None
 
 
 def api_key() -> str | None:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mme5core.demo.batches import DemoBatches, Reply
 from mme5core.demo.instructions import INSTRUCTIONS
 
 MODEL = "demo-teacher"
@@ -45,6 +46,7 @@ class Faults:
     """How the teacher misbehaves, by request: rates in [0, 1], drawn from the request's content and attempt."""
 
     delay_s: float = 0.0
+    batch_s: float = 0.0
     rate_429: float = 0.0
     rate_500: float = 0.0
     rate_cut_off: float = 0.0
@@ -93,7 +95,7 @@ class Knowledge:
 
 
 class DemoTeacher(ThreadingHTTPServer):
-    """Serves /v1/chat/completions and /v1/models on a free loopback port; `base_url` says where."""
+    """Serves /v1/chat/completions, /v1/models and the Batch API on a free loopback port; `base_url` says where."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -104,6 +106,7 @@ class DemoTeacher(ThreadingHTTPServer):
         self.faults = faults or Faults()
         self.served = Served()
         self.counting = threading.Lock()
+        self.batches = DemoBatches(self.reply, lambda: self.faults.batch_s)
 
     @property
     def base_url(self) -> str:
@@ -116,6 +119,41 @@ class DemoTeacher(ThreadingHTTPServer):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
+
+    def reply(self, body: bytes) -> Reply:
+        """Status, body and further headers in answer to the body of a chat completion."""
+        faults = self.faults
+        name = hashlib.sha256(body).hexdigest()
+        with self.counting:
+            self.served.requests += 1
+            attempt = self.served.requests
+        # Drawn anew at each attempt: a request that failed must be able to pass when it is tried again.
+        chance = random.Random(f"{name} {attempt}")
+        if chance.random() < faults.rate_429:
+            return 429, _error("slow down"), {"retry-after": "0.2"}
+        if chance.random() < faults.rate_500:
+            return 500, _error("something broke"), {}
+        try:
+            request = json.loads(body)
+            prompt, pictures = _read_messages(request["messages"])
+            answer = write_answer(self.knowledge, prompt, pictures, faults)
+        except UnknownLanguage as error:
+            with self.counting:
+                self.served.answered[name] += 1
+            return 200, _completion("", "stop", len(prompt) // 4, refusal=str(error)), {}
+        except (ValueError, LookupError, TypeError, OSError, SyntaxError) as error:
+            return 400, _error(f"cannot read the request: {error}"), {}
+        text = json.dumps(answer, ensure_ascii=False)
+        finish_reason = "stop"
+        # These belong to the request, not the attempt: the same question gets the same bad answer.
+        fate = random.Random(name)
+        if fate.random() < faults.rate_cut_off:
+            text, finish_reason = text[: len(text) // 2], "length"
+        elif fate.random() < faults.rate_malformed:
+            text = text.replace('"revision"', "revision", 1)
+        with self.counting:
+            self.served.answered[name] += 1
+        return 200, _completion(text, finish_reason, len(prompt) // 4 + 85 * len(pictures)), {}
 
 
 class UnknownLanguage(LookupError):
@@ -246,56 +284,32 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        if self.path.rstrip("/").endswith("/models"):
-            self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
-        else:
-            self._send(404, _error("no such path"))
+        path, _, query = self.path.partition("?")
+        if path.rstrip("/").endswith("/models"):
+            return self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        found = self.server.batches.get(path, query)
+        if isinstance(found, bytes):
+            return self._send_bytes(200, found, {"content-type": "application/octet-stream"})
+        self._send(404, _error("no such path")) if found is None else self._send(200, found)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        if self.path != "/v1/chat/completions":
-            return self._send(404, _error("no such path"))
-        faults = self.server.faults
-        name = hashlib.sha256(body).hexdigest()
-        with self.server.counting:
-            self.server.served.requests += 1
-            attempt = self.server.served.requests
-        # Drawn anew at each attempt: a request that failed must be able to pass when it is tried again.
-        chance = random.Random(f"{name} {attempt}")
-        time.sleep(faults.delay_s)
-        if chance.random() < faults.rate_429:
-            return self._send(429, _error("slow down"), {"retry-after": "0.2"})
-        if chance.random() < faults.rate_500:
-            return self._send(500, _error("something broke"))
-        try:
-            request = json.loads(body)
-            prompt, pictures = _read_messages(request["messages"])
-            answer = write_answer(self.server.knowledge, prompt, pictures, faults)
-        except UnknownLanguage as error:
-            with self.server.counting:
-                self.server.served.answered[name] += 1
-            return self._send(200, _completion("", "stop", len(prompt) // 4, refusal=str(error)))
-        except (ValueError, LookupError, TypeError, OSError, SyntaxError) as error:
-            return self._send(400, _error(f"cannot read the request: {error}"))
-        text = json.dumps(answer, ensure_ascii=False)
-        finish_reason = "stop"
-        # These belong to the request, not the attempt: the same question gets the same bad answer.
-        fate = random.Random(name)
-        if fate.random() < faults.rate_cut_off:
-            text, finish_reason = text[: len(text) // 2], "length"
-        elif fate.random() < faults.rate_malformed:
-            text = text.replace('"revision"', "revision", 1)
-        with self.server.counting:
-            self.server.served.answered[name] += 1
-        self._send(200, _completion(text, finish_reason, len(prompt) // 4 + 85 * len(pictures)))
+        if self.path == "/v1/chat/completions":
+            time.sleep(self.server.faults.delay_s)
+            return self._send(*self.server.reply(body))
+        made = self.server.batches.post(self.path, body, self.headers.get("content-type", ""))
+        self._send(404, _error("no such path")) if made is None else self._send(200, made)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         data = json.dumps(body, ensure_ascii=False).encode()
+        self._send_bytes(status, data, {"content-type": "application/json"} | (headers or {}))
+
+    def _send_bytes(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in ({"content-type": "application/json"} | (headers or {})).items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("content-length", str(len(data)))
         self.end_headers()

@@ -79,4 +79,9 @@ def expected_tokens(prompt: str, sizes: Sequence[tuple[int, int]], model: str = 
     """
     pictures = sum(picture_tokens(*size, model) for size in sizes)
     completion = COMPLETION_TOKENS + COMPLETION_TOKENS_PER_PICTURE * len(sizes)
-    return math.ceil(len(prompt) / CHARACTERS_PER_TOKEN) + pictures, completion
+    return text_tokens(prompt) + pictures, completion
+
+
+def text_tokens(text: str) -> int:
+    """Tokens of a text, as a rule of thumb."""
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)

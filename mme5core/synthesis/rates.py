@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mme5core.synthesis.pricing import Price
@@ -15,14 +15,44 @@ SILENT_S = 30.0  # a worker that says nothing for so long is gone, and its calls
 FIRST_GUESS_TOKENS = 3000  # of one call, until answers have come
 
 
-@dataclass(slots=True)
-class Report:
-    """What a worker's requests have come to since its last report."""
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What requests took; `calls` counts those that failed too.
 
-    num_ended: int = 0
+    >>> Usage(calls=2, prompt_tokens=100) - Usage(calls=1) + Usage(num_answered=1)
+    Usage(calls=1, num_answered=1, prompt_tokens=100, completion_tokens=0)
+    """
+
+    calls: int = 0
     num_answered: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.num_answered + other.num_answered,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+    def __sub__(self, other: Usage) -> Usage:
+        return self + Usage(-other.calls, -other.num_answered, -other.prompt_tokens, -other.completion_tokens)
+
+
+@dataclass(slots=True)
+class Report:
+    """What a worker has done since it began, so that one that comes twice, or not at all, does no harm.
+
+    `retry_after_s` is the longest pause that the server has asked for since the report before.
+    """
+
+    num_in_flight: int = 0
+    used: Usage = Usage()
     num_throttled: int = 0
     retry_after_s: float = 0.0
 
@@ -73,8 +103,8 @@ class Governor:
     granted, its money when it has ended, and what is in flight is reckoned with at the mean of those before it.
 
     Args:
-        calls, prompt_tokens, completion_tokens: what earlier runs have used.
         max_in_flight: the ceiling at first and at most.
+        used: what each worker has used before, those of earlier runs included.
     """
 
     def __init__(
@@ -86,9 +116,7 @@ class Governor:
         price: Price | None = None,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
-        calls: int = 0,
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
+        used: Mapping[str, Usage] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         if budget_usd is not None and price is None:
@@ -97,18 +125,19 @@ class Governor:
         self._now = now
         self._max_in_flight = float(max_in_flight)
         self.ceiling = float(max_in_flight)
-        self.calls, self._num_answered = calls, calls
-        self._prompt_tokens, self._completion_tokens = prompt_tokens, completion_tokens
+        self._used_by = dict(used or {})
+        self.used = sum(self._used_by.values(), Usage())
         self._requests = None if requests_per_minute is None else _Bucket(requests_per_minute, now)
         self._tokens = None if tokens_per_minute is None else _Bucket(tokens_per_minute, now)
         self._in_flight: dict[str, int] = {}
+        self._throttled: dict[str, int] = {}
         self._heard: dict[str, float] = {}
         self._decreased, self._paused_until = -COOLDOWN_S, 0.0
 
     @property
     def usd(self) -> float:
         """What has been spent, as far as it has been reported."""
-        return self._price.of(self._prompt_tokens, self._completion_tokens) if self._price else 0.0
+        return self._price.of(self.used.prompt_tokens, self.used.completion_tokens) if self._price else 0.0
 
     @property
     def in_flight(self) -> int:
@@ -131,8 +160,9 @@ class Governor:
             return Grant(0, 0.0 if is_spent else 0.05, is_spent)
         count = count if allowed is None else min(count, allowed)
         count, wait_s = self._take_from_rates(count)
-        self.calls += count
-        self._in_flight[worker] = self._in_flight.get(worker, 0) + count
+        self.used += Usage(calls=count)
+        self._used_by[worker] += Usage(calls=count)
+        self._in_flight[worker] += count
         return Grant(count, wait_s or 0.02)
 
     def _take(self, worker: str, report: Report) -> None:
@@ -141,38 +171,39 @@ class Governor:
         for other in [other for other, heard in self._heard.items() if now - heard > SILENT_S]:
             del self._heard[other]
             self._in_flight.pop(other, None)
-        self._in_flight[worker] = max(0, self._in_flight.get(worker, 0) - report.num_ended)
-        if self._tokens is not None and report.num_answered:
-            # It was taken at the mean of those before.
-            used = report.prompt_tokens + report.completion_tokens
-            self._tokens.take(used - report.num_answered * self._mean_tokens())
-        self._num_answered += report.num_answered
-        self._prompt_tokens += report.prompt_tokens
-        self._completion_tokens += report.completion_tokens
-        if report.num_throttled:
+        self._in_flight[worker] = report.num_in_flight
+        gained = report.used - self._used_by.get(worker, Usage())
+        if self._tokens is not None and gained.num_answered:
+            # They were taken at the mean of those before.
+            self._tokens.take(gained.tokens - gained.num_answered * self._mean_tokens())
+        self.used += gained
+        self._used_by[worker] = report.used
+        is_throttled = report.num_throttled > self._throttled.get(worker, 0)
+        self._throttled[worker] = report.num_throttled
+        if is_throttled:
             if now - self._decreased >= COOLDOWN_S:
                 self.ceiling = max(1.0, self.ceiling * DECREASE)
                 self._decreased = now
             self._paused_until = max(self._paused_until, now + report.retry_after_s)
         else:
-            self.ceiling = min(self._max_in_flight, self.ceiling + report.num_answered / ANSWERS_PER_INCREASE)
+            self.ceiling = min(self._max_in_flight, self.ceiling + max(0, gained.num_answered) / ANSWERS_PER_INCREASE)
 
     def _mean_tokens(self) -> float:
-        if not self._num_answered or not self._prompt_tokens:
+        if not self.used.num_answered or not self.used.prompt_tokens:
             return FIRST_GUESS_TOKENS
-        return (self._prompt_tokens + self._completion_tokens) / self._num_answered
+        return self.used.tokens / self.used.num_answered
 
     def _is_spent(self) -> bool:
-        if self._budget_calls is not None and self.calls >= self._budget_calls:
+        if self._budget_calls is not None and self.used.calls >= self._budget_calls:
             return True
         return self._budget_usd is not None and self.usd >= self._budget_usd
 
     def _allowed_by_budget(self) -> int | None:
         allowed = []
         if self._budget_calls is not None:
-            allowed.append(self._budget_calls - self.calls)
+            allowed.append(self._budget_calls - self.used.calls)
         if self._budget_usd is not None:
-            mean_usd = self.usd / self._num_answered if self._num_answered else 0.0
+            mean_usd = self.usd / self.used.num_answered if self.used.num_answered else 0.0
             left_usd = self._budget_usd - self.usd - self.in_flight * mean_usd
             if left_usd <= 0:
                 allowed.append(0)

@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.answers import ANSWERED, FAILED, REJECTED, AnswerCache, AnswerLog, AnswerWriter, Entry
+from mme5core.synthesis.rates import Usage
+from rayjobs.answers import (
+    ANSWERED,
+    FAILED,
+    REJECTED,
+    AnswerCache,
+    AnswerLog,
+    AnswerWriter,
+    Entry,
+    settled,
+    used_by_worker,
+)
 
 
 def entry(number: int, status: str = ANSWERED, *, text: str = "a", calls: int = 1, key: str = "") -> Entry:
@@ -18,7 +29,7 @@ def log_of(folder: Path, num_plans: int = 6) -> AnswerLog:
 
 
 def test_what_was_written_is_read_by_number(tmp_path: Path) -> None:
-    one, other = AnswerWriter(tmp_path), AnswerWriter(tmp_path)
+    one, other = AnswerWriter(tmp_path, 0, "a"), AnswerWriter(tmp_path, 0, "b")
     one.write(entry(3, text="tab\t, line\n, половина 🐱"))
     other.write(entry(0))
     one.write(entry(5, REJECTED))
@@ -31,7 +42,7 @@ def test_what_was_written_is_read_by_number(tmp_path: Path) -> None:
 
 
 def test_failures_cost_and_leave_the_sample_open(tmp_path: Path) -> None:
-    writer = AnswerWriter(tmp_path)
+    writer = AnswerWriter(tmp_path, 0, "a")
     writer.write(entry(1, FAILED, calls=5))
     assert log_of(tmp_path).num_done == 0
     writer.write(entry(1))
@@ -41,7 +52,7 @@ def test_failures_cost_and_leave_the_sample_open(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_line_that_a_kill_broke_off_does_not_count(tmp_path: Path, cut: int) -> None:
-    writer = AnswerWriter(tmp_path)
+    writer = AnswerWriter(tmp_path, 0, "a")
     for number in range(3):
         writer.write(entry(number, text="x" * 50))
     (file,) = tmp_path.glob("*.answers")
@@ -53,7 +64,7 @@ def test_a_line_that_a_kill_broke_off_does_not_count(tmp_path: Path, cut: int) -
 
 def test_of_two_answers_to_one_sample_one_counts_for_the_rows_and_both_for_the_money(tmp_path: Path) -> None:
     for text in "ab":
-        AnswerWriter(tmp_path).write(entry(2, text=text))
+        AnswerWriter(tmp_path, 0, text).write(entry(2, text=text))
     log = log_of(tmp_path)
     assert (log.num_done, log.usage.calls) == (1, 2)
     (found,) = {log_of(tmp_path).reader().entries(2, 3)[0].value["text"] for _ in range(3)}  # type: ignore[union-attr]
@@ -61,16 +72,16 @@ def test_of_two_answers_to_one_sample_one_counts_for_the_rows_and_both_for_the_m
 
 
 def test_half_a_character_survives(tmp_path: Path) -> None:
-    AnswerWriter(tmp_path).write(entry(0, text="\ud83d"))
+    AnswerWriter(tmp_path, 0, "a").write(entry(0, text="\ud83d"))
     assert log_of(tmp_path).reader().entries(0, 1)[0].value == {"text": "\ud83d"}  # type: ignore[union-attr]
 
 
 def test_a_cache_finds_answers_by_what_was_asked(tmp_path: Path) -> None:
     for number in range(40):
-        AnswerWriter(tmp_path).write(entry(number, text=str(number)))
-    AnswerWriter(tmp_path).write(entry(41, REJECTED, key="f" * 32))
+        AnswerWriter(tmp_path, number, "a").write(entry(number, text=str(number)))
+    AnswerWriter(tmp_path, 99, "b").write(entry(41, REJECTED, key="f" * 32))
     # The same first half of a key is another key.
-    AnswerWriter(tmp_path).write(entry(42, key="0" * 16 + "a" * 16, text="other"))
+    AnswerWriter(tmp_path, 99, "b").write(entry(42, key="0" * 16 + "a" * 16, text="other"))
     cache = AnswerCache(tmp_path)
     assert len(cache) == 41
     for number in range(40):
@@ -79,3 +90,16 @@ def test_a_cache_finds_answers_by_what_was_asked(tmp_path: Path) -> None:
     assert cache.get("0" * 16 + "a" * 16).value["text"] == "other"  # type: ignore[union-attr]
     assert cache.get("f" * 32) is None and cache.get("e" * 32) is None
     assert len(AnswerCache(tmp_path / "none")) == 0
+
+
+def test_what_is_settled_of_a_file_of_the_plan_and_what_each_worker_used(tmp_path: Path) -> None:
+    one, other, next_file = (AnswerWriter(tmp_path, file, name) for file, name in ((7, "a"), (7, "b"), (8, "a")))
+    one.write(entry(70))
+    one.write(entry(71, FAILED, calls=3))
+    other.write(entry(72, REJECTED))
+    next_file.write(entry(80))
+    one.close()
+    one.write(entry(73))  # closed, and opened again
+    assert settled(tmp_path, 7) == {70, 72, 73} and settled(tmp_path, 8) == {80} and settled(tmp_path, 9) == set()
+    assert used_by_worker(tmp_path) == {"a": Usage(6, 3, 40, 20), "b": Usage(1, 0, 10, 5)}
+    assert log_of(tmp_path, 100).used_by_worker == used_by_worker(tmp_path)

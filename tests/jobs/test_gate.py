@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
-from mme5core.synthesis.rates import Governor, Grant, Report
+import pytest
+
+from mme5core.synthesis.rates import Governor, Grant, Usage
 from rayjobs import gate
 from rayjobs.gate import SharedGate
+from tests.jobs.asking import LocalGovernor
 
 
-class Handle:
-    """An actor's handle to a governor, which counts how often it is asked."""
-
-    def __init__(self, governor: Governor) -> None:
-        self.governor, self.reports = governor, list[Report]()
-        self.exchange = SimpleNamespace(remote=self._exchange)
-
-    async def _exchange(self, worker: str, report: Report, wanted: int) -> Grant:
-        self.reports.append(report)
-        return self.governor.exchange(worker, report, wanted)
-
-
-def passed(handle: Handle, num_calls: int, num_slots: int, monkeypatch: Any) -> float:
+def passed(handle: LocalGovernor, num_calls: int, num_slots: int, monkeypatch: Any) -> float:
     """Seconds for so many calls of no length in so many slots."""
     monkeypatch.setattr(gate, "TELL_EVERY_S", 5.0)
 
     async def run() -> float:
-        shared, slots = SharedGate(handle), asyncio.Semaphore(num_slots)
+        shared, slots = SharedGate(handle, "a"), asyncio.Semaphore(num_slots)
 
         async def call() -> None:
             async with slots:
@@ -45,23 +35,23 @@ def passed(handle: Handle, num_calls: int, num_slots: int, monkeypatch: Any) -> 
 
 
 def test_a_call_that_comes_while_a_report_waits_passes_at_once(monkeypatch: Any) -> None:
-    handle = Handle(Governor(max_in_flight=4))
+    handle = LocalGovernor(Governor(max_in_flight=4))
     # Each round of four would else wait for the five seconds of the report of the round before.
     assert passed(handle, 40, 4, monkeypatch) < 4.0
-    assert handle.governor.calls == 40
+    assert handle.governor.used.calls == 40
 
 
 def test_many_calls_are_asked_for_together(monkeypatch: Any) -> None:
-    handle = Handle(Governor(max_in_flight=100))
+    handle = LocalGovernor(Governor(max_in_flight=100))
     passed(handle, 300, 100, monkeypatch)
-    assert handle.governor.calls == 300 and len(handle.reports) < 60
+    assert handle.governor.used.calls == 300 and len(handle.reports) < 60
 
 
 def test_all_who_wait_are_told_that_the_budget_is_spent() -> None:
-    handle = Handle(Governor(max_in_flight=100, budget_calls=3))
+    handle = LocalGovernor(Governor(max_in_flight=100, budget_calls=3))
 
     async def run() -> list[bool]:
-        shared = SharedGate(handle)
+        shared = SharedGate(handle, "a")
         return await asyncio.gather(*(shared.enter() for _ in range(10)))
 
     assert sorted(asyncio.run(run())) == [False] * 7 + [True] * 3
@@ -69,10 +59,10 @@ def test_all_who_wait_are_told_that_the_budget_is_spent() -> None:
 
 def test_a_worker_whose_calls_take_long_says_that_it_lives(monkeypatch: Any) -> None:
     monkeypatch.setattr(gate, "TELL_EVERY_S", 0.02)
-    handle = Handle(Governor(max_in_flight=4))
+    handle = LocalGovernor(Governor(max_in_flight=4))
 
     async def run() -> int:
-        shared = SharedGate(handle)
+        shared = SharedGate(handle, "a")
         assert await shared.enter()
         await asyncio.sleep(0.3)
         during = len(handle.reports)
@@ -88,14 +78,71 @@ def test_a_worker_whose_calls_take_long_says_that_it_lives(monkeypatch: Any) -> 
 
 
 def test_what_is_granted_to_a_call_that_is_gone_is_given_back() -> None:
-    handle = Handle(Governor(max_in_flight=2))
+    handle = LocalGovernor(Governor(max_in_flight=2))
 
     async def run() -> None:
-        shared = SharedGate(handle)
+        shared = SharedGate(handle, "a")
         gone = asyncio.ensure_future(shared.enter())
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.sleep(0.5)
         assert handle.governor.in_flight == 0
+
+    asyncio.run(run())
+
+
+def test_leave_for_many_is_had_at_once_as_far_as_there_is_room() -> None:
+    handle = LocalGovernor(Governor(max_in_flight=10, budget_calls=12))
+
+    async def run() -> list[int]:
+        shared = SharedGate(handle, "a")
+        found = [await shared.enter_many(7), await shared.enter_many(7)]
+        for _ in range(10):
+            shared.leave()
+        return [*found, await shared.enter_many(7), await shared.enter_many(7)]
+
+    assert asyncio.run(run()) == [7, 3, 2, 0]
+
+
+def test_what_an_earlier_run_sent_counts_as_in_flight_and_what_was_never_sent_costs_nothing() -> None:
+    handle = LocalGovernor(Governor(max_in_flight=10, used={"before": Usage(calls=5)}))
+
+    async def run() -> None:
+        shared = SharedGate(handle, "a")
+        shared.inside(4)
+        await shared.tell()
+        assert (handle.governor.in_flight, handle.governor.used.calls) == (4, 9)
+        for _ in range(3):
+            shared.leave(was_called=False)
+        shared.leave(prompt_tokens=8)
+        await shared.tell()
+        assert (handle.governor.in_flight, handle.governor.used) == (0, Usage(6, 1, 8, 0))
+
+    asyncio.run(run())
+
+
+def test_a_governor_that_came_back_knows_what_is_in_flight_and_what_was_used() -> None:
+    handle = LocalGovernor(Governor(max_in_flight=10, budget_calls=6))
+
+    async def run() -> list[int]:
+        shared = SharedGate(handle, "a")
+        granted = [await shared.enter_many(4)]
+        handle.governor = Governor(max_in_flight=10, budget_calls=6)
+        return [*granted, await shared.enter_many(4), await shared.enter_many(4)]
+
+    assert asyncio.run(run()) == [4, 2, 0]
+
+
+def test_who_waits_at_a_gate_that_fails_is_told_so() -> None:
+    handle = LocalGovernor(Governor(max_in_flight=1))
+
+    async def fail(*_: Any) -> Grant:
+        raise ConnectionError("the governor is gone")
+
+    handle.exchange.remote = fail
+
+    async def run() -> None:
+        with pytest.raises(ConnectionError, match="is gone"):
+            await SharedGate(handle, "a").enter()
 
     asyncio.run(run())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from mme5core.synthesis.pricing import Price
-from mme5core.synthesis.rates import SILENT_S, Governor, Report
+from mme5core.synthesis.rates import SILENT_S, Governor, Grant, Report, Usage
 
 
 class Clock:
@@ -18,30 +19,65 @@ class Clock:
         return self.s
 
 
-def ended(num: int, *, tokens: int = 0) -> Report:
-    return Report(num_ended=num, num_answered=num if tokens else 0, prompt_tokens=num * tokens)
+class Worker:
+    """Reports of a worker, which say all that it has done so far."""
+
+    def __init__(self, governor: Governor, name: str = "a") -> None:
+        self.governor, self.name, self.report = governor, name, Report()
+
+    def ends(self, num: int, *, tokens: int = 0, num_throttled: int = 0, retry_after_s: float = 0.0) -> None:
+        self.report.num_in_flight -= num
+        self.report.used += Usage(0, num if tokens else 0, num * tokens, 0)
+        self.report.num_throttled += num_throttled
+        self.report.retry_after_s = retry_after_s
+
+    def wants(self, num: int) -> Grant:
+        grant = self.governor.exchange(self.name, replace(self.report), num)
+        self.report.num_in_flight += grant.count
+        self.report.used += Usage(calls=grant.count)
+        self.report.retry_after_s = 0.0
+        return grant
 
 
 def test_never_more_in_flight_than_the_ceiling_over_all_workers() -> None:
     governor = Governor(max_in_flight=10)
-    assert governor.exchange("a", Report(), 6).count == 6
-    assert governor.exchange("b", Report(), 6).count == 4
-    assert governor.exchange("a", Report(), 6).count == 0
-    assert governor.exchange("a", ended(3), 6).count == 3
+    a, b = Worker(governor, "a"), Worker(governor, "b")
+    assert (a.wants(6).count, b.wants(6).count, a.wants(6).count) == (6, 4, 0)
+    a.ends(3)
+    assert a.wants(6).count == 3
 
 
 def test_a_budget_of_calls_is_kept_to_the_call() -> None:
-    governor = Governor(max_in_flight=100, budget_calls=10, calls=4)
-    assert governor.exchange("a", Report(), 5).count == 5
-    assert governor.exchange("b", Report(), 5).count == 1
-    last = governor.exchange("b", Report(), 1)
+    governor = Governor(max_in_flight=100, budget_calls=10, used={"before": Usage(calls=4)})
+    b = Worker(governor, "b")
+    assert Worker(governor, "a").wants(5).count == 5
+    assert b.wants(5).count == 1
+    last = b.wants(1)
     assert last.count == 0 and last.is_spent
-    assert governor.calls == 10
+    assert governor.used.calls == 10
+
+
+def test_a_report_that_comes_twice_changes_nothing() -> None:
+    governor = Governor(max_in_flight=10)
+    worker = Worker(governor)
+    worker.wants(6)
+    worker.ends(4, tokens=100, num_throttled=1)
+    for _ in range(3):
+        governor.exchange("a", replace(worker.report), 0)
+        assert (governor.in_flight, governor.used) == (2, Usage(6, 4, 400, 0))
+        assert governor.ceiling == 7.5  # one blow
+
+
+def test_a_grant_that_was_lost_is_given_again_and_counted_once() -> None:
+    governor = Governor(max_in_flight=10, budget_calls=10)
+    assert governor.exchange("a", Report(), 8).count == 8  # the worker never heard of it
+    assert governor.exchange("a", Report(), 8).count == 8
+    assert (governor.in_flight, governor.used.calls) == (8, 8)
 
 
 def test_a_budget_of_nothing_is_spent_at_once() -> None:
     for budget in ({"budget_calls": 0}, {"budget_usd": 0.0, "price": Price(1, 1)}):
-        grant = Governor(max_in_flight=5, **budget).exchange("a", Report(), 3)  # type: ignore[arg-type]
+        grant = Worker(Governor(max_in_flight=5, **budget)).wants(3)  # type: ignore[arg-type]
         assert grant.count == 0 and grant.is_spent
 
 
@@ -50,24 +86,23 @@ def test_a_budget_of_nothing_is_spent_at_once() -> None:
 def test_a_budget_of_money_is_passed_by_no_more_than_what_was_in_flight(num_workers: int, seed: int) -> None:
     draw = random.Random(seed)
     governor = Governor(max_in_flight=20, budget_usd=1.0, price=Price(1.0, 1.0))  # a million tokens
-    in_flight = {str(n): 0 for n in range(num_workers)}
+    workers = [Worker(governor, str(n)) for n in range(num_workers)]
     spent, costs_in_flight = 0, 0.0
     while True:
-        worker = draw.choice(list(in_flight))
-        num_ended = draw.randint(0, in_flight[worker])
-        tokens = [draw.randint(5_000, 30_000) for _ in range(num_ended)]
-        spent += sum(tokens)
-        in_flight[worker] -= num_ended
-        report = Report(num_ended, num_ended, sum(tokens), 0)
-        grant = governor.exchange(worker, report, 20)
-        in_flight[worker] += grant.count
+        worker = draw.choice(workers)
+        for _ in range(draw.randint(0, worker.report.num_in_flight)):
+            tokens = draw.randint(5_000, 30_000)
+            spent += tokens
+            worker.ends(1, tokens=tokens)
+        grant = worker.wants(20)
+        in_flight = sum(other.report.num_in_flight for other in workers)
         if grant.count:
             assert spent < 1_000_000  # nothing starts once it is spent
-            costs_in_flight = sum(in_flight.values()) * 30_000
+            costs_in_flight = in_flight * 30_000
         if grant.is_spent:
             break
-    assert spent + sum(in_flight.values()) * 5_000 > 900_000  # and it is used
-    assert spent + sum(in_flight.values()) * 30_000 < 1_000_000 + costs_in_flight
+    assert spent + in_flight * 5_000 > 900_000  # and it is used
+    assert spent + in_flight * 30_000 < 1_000_000 + costs_in_flight
 
 
 def test_money_without_a_price_is_refused() -> None:
@@ -78,65 +113,69 @@ def test_money_without_a_price_is_refused() -> None:
 def test_requests_per_minute_hold_over_all_workers() -> None:
     clock = Clock()
     governor = Governor(max_in_flight=10_000, requests_per_minute=600, now=clock)
+    workers = [Worker(governor, name) for name in "abc"]
     granted = 0
     for _ in range(600):  # a minute
-        for worker in "abc":
-            granted += governor.exchange(worker, Report(), 100).count
+        granted += sum(worker.wants(100).count for worker in workers)
         clock.s += 0.1
     assert 600 <= granted <= 612
 
 
 def test_tokens_per_minute_follow_what_calls_really_take() -> None:
     clock = Clock()
-    governor = Governor(max_in_flight=10_000, tokens_per_minute=60_000, now=clock)
-    used = count = 0
+    worker = Worker(Governor(max_in_flight=10_000, tokens_per_minute=60_000, now=clock))
+    count = 0
     for _ in range(6000):  # ten minutes
-        report = ended(count, tokens=500)
-        used += report.prompt_tokens
-        count = governor.exchange("a", report, 100).count
+        worker.ends(count, tokens=500)
+        count = worker.wants(100).count
         clock.s += 0.1
-    assert 0.95 * 600_000 < used < 1.05 * 600_000
+    assert 0.95 * 600_000 < worker.report.used.tokens < 1.05 * 600_000
 
 
 def test_a_wait_is_as_long_as_the_rate_says() -> None:
     clock = Clock()
-    governor = Governor(max_in_flight=10, requests_per_minute=30, now=clock)
-    assert governor.exchange("a", Report(), 1).count == 1
-    grant = governor.exchange("a", Report(), 1)
+    worker = Worker(Governor(max_in_flight=10, requests_per_minute=30, now=clock))
+    assert worker.wants(1).count == 1
+    grant = worker.wants(1)
     assert grant.count == 0 and grant.wait_s == pytest.approx(2.0)
     clock.s += grant.wait_s
-    assert governor.exchange("a", Report(), 1).count == 1
+    assert worker.wants(1).count == 1
 
 
 def test_429_lowers_the_ceiling_for_all_and_answers_raise_it_again() -> None:
     clock = Clock()
     governor = Governor(max_in_flight=100, now=clock)
+    a, b = Worker(governor, "a"), Worker(governor, "b")
     for _ in range(3):  # one blow, however many it hits
-        governor.exchange("a", Report(num_ended=1, num_throttled=1), 0)
+        a.ends(0, num_throttled=1)
+        a.wants(0)
     assert governor.ceiling == 75
     clock.s += 2
-    governor.exchange("b", Report(num_ended=1, num_throttled=1), 0)
+    b.ends(0, num_throttled=1)
+    b.wants(0)
     assert governor.ceiling == 56.25
-    assert governor.exchange("a", Report(), 100).count == 56
-    governor.exchange("a", ended(56, tokens=1), 0)
-    governor.exchange("a", Report(num_ended=0, num_answered=44, prompt_tokens=44), 0)
-    assert governor.ceiling == 60.25
+    assert a.wants(100).count == 56
+    a.ends(56, tokens=1)
+    a.wants(0)
+    assert governor.ceiling == 56.25 + 56 / 25
 
 
 def test_retry_after_holds_everybody() -> None:
     clock = Clock()
     governor = Governor(max_in_flight=100, now=clock)
-    governor.exchange("a", Report(num_ended=1, num_throttled=1, retry_after_s=7.0), 0)
-    grant = governor.exchange("b", Report(), 5)
+    a, b = Worker(governor, "a"), Worker(governor, "b")
+    a.ends(0, num_throttled=1, retry_after_s=7.0)
+    a.wants(0)
+    grant = b.wants(5)
     assert grant.count == 0 and grant.wait_s == pytest.approx(7.0) and not grant.is_spent
     clock.s += 7.0
-    assert governor.exchange("b", Report(), 5).count == 5
+    assert b.wants(5).count == 5
 
 
 def test_calls_of_a_worker_that_died_do_not_count_for_ever() -> None:
     clock = Clock()
     governor = Governor(max_in_flight=4, now=clock)
-    assert governor.exchange("dead", Report(), 4).count == 4
-    assert governor.exchange("alive", Report(), 4).count == 0
+    dead, alive = Worker(governor, "dead"), Worker(governor, "alive")
+    assert (dead.wants(4).count, alive.wants(4).count) == (4, 0)
     clock.s += SILENT_S + 1
-    assert governor.exchange("alive", Report(), 4).count == 4
+    assert alive.wants(4).count == 4

@@ -1,0 +1,143 @@
+"""OpenAI's Batch API: a file of requests in, a file of answers out within a day, at half the price."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import openai
+
+from mme5core.errors import first_line
+from mme5core.synthesis.teacher import TeacherMisconfigured, TeacherUnavailable, backoff_s, wrong_key
+
+MAX_FILE_BYTES = 150 << 20  # OpenAI takes 200 MB
+ENDPOINT: Final = "/v1/chat/completions"
+CLOCKS_DIFFER_S = 3600.0  # ours and the server's, at most
+OVER = ("completed", "failed", "expired", "cancelled")
+_NAME = "mme5"  # the key of a batch's name in its metadata
+
+
+@dataclass(frozen=True, slots=True)
+class BatchState:
+    """Where a batch stands; `problem` is why it failed as a whole, and `is_queue_full` that it may pass later."""
+
+    id: str
+    status: str
+    files: tuple[str, ...] = ()
+    problem: str = ""
+    is_queue_full: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in OVER
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What one request of a batch came to; `status_code` is 0 where it was never sent (expired, cancelled)."""
+
+    custom_id: str
+    status_code: int
+    body: dict[str, Any]
+
+
+def batch_line(custom_id: str, body: dict[str, Any]) -> bytes:
+    """One request as a line of the file to send."""
+    line = {"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": body}
+    return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+class BatchClient:
+    """Sends files of requests and fetches what came of them.
+
+    Every method raises `TeacherMisconfigured` where the server has no Batch API or does not take the key, and
+    `TeacherUnavailable` where it does not answer, after `max_attempts`.
+    """
+
+    def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float, max_attempts: int) -> None:
+        self._has_key, self._max_attempts = bool(api_key), max_attempts
+        self._client = openai.AsyncOpenAI(
+            base_url=base_url, api_key=api_key or "none", max_retries=max_attempts - 1, timeout=timeout_s
+        )
+
+    async def submit(self, file: Path, name: str) -> str:
+        """Send a file of `batch_line`s; returns the batch's id. `find` finds it by `name`."""
+        started_s = time.time()
+        with self._translated():
+            sent = await self._client.files.create(file=file, purpose="batch")
+            # Not tried again by the client: of a request that timed out there may be a batch all the same.
+            client = self._client.with_options(max_retries=0)
+            for attempt in range(1, self._max_attempts + 1):
+                try:
+                    batch = await client.batches.create(
+                        input_file_id=sent.id, endpoint=ENDPOINT, completion_window="24h", metadata={_NAME: name}
+                    )
+                    return batch.id
+                except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError):
+                    if attempt == self._max_attempts:
+                        raise
+                await asyncio.sleep(backoff_s(attempt))
+                if found := await self.find(name, since_s=started_s - CLOCKS_DIFFER_S):
+                    return found
+        raise AssertionError("unreachable: every attempt returns or raises")
+
+    async def find(self, name: str, *, since_s: float) -> str | None:
+        """The batch of this name, if it was made after `since_s` (Unix time)."""
+        with self._translated():
+            async for batch in self._client.batches.list(limit=100):  # the newest first
+                if (batch.metadata or {}).get(_NAME) == name:
+                    return batch.id
+                if batch.created_at < since_s:
+                    break
+        return None
+
+    async def state(self, batch_id: str) -> BatchState:
+        with self._translated():
+            batch = await self._client.batches.retrieve(batch_id)
+        errors = (batch.errors.data or []) if batch.errors else []
+        return BatchState(
+            batch.id,
+            batch.status,
+            tuple(file for file in (batch.output_file_id, batch.error_file_id) if file),
+            (errors[0].message or errors[0].code or "")[:200] if errors else "",
+            any(error.code == "token_limit_exceeded" for error in errors),
+        )
+
+    async def replies(self, batch: BatchState) -> AsyncIterator[Reply]:
+        """What the requests came to, in any order; one that was never looked at may be missing."""
+        for file in batch.files:
+            with self._translated():
+                async with self._client.files.with_streaming_response.content(file) as response:
+                    async for line in response.iter_lines():
+                        if line.strip():
+                            yield _reply(json.loads(line))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise wrong_key(error, self._has_key) from None
+        except (openai.NotFoundError, AttributeError) as error:  # of a page of HTML the client makes a string
+            raise TeacherMisconfigured(
+                f"the teacher has no Batch API at this address ({first_line(error)[:80]}): set teacher.batch_size=null"
+            ) from None
+        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+            message = f"no Batch API now ({first_line(error)[:200]})"
+            raise TeacherUnavailable(message, 0, unreachable=isinstance(error, openai.APIConnectionError)) from None
+        except openai.APIStatusError as error:
+            raise TeacherMisconfigured(f"the teacher refuses the batch ({first_line(error)[:200]})") from None
+
+
+def _reply(line: dict[str, Any]) -> Reply:
+    response = line.get("response") or {}
+    return Reply(line["custom_id"], response.get("status_code") or 0, response.get("body") or {})

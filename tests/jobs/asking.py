@@ -1,0 +1,180 @@
+"""A server that replies as it is told, a plan of a few samples, and a worker that asks for them, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from mme5core.demo.batches import DemoBatches
+from mme5core.readers import AS_IT_IS
+from mme5core.synthesis.plan import PlanSettings
+from mme5core.synthesis.rates import Governor, Grant, Report
+from rayjobs.answers import AnswerLog
+from rayjobs.batch_worker import AskInBatches
+from rayjobs.config import FilterConfig
+from rayjobs.picture_filters import PictureKey
+from rayjobs.planning import Plan, make_plan
+from rayjobs.synth_worker import Asking, AskTeacher, Pictures, Rules, Stop
+from tests.jobs.indexes import indexed
+
+NUM_PICTURES = 40
+GOOD = {
+    "images": [],
+    "draft": {},
+    "evaluation": {},
+    "improvements": "",
+    "revision": {"instruction": "Find it.", "query": "what?", "positive": "a cat", "negatives": ["a dog"]},
+}
+Reply = tuple[int, Any, dict[str, str]]
+"""Status, body, further headers."""
+
+
+def completion(text: str, finish_reason: str = "stop") -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": finish_reason, "message": message}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+    }
+
+
+ANSWER: Reply = (200, completion(json.dumps(GOOD)), {})
+
+
+class Served:
+    """A server that replies as it is told, call by call and in batches, and remembers what it was asked.
+
+    Attributes:
+        requests: bodies of chat completions, those of batches included.
+        online: how many of them came by themselves.
+    """
+
+    def __init__(self, reply: Callable[[dict[str, Any], int], Reply]) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.online = 0
+        self.reply = reply
+        self.batches = DemoBatches(self._reply, lambda: 0.05)
+        served = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.path == "/v1/chat/completions":
+                    served.online += 1
+                    return self.send(*served._reply(body))
+                self.send(200, served.batches.post(self.path, body, self.headers["content-type"]), {})
+
+            def do_GET(self) -> None:
+                path, _, query = self.path.partition("?")
+                self.send(200, served.batches.get(path, query), {})
+
+            def send(self, status: int, body: Any, headers: dict[str, str]) -> None:
+                data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else None
+                data = json.dumps(body).encode() if data is None else data
+                self.send_response(status)
+                self.send_header("content-type", "text/html" if isinstance(body, str) else "application/json")
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self.server.serve_forever, daemon=True).start()
+        self.base_url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    def _reply(self, body: bytes) -> Reply:
+        self.requests.append(json.loads(body))
+        return self.reply(self.requests[-1], len(self.requests))
+
+
+class LocalGovernor:
+    """A governor as an actor's handle gives it."""
+
+    def __init__(self, governor: Governor) -> None:
+        self.governor, self.counts = governor, Counter[str]()
+        self.reports: list[Report] = []
+        self.exchange = SimpleNamespace(remote=self._exchange)
+
+    async def _exchange(self, worker: str, report: Report, counts: Mapping[str, int], wanted: int) -> Grant:
+        self.counts = Counter(counts)
+        self.reports.append(report)
+        return self.governor.exchange(worker, report, wanted)
+
+
+class Work:
+    """A plan of a sample for each of some pictures, and the log of its answers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "pictures").mkdir()
+        for number in range(NUM_PICTURES):
+            Image.new("RGB", (8, 8), (number, 99, 7)).save(root / "pictures" / f"{number:02d}.png")
+        index = indexed(root, [root / "pictures"], PictureKey(FilterConfig().model_dump()))
+        settings = PlanSettings(tasks={"vqa": 1.0}, languages=["en"])
+        self.plan: Plan = make_plan(index, settings, root, neighbours=None, num_workers=1)
+        self.answers = root / "answers"
+        self.answers.mkdir()
+
+    def ask(
+        self,
+        base_url: str,
+        *,
+        cache: Path | None = None,
+        key: str | None = None,
+        batch_size: int | None = None,
+        budget: Mapping[str, Any] | None = None,
+        mode: str | None = None,
+        kind: type[AskTeacher] | None = None,
+        **more: Any,
+    ) -> tuple[Counter[str], Stop]:
+        """Counts by status, and why it stopped (code 0: it did not)."""
+        teacher = {"base_url": base_url, "model": "m", "concurrency": 4, "max_attempts": 2, "timeout_s": 5.0}
+        teacher |= {"batch_size": batch_size, "batch_poll_s": 0.02} | more
+        used = self.log().used_by_worker
+        self.governor = Governor(max_in_flight=4 * (batch_size or 1), used=used, **(budget or {}))
+        kind = kind or (AskInBatches if batch_size else AskTeacher)
+        asking = Asking(
+            teacher,
+            self.plan,
+            Pictures(self.plan.shards, ("",), AS_IT_IS),
+            Rules(1, None),
+            (budget or {}).get("price"),
+            self.answers,
+            None if cache is None else str(cache),
+            key,
+            mode,
+        )
+        handle = LocalGovernor(self.governor)
+        actor = kind(asking, handle)
+
+        async def run() -> Stop:
+            try:
+                told = await actor(pa.table({"file": [0]}))
+                return Stop(told["stop_code"][0], told["stop_reason"][0])
+            finally:
+                await actor._teacher.close()
+
+        stop = asyncio.run(run())
+        return +handle.counts, stop
+
+    def log(self) -> AnswerLog:
+        return AnswerLog(self.answers, len(self.plan), self.root / "places")
+
+    def statuses(self) -> Counter[str | None]:
+        return Counter(entry and entry.status for entry in self.log().reader().entries(0, len(self.plan)))

@@ -1,0 +1,248 @@
+"""The actor that asks in batches, without Ray: what is sent once, what a kill leaves behind, what servers refuse."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mme5core.synthesis.batches import BatchClient
+from mme5core.synthesis.pricing import Price
+from rayjobs import batch_worker, cli
+from rayjobs.answers import ANSWERED, REJECTED
+from rayjobs.batch_worker import AskInBatches, Record, batch_folder, has_batches
+from tests.jobs.asking import ANSWER, NUM_PICTURES, Reply, Served, Work
+
+
+class Killed(BaseException):
+    """No `except` of ours catches it."""
+
+
+def batches_of(served: Served) -> list[dict[str, Any]]:
+    return list(served.batches._batches.values())
+
+
+def ask_until_killed(work: Work, served: Served, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """A run that dies at a call of the client, as by SIGKILL: nothing is written after it."""
+
+    def die(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchClient, where, die)
+        with pytest.raises(Killed):
+            work.ask(served.base_url, batch_size=15)
+
+
+def test_one_call_shows_the_form_and_the_rest_goes_in_batches(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    counts, stop = work.ask(served.base_url, batch_size=15, budget={"price": Price(10.0, 50.0)})
+    assert counts == {"kept": NUM_PICTURES} and stop.code == 0
+    assert served.online == 1 and [batch["endpoint"] for batch in batches_of(served)] == ["/v1/chat/completions"] * 3
+    assert len(served.requests) == len({request["seed"] for request in served.requests}) == NUM_PICTURES
+    log = work.log()
+    assert (log.num_done, log.usage.calls, log.usage.prompt_tokens) == (NUM_PICTURES, NUM_PICTURES, 100 * NUM_PICTURES)
+    assert work.governor.used == log.usage and work.governor.in_flight == 0
+    entries = log.reader().entries(0, NUM_PICTURES)
+    assert {entry.value["usd"] for entry in entries if entry} == {0.002}
+    assert not has_batches(work.root)
+
+
+def test_rows_are_those_of_single_calls(work: Work, serve: Any, tmp_path: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    work.ask(served.base_url, batch_size=15)
+    batched = work.log().reader().entries(0, NUM_PICTURES)
+    for file in work.answers.iterdir():
+        file.unlink()
+    work.ask(served.base_url)
+    assert work.log().reader().entries(0, NUM_PICTURES) == batched
+
+
+@pytest.mark.parametrize("where", ["state", "replies"])
+def test_a_killed_run_finds_its_batches_again(
+    where: str, work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    ask_until_killed(work, served, monkeypatch, where)
+    sent = len(batches_of(served))
+    assert sent and has_batches(work.root)
+    counts, _ = work.ask(served.base_url, batch_size=15, mode="json_schema")
+    assert counts["kept"] == NUM_PICTURES - 1  # but for the one that was asked by itself
+    assert len(served.requests) == NUM_PICTURES and len(batches_of(served)) == 3
+
+
+def test_a_run_that_was_killed_before_it_heard_of_its_batch_finds_it_by_name(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    submit = BatchClient.submit
+
+    async def submit_and_die(self: BatchClient, *args: Any) -> str:
+        await submit(self, *args)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchClient, "submit", submit_and_die)
+        with pytest.raises(Killed):
+            work.ask(served.base_url, batch_size=39)
+    (record,) = Record.of_file(batch_folder(work.root), 0)
+    assert record.batch_id is None and len(record.numbers) == 39
+    counts, _ = work.ask(served.base_url, batch_size=39, mode="json_schema")
+    assert counts == {"kept": 39} and len(batches_of(served)) == 1 and len(served.requests) == NUM_PICTURES
+
+
+def test_a_run_that_was_killed_before_it_sent_anything_sends_it(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    ask_until_killed(work, served, monkeypatch, "submit")
+    assert has_batches(work.root) and not batches_of(served)
+    counts, _ = work.ask(served.base_url, batch_size=15, mode="json_schema")
+    assert counts == {"kept": NUM_PICTURES - 1} and len(served.requests) == NUM_PICTURES
+
+
+def test_a_run_that_was_killed_while_it_wrote_answers_writes_each_once(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    write, written = AskInBatches._write, []
+
+    def write_and_die(self: AskInBatches, *args: Any) -> str:
+        if len(written) == 7:
+            raise Killed
+        written.append(args)
+        return write(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AskInBatches, "_write", write_and_die)
+        with pytest.raises(Killed):
+            work.ask(served.base_url, batch_size=39)
+    assert work.log().num_done == 8
+    counts, _ = work.ask(served.base_url, batch_size=39, mode="json_schema")
+    assert counts == {"kept": 32} and len(served.requests) == NUM_PICTURES
+    assert work.log().usage.calls == NUM_PICTURES == work.governor.used.calls
+
+
+def test_batches_are_taken_up_though_the_next_run_asks_call_by_call(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    ask_until_killed(work, served, monkeypatch, "state")
+    counts, _ = work.ask(served.base_url, kind=AskInBatches, mode="json_schema")
+    assert counts == {"kept": NUM_PICTURES - 1} and len(served.requests) == NUM_PICTURES
+
+
+def test_batches_with_another_server_are_not_forgotten(work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(lambda request, n: ANSWER)
+    ask_until_killed(work, served, monkeypatch, "state")
+    other = serve(lambda request, n: ANSWER)
+    _, stop = work.ask(other.base_url, batch_size=15)
+    assert stop.code == cli.BAD_INPUT and served.base_url in stop.reason and has_batches(work.root)
+    assert not other.requests
+
+
+def test_a_budget_of_calls_is_kept_to_the_call(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    counts, stop = work.ask(served.base_url, batch_size=15, budget={"budget_calls": 20})
+    assert stop.code == cli.RESUMABLE and "budget" in stop.reason
+    assert counts == {"kept": 20, "pending": 20} and len(served.requests) == 20
+    counts, stop = work.ask(served.base_url, batch_size=15, mode="json_schema")
+    assert counts == {"kept": 20} and len(served.requests) == NUM_PICTURES
+
+
+def test_a_budget_of_money_is_passed_by_no_more_than_what_was_in_flight(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    budget = {"budget_usd": 0.021, "price": Price(10.0, 50.0)}  # 0.002 each
+    _, stop = work.ask(served.base_url, batch_size=15, budget=budget)
+    assert stop.code == cli.RESUMABLE and 10 <= len(served.requests) <= 11
+
+
+def test_what_was_answered_elsewhere_is_not_sent(work: Work, serve: Any, tmp_path: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    work.ask(served.base_url, budget={"budget_calls": 10})
+    cache = work.answers.rename(tmp_path / "cache")
+    work.answers.mkdir()
+    counts, _ = work.ask(served.base_url, batch_size=40, cache=cache, mode="json_schema")
+    assert counts == {"kept": NUM_PICTURES} and len(served.requests) == NUM_PICTURES
+    assert work.log().usage.calls == NUM_PICTURES - 10 == work.governor.used.calls
+
+
+def test_lines_that_failed_are_pending_or_refused_as_calls_are(work: Work, serve: Any) -> None:
+    def reply(request: dict[str, Any], n: int) -> Reply:
+        if 10 <= n < 15:
+            return 500, {"error": {"message": "broke"}}, {}
+        return (400, {"error": {"message": "image too small"}}, {}) if 20 <= n < 23 else ANSWER
+
+    served = serve(reply)
+    counts, stop = work.ask(served.base_url, batch_size=15)
+    assert counts == {"kept": NUM_PICTURES - 8, "refused": 3, "pending": 5} and stop.code == 0
+    assert work.statuses() == {ANSWERED: NUM_PICTURES - 8, REJECTED: 3, None: 5}
+    assert work.log().usage.calls == NUM_PICTURES
+    counts, _ = work.ask(served.base_url, batch_size=15, mode="json_schema")
+    assert counts == {"kept": 5}
+
+
+def failing(served: Served, code: str, times: int) -> None:
+    """Batches that the server makes are said to have failed, the first few times."""
+    post = served.batches.post
+
+    def failed(*args: Any) -> Any:
+        made = post(*args)
+        if made and made["object"] == "batch" and len(batches_of(served)) <= times:
+            made |= {"status": "failed", "errors": {"object": "list", "data": [{"code": code, "message": f"{code}!"}]}}
+        return made
+
+    served.batches.post = failed  # type: ignore[method-assign]
+
+
+def test_a_batch_that_the_server_refuses_stops_the_job_and_says_why(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    failing(served, "invalid_model", 99)
+    _, stop = work.ask(served.base_url, batch_size=50)
+    assert stop.code == cli.BAD_INPUT and "refuses a batch (invalid_model!)" in stop.reason
+    assert work.log().usage.calls == 1 == work.governor.used.calls and not has_batches(work.root)
+
+
+def test_a_batch_for_which_the_queue_is_full_is_sent_again(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    failing(served, "token_limit_exceeded", 2)
+    counts, stop = work.ask(served.base_url, batch_size=50)
+    assert counts == {"kept": NUM_PICTURES} and stop.code == 0 and len(batches_of(served)) == 3
+    assert len(served.requests) == NUM_PICTURES == work.governor.used.calls
+
+
+def test_a_batch_that_expired_is_pending_and_costs_what_was_done_of_it(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    get = served.batches.get
+
+    def expired(path: str, query: str) -> Any:
+        found = get(path, query)
+        if isinstance(found, bytes):
+            lines = [json.loads(line) for line in found.splitlines()]
+            for line in lines[10:]:
+                line |= {"response": None, "error": {"code": "batch_expired", "message": "too late"}}
+            return "\n".join(map(json.dumps, lines)).encode()
+        return found | {"status": "expired"} if found and found.get("status") == "completed" else found
+
+    served.batches.get = expired
+    counts, stop = work.ask(served.base_url, batch_size=50)
+    assert counts == {"kept": 11, "pending": 29} and stop.code == 0
+    assert work.log().usage.calls == 11 == work.governor.used.calls and not has_batches(work.root)
+
+
+def test_a_server_without_a_batch_api_is_one_line(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    served.batches.post = lambda *_: None
+    counts, stop = work.ask(served.base_url, batch_size=15, max_attempts=1)
+    assert stop.code == cli.BAD_INPUT and "no Batch API" in stop.reason and "\n" not in stop.reason
+    assert counts["kept"] == 1 and not has_batches(work.root)
+
+
+def test_files_are_cut_at_the_size_that_servers_take(work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(lambda request, n: ANSWER)
+    monkeypatch.setattr(batch_worker, "MAX_FILE_BYTES", 50_000)
+    counts, _ = work.ask(served.base_url, batch_size=50)
+    files = [served.batches._files[batch["input_file_id"]] for batch in batches_of(served)]
+    assert counts == {"kept": NUM_PICTURES} and len(files) > 2 and max(map(len, files)) <= 50_000
+    assert len(served.requests) == NUM_PICTURES == work.governor.used.calls
