@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from mme5core.readers import read_rows
 from mme5core.schemas import CANDIDATES, HOLDOUT, NEIGHBOURS, QUERIES
 
 NUM_EMOJI = 48
+TOKEN = secrets.token_hex(32)  # one for all clusters: Ray reads it once in a process
 
 
 @dataclass(frozen=True)
@@ -180,12 +182,37 @@ def kill_when(
 
 def kill_with_children(process: subprocess.Popen[Any]) -> None:
     """SIGKILL to a process and all that it has started."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):  # a child may end with its parent
-            child.kill()
+    kill_tree(process.pid)
     process.wait(timeout=60)
+
+
+def kill_tree(pid: int) -> None:
+    found = psutil.Process(pid)
+    for process in [found, *found.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a child may end with its parent
+            process.kill()
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """A cluster of a head and another node, both on this machine."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 200 << 20})
+    cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
+    cluster.wait_for_nodes()
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def other_raylet(cluster: Any) -> int:
+    """The process of the node that is not the head."""
+    (node,) = cluster.worker_nodes
+    return int(next(process.process.pid for process in node.all_processes["raylet"]))
 
 
 def workers_of(pid: int, name: str) -> list[psutil.Process]:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import secrets
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
-from tests.ray.conftest import Ended, adds_up, command, kill_when, run_job, wait_for, workers_of
+from tests.ray.conftest import (
+    Ended,
+    adds_up,
+    command,
+    kill_tree,
+    kill_when,
+    other_raylet,
+    run_job,
+    wait_for,
+    workers_of,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-TOKEN = secrets.token_hex(32)  # one for all clusters: Ray reads it once in a process
 NUM_SHARDS, ROWS_PER_SHARD, NUM_TEXTS = 6, 20_000, 3_000
 
 
@@ -133,22 +138,6 @@ def test_a_killed_actor_or_task_is_made_up_for_by_the_run_itself(
     is_equal(output, unbroken)
 
 
-@pytest.fixture
-def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """A cluster of a head and another node, both on this machine."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 200 << 20})
-    cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
-    cluster.wait_for_nodes()
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
 @pytest.mark.parametrize("phase", ["reading", "embedding", "writing"])
 def test_a_killed_node_is_made_up_for_by_the_others(
     phase: str, two_nodes: object, corpus: Path, base: Path, unbroken: tuple[list[str], np.ndarray], tmp_path: Path
@@ -163,14 +152,10 @@ def test_a_killed_node_is_made_up_for_by_the_others(
         text=True,
         env=env,
     ) as process:
-        (node,) = cluster.worker_nodes  # type: ignore[attr-defined]
-        raylet = next(p.process.pid for p in node.all_processes["raylet"])
+        raylet = other_raylet(cluster)
         ready, name = is_in(phase, output), {"embedding": "ray::MapWorker"}.get(phase, "ray::")
         wait_for(process, lambda: ready() and bool(workers_of(raylet, name)), every_s=0.01)
-        children = psutil.Process(raylet).children(recursive=True)
-        for pid in [raylet, *[child.pid for child in children]]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_tree(raylet)
         out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert json.loads(out.strip().splitlines()[-1])["code"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from tests.ray.conftest import (
     World,
     adds_up,
     command,
+    kill_tree,
     kill_when,
+    other_raylet,
     read_parts,
     run_job,
     synth_args,
@@ -41,6 +44,7 @@ def is_in(phase: str, output: Path) -> Callable[[], bool]:
     """Whether a run has begun a phase, and done some of it."""
     work, before = output / "_work", num_answers(output)
     return {
+        "reading": lambda: (work / "index").exists(),
         "planning": lambda: (work / "index" / "totals.json").exists(),
         "asking": lambda: num_answers(output) >= before + 100,
         "finalising": lambda: bool(list(work.glob("staged/samples-*.parquet"))),
@@ -95,24 +99,76 @@ def test_a_run_killed_twice_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize(
-    ("phase", "name"), [("planning", "ray::"), ("asking", "ray::MapWorker"), ("finalising", "ray::Map")]
+    ("phase", "name"),
+    [
+        ("reading", "ray::Map"),
+        ("asking", "ray::MapWorker"),
+        ("asking", "ray::GovernorActor"),
+        ("finalising", "ray::Map"),
+    ],
 )
 def test_a_killed_actor_or_task_is_made_up_for_by_the_run_itself(
     phase: str, name: str, world: World, knowledge: Knowledge, unbroken: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     with DemoTeacher(knowledge, Faults(delay_s=0.02)) as teacher:
-        with subprocess.Popen(
-            command("synth", *args(world, teacher, output)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            for _ in range(2 if phase == "asking" else 1):
-                wait_for(process, is_in(phase, output), every_s=0.01)
-                wait_for(process, lambda: bool(workers_of(process.pid, name)), every_s=0.01)
+        with started(world, teacher, output) as process:
+            for _ in range(2):
+                ready = is_in(phase, output)
+                wait_for(process, lambda: ready() and bool(workers_of(process.pid, name)), every_s=0.01)  # noqa: B023
                 workers_of(process.pid, name)[0].kill()
-            out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        assert json.loads(out.splitlines()[-1])["code"] == 0
+            ends_well(process)
         is_equal(output, unbroken, teacher, num_kills=2)
+
+
+def test_a_killed_node_is_made_up_for_by_the_others(
+    two_nodes: Any, world: World, knowledge: Knowledge, unbroken: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with DemoTeacher(knowledge, Faults(delay_s=0.02)) as teacher:
+        with started(world, teacher, output, env={"RAY_ADDRESS": two_nodes.address}) as process:
+            raylet, ready = other_raylet(two_nodes), is_in("asking", output)
+            wait_for(process, lambda: ready() and bool(workers_of(raylet, "ray::MapWorker")), every_s=0.01)
+            kill_tree(raylet)
+            ends_well(process)
+        is_equal(output, unbroken, teacher, num_kills=1)
+
+
+@pytest.mark.parametrize("driver_only", [False, True])
+def test_a_run_killed_twice_while_its_batches_are_with_the_server_takes_them_up(
+    driver_only: bool, world: World, knowledge: Knowledge, unbroken: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    more = [f"output={output}", "teacher.batch_size=64", "teacher.batch_poll_s=0.2"]
+    with DemoTeacher(knowledge, Faults(batch_s=4.0)) as teacher:
+        for _ in range(2):
+            before = len(list(output.glob("_work/batches/*.json")))
+            kill_when(
+                "synth",
+                *args(world, teacher, output),
+                *more,
+                ready=lambda: len(list(output.glob("_work/batches/*.json"))) > before,  # noqa: B023
+                driver_only=driver_only,
+                every_s=0.01,
+            )
+        ended = run_job("synth", *args(world, teacher, output), *more)
+        assert ended.code == 0, ended.stderr
+        is_equal(output, unbroken, teacher, num_kills=0)
+
+
+def started(
+    world: World, teacher: DemoTeacher, output: Path, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("synth", *args(world, teacher, output)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (env or {}),
+    )
+
+
+def ends_well(process: subprocess.Popen[str]) -> None:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    assert json.loads(out.splitlines()[-1])["code"] == 0
