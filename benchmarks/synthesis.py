@@ -120,7 +120,7 @@ def bare_loop(base_url: str, corpus: Path) -> float:
     return asyncio.run(run())
 
 
-def job(args: list[str], output: Path) -> tuple[dict[str, Any], float, int]:
+def job(args: list[str], output: Path, *, with_memory: bool = False) -> tuple[dict[str, Any], float, int]:
     """(summary, answers per second between the first tenth and the last, peak of the sum of PSS in bytes)."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     seen: list[tuple[float, int]] = []
@@ -130,15 +130,20 @@ def job(args: list[str], output: Path) -> tuple[dict[str, Any], float, int]:
 
     def watch() -> None:
         nonlocal peak
-        turn = 0
+        read: dict[Path, tuple[int, int]] = {}  # bytes and lines: what is there now is not read again
         while process.poll() is None:
-            count = sum(file.read_bytes().count(b"\n") for file in output.glob("_work/answers/*.answers"))
+            for file in output.glob("_work/answers/*.answers"):
+                offset, lines = read.get(file, (0, 0))
+                with file.open("rb") as stream:
+                    stream.seek(offset)
+                    new = stream.read()
+                read[file] = offset + len(new), lines + new.count(b"\n")
+            count = sum(lines for _, lines in read.values())
             if count and (not seen or count != seen[-1][1]):
                 seen.append((time.perf_counter(), count))
-            if turn % 10 == 0:
+            if with_memory:
                 peak = max(peak, _pss(process.pid))
-            turn += 1
-            time.sleep(0.2)
+            time.sleep(2.0 if with_memory else 0.25)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -148,6 +153,8 @@ def job(args: list[str], output: Path) -> tuple[dict[str, Any], float, int]:
     assert summary["code"] == 0, summary
     last = seen[-1][1]
     middle = [(when, count) for when, count in seen if 0.1 * last <= count <= 0.9 * last]
+    if len(middle) < 2:
+        return summary, float("nan"), peak
     (start_s, first), (end_s, final) = middle[0], middle[-1]
     return summary, (final - first) / (end_s - start_s), peak
 
@@ -201,7 +208,7 @@ def memory(root: Path, common: list[str]) -> list[dict[str, Any]]:
     with Server(root / "corpus", Faults()) as server:
         for per_image in (1, 16):
             args = [*common, f"teacher.base_url={server.base_url}", f"samples_per_image={per_image}"]
-            summary, _, peak = job(args, root / f"memory{per_image}")
+            summary, _, peak = job(args, root / f"memory{per_image}", with_memory=True)
             found.append({"samples": summary["counters"]["read"], "peak_mb": peak >> 20})
     return found
 

@@ -94,6 +94,7 @@ class SharedGate:
         self._waiting: deque[tuple[asyncio.Future[int], int]] = deque()
         self._report = Report()
         self._has_news = False
+        self._num_swaps = self._num_left = 0
         self._task: asyncio.Task[None] | None = None
         self._somebody_waits = asyncio.Event()
         self._telling = asyncio.Lock()  # a report that overtook a grant would not know of it
@@ -103,16 +104,25 @@ class SharedGate:
 
     async def enter_many(self, num_wanted: int) -> int:
         """Leave for some requests, at most so many and at least one; 0 when the budget is spent."""
+        if num_wanted == 1 and not self._waiting and self._swap():
+            return 1
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((waiter, num_wanted))
         self._somebody_waits.set()
         self._start()
         return await waiter
 
+    def _swap(self) -> bool:
+        """Whether one more may go in at once, in the place of one that has ended."""
+        if not self._num_swaps or not self._num_left:
+            return False
+        self._num_swaps, self._num_left = self._num_swaps - 1, self._num_left - 1
+        self._went_in(1)
+        return True
+
     def inside(self, num_requests: int) -> None:
         """Requests that are with the server without having entered here: those of an earlier run."""
-        self._report.num_in_flight += num_requests
-        self._report.used += Usage(calls=num_requests)
+        self._went_in(num_requests)
         self._start()
 
     def leave(
@@ -125,12 +135,31 @@ class SharedGate:
     ) -> None:
         report = self._report
         report.num_in_flight -= 1
+        self._num_left += 1
         is_answered = bool(prompt_tokens or completion_tokens)
         report.used += Usage(0 if was_called else -1, int(is_answered), prompt_tokens, completion_tokens)
         if retry_after_s is not None:
             report.num_throttled += 1
             report.retry_after_s = max(report.retry_after_s, retry_after_s)
+            self._num_swaps = 0
+            self._somebody_waits.set()  # all others should know
+        while self._waiting and self._waiting[0][1] == 1 and self._swap_in():
+            pass
         self._start()
+
+    def _swap_in(self) -> bool:
+        """Whether the first who waits, for one request, went in without asking."""
+        if self._waiting[0][0].done():  # gone while it waited
+            self._waiting.popleft()
+            return True
+        if self._swap():
+            self._waiting.popleft()[0].set_result(1)
+            return True
+        return False
+
+    def _went_in(self, num_requests: int) -> None:
+        self._report.num_in_flight += num_requests
+        self._report.used += Usage(calls=num_requests)
 
     def _start(self) -> None:
         self._has_news = True
@@ -159,20 +188,20 @@ class SharedGate:
         async with self._telling:
             report, wanted = replace(self._report), sum(number for _, number in self._waiting)
             self._report.retry_after_s, self._has_news = 0.0, False
+            self._num_swaps = self._num_left = 0  # the report says who has left; the answer to it, who may follow
             told = self._worker, report, dict(self.counts), wanted
             grant: Grant = await self._governor.exchange.remote(*told)
             self._let_in(grant)
             return grant
 
     def _let_in(self, grant: Grant) -> None:
-        left = grant.count
+        left, self._num_swaps = grant.count, grant.swaps
         while self._waiting and (left or grant.is_spent):
             waiter, wanted = self._waiting.popleft()
             if waiter.done():  # gone while it waited
                 continue
             count = min(left, wanted)
             left -= count
-            self._report.num_in_flight += count
-            self._report.used += Usage(calls=count)
+            self._went_in(count)
             waiter.set_result(count)
         self._has_news |= bool(left)  # granted to one who is gone: the next report gives it back

@@ -10,6 +10,8 @@ from mme5core.synthesis.pricing import Price
 
 # After a 429 three quarters of the ceiling, at most once in this time; after each that many answers one more.
 DECREASE, COOLDOWN_S, ANSWERS_PER_INCREASE = 0.75, 1.0, 25
+# Between two reports each call in flight may be followed by so many, where the budget is for many times that.
+SWAPS_PER_CALL, FAR_FROM_SPENT = 4, 20
 BURST_S = 1.0  # of what a rate allows, this much at once
 SILENT_S = 30.0  # a worker that says nothing for so long is gone, and its calls with it
 FIRST_GUESS_TOKENS = 3000  # of one call, until answers have come
@@ -59,11 +61,15 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """How many requests a worker may send now; if none, when to ask again, or that the budget is spent."""
+    """How many requests a worker may send now; if none, when to ask again, or that the budget is spent.
+
+    Until its next report it may send `swaps` more without asking, each in the place of one that has ended.
+    """
 
     count: int
     wait_s: float = 0.0
     is_spent: bool = False
+    swaps: int = 0
 
 
 @dataclass(slots=True)
@@ -130,6 +136,7 @@ class Governor:
         self._requests = None if requests_per_minute is None else _Bucket(requests_per_minute, now)
         self._tokens = None if tokens_per_minute is None else _Bucket(tokens_per_minute, now)
         self._in_flight: dict[str, int] = {}
+        self._swaps: dict[str, int] = {}
         self._throttled: dict[str, int] = {}
         self._heard: dict[str, float] = {}
         self._decreased, self._paused_until = -COOLDOWN_S, 0.0
@@ -144,26 +151,30 @@ class Governor:
         return sum(self._in_flight.values())
 
     def exchange(self, worker: str, report: Report, wanted: int) -> Grant:
-        """Take a worker's report, and grant it at most `wanted` requests."""
+        """Take a worker's report, and grant it at most `wanted` requests; what was granted before has ended with it."""
         self._take(worker, report)
-        if not wanted:
-            return Grant(0)
         now = self._now()
         if now < self._paused_until:
             return Grant(0, self._paused_until - now)
-        room = int(self.ceiling) - self.in_flight
-        count = max(0, min(wanted, room))
         allowed = self._allowed_by_budget()
-        if allowed is not None and allowed <= 0:
+        if wanted and allowed is not None and allowed <= 0:
             # What is in flight may cost less than its mean, and then there is something left.
             is_spent = self._is_spent() or not self.in_flight
             return Grant(0, 0.0 if is_spent else 0.05, is_spent)
-        count = count if allowed is None else min(count, allowed)
-        count, wait_s = self._take_from_rates(count)
+        room = int(self.ceiling) - self.in_flight
+        count, wait_s = self._take_from_rates(max(0, min(wanted, room, wanted if allowed is None else allowed)))
         self.used += Usage(calls=count)
         self._used_by[worker] += Usage(calls=count)
         self._in_flight[worker] += count
-        return Grant(count, wait_s or 0.02)
+        self._swaps[worker] = self._swaps_for(worker, None if allowed is None else allowed - count)
+        return Grant(count, wait_s or 0.02, swaps=self._swaps[worker])
+
+    def _swaps_for(self, worker: str, allowed: int | None) -> int:
+        """Calls that a worker may start without asking: none where every call counts."""
+        is_tight = allowed is not None and allowed < FAR_FROM_SPENT * self.in_flight
+        if self._requests is not None or self._tokens is not None or is_tight or self.in_flight > self.ceiling:
+            return 0
+        return SWAPS_PER_CALL * self._in_flight[worker]
 
     def _take(self, worker: str, report: Report) -> None:
         now = self._now()
@@ -171,7 +182,8 @@ class Governor:
         for other in [other for other, heard in self._heard.items() if now - heard > SILENT_S]:
             del self._heard[other]
             self._in_flight.pop(other, None)
-        self._in_flight[worker] = report.num_in_flight
+            self._swaps.pop(other, None)
+        self._in_flight[worker], self._swaps[worker] = report.num_in_flight, 0
         gained = report.used - self._used_by.get(worker, Usage())
         if self._tokens is not None and gained.num_answered:
             # They were taken at the mean of those before.
@@ -199,12 +211,12 @@ class Governor:
         return self._budget_usd is not None and self.usd >= self._budget_usd
 
     def _allowed_by_budget(self) -> int | None:
-        allowed = []
+        allowed, swaps = [], sum(self._swaps.values())
         if self._budget_calls is not None:
-            allowed.append(self._budget_calls - self.used.calls)
+            allowed.append(self._budget_calls - self.used.calls - swaps)
         if self._budget_usd is not None:
             mean_usd = self.usd / self.used.num_answered if self.used.num_answered else 0.0
-            left_usd = self._budget_usd - self.usd - self.in_flight * mean_usd
+            left_usd = self._budget_usd - self.usd - (self.in_flight + swaps) * mean_usd
             if left_usd <= 0:
                 allowed.append(0)
             elif mean_usd:

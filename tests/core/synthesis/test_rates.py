@@ -24,9 +24,11 @@ class Worker:
 
     def __init__(self, governor: Governor, name: str = "a") -> None:
         self.governor, self.name, self.report = governor, name, Report()
+        self.num_swaps = self.num_left = 0
 
     def ends(self, num: int, *, tokens: int = 0, num_throttled: int = 0, retry_after_s: float = 0.0) -> None:
         self.report.num_in_flight -= num
+        self.num_left += num
         self.report.used += Usage(0, num if tokens else 0, num * tokens, 0)
         self.report.num_throttled += num_throttled
         self.report.retry_after_s = retry_after_s
@@ -36,7 +38,17 @@ class Worker:
         self.report.num_in_flight += grant.count
         self.report.used += Usage(calls=grant.count)
         self.report.retry_after_s = 0.0
+        self.num_swaps, self.num_left = grant.swaps, 0
         return grant
+
+    def swaps(self) -> bool:
+        """Whether it may start another call without asking, in the place of one that has ended."""
+        if not self.num_swaps or not self.num_left:
+            return False
+        self.num_swaps, self.num_left = self.num_swaps - 1, self.num_left - 1
+        self.report.num_in_flight += 1
+        self.report.used += Usage(calls=1)
+        return True
 
 
 def test_never_more_in_flight_than_the_ceiling_over_all_workers() -> None:
@@ -81,28 +93,64 @@ def test_a_budget_of_nothing_is_spent_at_once() -> None:
         assert grant.count == 0 and grant.is_spent
 
 
-@pytest.mark.parametrize("num_workers", [1, 4])
+@pytest.mark.parametrize(("num_workers", "ceiling"), [(1, 20), (4, 20), (1, 4), (4, 4)])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_budget_of_money_is_passed_by_no_more_than_what_was_in_flight(num_workers: int, seed: int) -> None:
+def test_a_budget_of_money_is_passed_by_no_more_than_what_was_in_flight(
+    num_workers: int, ceiling: int, seed: int
+) -> None:
     draw = random.Random(seed)
-    governor = Governor(max_in_flight=20, budget_usd=1.0, price=Price(1.0, 1.0))  # a million tokens
+    governor = Governor(max_in_flight=ceiling, budget_usd=10.0, price=Price(1.0, 1.0))  # ten million tokens
     workers = [Worker(governor, str(n)) for n in range(num_workers)]
-    spent, costs_in_flight = 0, 0.0
+    spent = most_in_flight = num_swaps = 0
     while True:
         worker = draw.choice(workers)
         for _ in range(draw.randint(0, worker.report.num_in_flight)):
             tokens = draw.randint(5_000, 30_000)
             spent += tokens
             worker.ends(1, tokens=tokens)
+            if draw.random() < 0.8 and worker.swaps():
+                num_swaps += 1
+                assert spent < 10_000_000  # nothing starts once it is spent
+        if draw.random() < 0.5:
+            continue  # it does not report each time
         grant = worker.wants(20)
+        assert not grant.count or spent < 10_000_000
         in_flight = sum(other.report.num_in_flight for other in workers)
-        if grant.count:
-            assert spent < 1_000_000  # nothing starts once it is spent
-            costs_in_flight = in_flight * 30_000
+        most_in_flight = max(most_in_flight, in_flight)
         if grant.is_spent:
             break
-    assert spent + in_flight * 5_000 > 900_000  # and it is used
-    assert spent + in_flight * 30_000 < 1_000_000 + costs_in_flight
+    assert most_in_flight <= ceiling and num_swaps > 50
+    assert spent + in_flight * 5_000 > 9_900_000  # and it is used
+    assert spent + in_flight * 30_000 < 10_000_000 + ceiling * 30_000
+
+
+def test_calls_without_asking_are_counted_and_stop_where_they_could_pass_the_budget() -> None:
+    governor = Governor(max_in_flight=10, budget_calls=1_000)
+    worker = Worker(governor)
+    worker.wants(10)
+    num_asked = 1
+    while governor.used.calls < 1_000:
+        for _ in range(10):
+            worker.ends(worker.report.num_in_flight, tokens=10)
+            while worker.swaps():
+                pass
+        num_asked += 1
+        if worker.wants(10).is_spent:
+            break
+    assert worker.report.used.calls == governor.used.calls == 1_000
+    assert num_asked < 60  # five calls or more for a question
+
+
+def test_nobody_starts_without_asking_where_rates_are_set_or_the_ceiling_is_passed() -> None:
+    for rates in ({"requests_per_minute": 6_000}, {"tokens_per_minute": 1e9}):
+        assert Worker(Governor(max_in_flight=10, **rates)).wants(5).swaps == 0  # type: ignore[arg-type]
+    governor = Governor(max_in_flight=10)
+    worker = Worker(governor)
+    assert worker.wants(10).swaps > 0
+    worker.ends(1, num_throttled=1)
+    assert worker.wants(0).swaps == 0 and governor.in_flight == 9 > governor.ceiling
+    worker.ends(2)
+    assert worker.wants(0).swaps > 0
 
 
 def test_money_without_a_price_is_refused() -> None:
