@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from functools import lru_cache
 from itertools import accumulate
+from threading import Lock
 
 import pyarrow as pa
 
@@ -12,6 +13,8 @@ from mme5core.errors import first_line
 from mme5core.readers import img2dataset, table
 from mme5core.readers.corpus_row import ReadOptions
 from mme5core.storage import AnyPath, parquet_file
+
+_ONE_AT_A_TIME = Lock()  # many threads that want pictures of one row group would else each read all of it
 
 
 def read_picture(shard: AnyPath, image_id: str, offset: int, num_bytes: int, options: ReadOptions) -> bytes:
@@ -36,9 +39,10 @@ def read_picture(shard: AnyPath, image_id: str, offset: int, num_bytes: int, opt
 
 def _in_parquet(shard: AnyPath, row: int, options: ReadOptions) -> bytes:
     try:
-        starts, column = _layout(shard)
-        group = bisect_right(starts, row) - 1
-        value = _row_group(shard, group, column)[row - starts[group]].as_py()
+        with _ONE_AT_A_TIME:
+            starts, column = _layout(shard)
+            group = bisect_right(starts, row) - 1
+            value = _row_group(shard, group, column)[row - starts[group]].as_py()
         data = table.image_of(value, shard, options)
     except (pa.ArrowInvalid, ValueError, IndexError) as error:
         raise OSError(0, first_line(error), str(shard)) from None

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 from torch import Tensor, nn
 
 from mme5core.checkpoint import META, STATE, Checkpoints, PlainMoments, collect_state, restore_state
+from tests.stores import below
 
 
 def state(value: float) -> dict[str, Tensor]:
@@ -118,26 +118,18 @@ def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
         Checkpoints(tmp_path, keep=1, run="two").latest()
 
 
-def test_an_object_store_keeps_them_as_a_disk_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "none")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        options = f"endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http&allow_bucket_creation=true"
-        place = f"s3://bucket/run?{options}"
-        checkpoints = Checkpoints(place, keep=2)
-        for step in (1, 2, 3):
-            saved(checkpoints, step, float(step))
-        (files, _) = fs.FileSystem.from_uri(place)
-        files.delete_file(f"bucket/run/step-00000003/{META}")
-        assert Checkpoints(place, keep=2).steps() == [2]
-        saved(Checkpoints(place, keep=2), 3, 3.5)
-        latest = Checkpoints(place, keep=2).latest()
-        assert latest is not None and latest[0] == 3
-        torch.testing.assert_close(latest[1], state(3.5), rtol=0, atol=0)
-    finally:
-        server.stop()
+def test_an_object_store_keeps_them_as_a_disk_does(bucket: str) -> None:
+    place = below(bucket, "run")
+    checkpoints = Checkpoints(place, keep=2)
+    for step in (1, 2, 3):
+        saved(checkpoints, step, float(step))
+    files, path = fs.FileSystem.from_uri(place)
+    files.delete_file(f"{path}/step-00000003/{META}")
+    assert Checkpoints(place, keep=2).steps() == [2]
+    saved(Checkpoints(place, keep=2), 3, 3.5)
+    latest = Checkpoints(place, keep=2).latest()
+    assert latest is not None and latest[0] == 3
+    torch.testing.assert_close(latest[1], state(3.5), rtol=0, atol=0)
 
 
 def test_a_writer_that_has_lost_its_right_changes_nothing_and_says_so(tmp_path: Path) -> None:

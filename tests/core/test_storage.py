@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,7 +10,6 @@ from threading import Thread
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from mme5core import storage
@@ -19,39 +17,13 @@ from mme5core.images import BadImage, image_bytes, load_rgb
 from mme5core.readers import InputError, find_shards, input_files, input_identity, read_rows
 from mme5core.storage import Address, locate
 from tests.core.contents import picture
+from tests.stores import below, put
 
 
 def png(seed: int) -> bytes:
     buffer = io.BytesIO()
     picture(seed).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The address of an empty bucket, with what a client must be told of the server."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "none")
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        options = f"endpoint_override=127.0.0.1:{server.get_host_and_port()[1]}&scheme=http&allow_bucket_creation=true"
-        store, path = fs.FileSystem.from_uri(f"s3://corpus/?{options}")
-        store.create_dir(path)
-        yield f"s3://corpus?{options}"
-        server.stop()
-
-
-def put(address: str, data: bytes) -> None:
-    store, path = fs.FileSystem.from_uri(address)
-    with store.open_output_stream(path) as stream:
-        stream.write(data)
-
-
-def below(bucket: str, name: str) -> str:
-    place = locate(bucket)
-    assert isinstance(place, Address)
-    return str(place / name)
 
 
 def test_a_corpus_in_a_store_has_the_rows_of_the_same_corpus_on_disk(bucket: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from mme5core.demo.batches import DemoBatches
 from mme5core.readers import AS_IT_IS
+from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import PlanSettings
 from mme5core.synthesis.rates import Governor, Grant, Report
 from rayjobs.answers import AnswerLog
@@ -117,15 +118,24 @@ class LocalGovernor:
         return self.governor.exchange(worker, report, wanted)
 
 
-class Work:
-    """A plan of a sample for each of some pictures, and the log of its answers."""
+def write_pictures(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(NUM_PICTURES):
+        Image.new("RGB", (8, 8), (number, 99, 7)).save(folder / f"{number:02d}.png")
+    return folder
 
-    def __init__(self, root: Path) -> None:
+
+class Work:
+    """A plan of a sample for each of some pictures, and the log of its answers.
+
+    Args:
+        shard: where the pictures are; None: a folder of new ones.
+    """
+
+    def __init__(self, root: Path, shard: AnyPath | None = None) -> None:
         self.root = root
-        (root / "pictures").mkdir()
-        for number in range(NUM_PICTURES):
-            Image.new("RGB", (8, 8), (number, 99, 7)).save(root / "pictures" / f"{number:02d}.png")
-        index = indexed(root, [root / "pictures"], PictureKey(FilterConfig().model_dump()))
+        shard = shard or write_pictures(root / "pictures")
+        index = indexed(root, [shard], PictureKey(FilterConfig().model_dump()))
         settings = PlanSettings(tasks={"vqa": 1.0}, languages=["en"])
         self.plan: Plan = make_plan(index, settings, root, neighbours=None, num_workers=1)
         self.answers = root / "answers"

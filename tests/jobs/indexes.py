@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.readers import ReadOptions
+from mme5core.storage import AnyPath
 from rayjobs.scan import Index, KeyOf, ScanShard, _find_duplicates, _totals
 
 
-def indexed(folder: Path, shards: Sequence[Path], key_of: KeyOf, *, columns: tuple[str, ...] = ()) -> Index:
+def indexed(folder: Path, shards: Sequence[AnyPath], key_of: KeyOf, *, columns: tuple[str, ...] = ()) -> Index:
     """The index of the shards, in a folder of its own."""
     index = folder / "index"
     index.mkdir()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mme5core.storage import locate
 from mme5core.synthesis.pricing import Price
 from rayjobs import cli
 from rayjobs.answers import ANSWERED, REJECTED
 from rayjobs.synth_worker import REJECTED_IN_A_ROW, remembered_mode
-from tests.jobs.asking import ANSWER, GOOD, NUM_PICTURES, Reply, Work, completion
+from tests.jobs.asking import ANSWER, GOOD, NUM_PICTURES, Reply, Work, completion, write_pictures
+from tests.stores import below, put
 
 
 def test_every_answer_is_in_the_log_with_what_it_took(work: Work, serve: Any) -> None:
@@ -194,3 +200,29 @@ def test_tokens_that_a_server_does_not_count_are_estimated_and_a_budget_in_money
     # A prompt of some 2,000 characters, a picture of one tile (255 tokens) and a short answer.
     assert 600 < per_call < 1_500
     assert stop.code == cli.RESUMABLE and 0.02 <= used.tokens / 1e6 < 0.02 + 5 * per_call / 1e6
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_pictures_in_an_object_store_are_shown_to_the_teacher(
+    kind: str, bucket: str, tmp_path: Path, serve: Any
+) -> None:
+    pictures = write_pictures(tmp_path / "pictures")
+    wanted = {file.read_bytes() for file in pictures.iterdir()}
+    shard = Path(pictures)
+    if kind == "tar":
+        shard = tmp_path / "00000.tar"
+        with tarfile.open(shard, "w") as tar:
+            for file in sorted(pictures.iterdir()):
+                tar.add(file, file.name)
+    elif kind == "parquet":
+        shard = tmp_path / "x.parquet"
+        rows = [{"id": file.stem, "image": file.read_bytes()} for file in sorted(pictures.iterdir())]
+        pq.write_table(pa.Table.from_pylist(rows), shard, row_group_size=10)
+    for file in [shard] if shard.is_file() else sorted(shard.iterdir()):
+        put(below(bucket, f"{kind}/{file.relative_to(tmp_path)}"), file.read_bytes())
+    work = Work(tmp_path, locate(below(bucket, f"{kind}/{shard.name}")))
+    served = serve(lambda request, n: ANSWER)
+    counts, stop = work.ask(served.base_url)
+    assert (counts, stop.code) == ({"kept": NUM_PICTURES}, 0)
+    urls = [request["messages"][1]["content"][1]["image_url"]["url"] for request in served.requests]
+    assert {base64.b64decode(url.partition("base64,")[2]) for url in urls} == wanted
