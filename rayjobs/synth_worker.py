@@ -159,7 +159,7 @@ class AskTeacher:
         self._teacher = Teacher(**settings, api_key=asking.api_key, gate=self._gate, mode=asking.mode)
         self._slots = asyncio.Semaphore(asking.teacher["concurrency"])
         self._known_mode = asking.mode
-        self._num_unreachable = 0
+        self._num_open = self._num_unreachable = 0
         self._has_answer = False
         # Rejections, until it is known whether the server answers anything.
         self._held: list[tuple[PlanFile, Entry]] = []
@@ -167,6 +167,7 @@ class AskTeacher:
 
     async def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         """Whether to stop, and why; the counts go to the governor, and the answers into the log."""
+        self._num_open += 1
         for number in batch["file"].to_pylist():
             try:
                 with PlanFile(self._asking, number, self._worker) as file:
@@ -174,6 +175,9 @@ class AskTeacher:
             except OSError as error:
                 self._stop_on(error)
         await self._gate.tell()
+        self._num_open -= 1
+        if not self._num_open:
+            await self._teacher.close()  # nobody says when the last file was
         stop = self._stop or Stop(0, "")
         return {"stop_code": [stop.code], "stop_reason": [stop.reason]}
 

@@ -177,15 +177,8 @@ class Teacher:
         self._max_attempts, self._timeout_s = max_attempts, timeout_s
         self._gate, self._has_key = gate or OpenGate(), bool(api_key)
         self._form = _Form(mode or SCHEMA, is_proven=mode is not None)
-        # The client's own retries are off: they would hide calls from the budget and multiply with ours.
-        # aiohttp below it takes three quarters of the time of its default.
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key or "none",
-            max_retries=0,
-            timeout=timeout_s,
-            http_client=openai.DefaultAioHttpClient(),
-        )
+        self._base_url, self._api_key = base_url, api_key or "none"
+        self._client: openai.AsyncOpenAI | None = None
 
     @property
     def mode(self) -> str | None:
@@ -206,7 +199,23 @@ class Teacher:
         return await self._ask(request, 0)
 
     async def close(self) -> None:
-        await self._client.close()
+        """Let the connections go; a question after it makes new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    def _connected(self) -> openai.AsyncOpenAI:
+        if self._client is None:
+            # The client's own retries are off: they would hide calls from the budget and multiply with ours.
+            # aiohttp below it takes three quarters of the time of its default.
+            self._client = openai.AsyncOpenAI(
+                base_url=self._base_url,
+                api_key=self._api_key,
+                max_retries=0,
+                timeout=self._timeout_s,
+                http_client=openai.DefaultAioHttpClient(),
+            )
+        return self._client
 
     async def _find_form(self, request: Request) -> Answer:
         """Ask in the strictest form, then in the next; a request rejected in all is at fault itself."""
@@ -251,7 +260,7 @@ class Teacher:
         try:
             # As `chat.completions.create`, without its walk through every value of the request: a third of a call.
             body = request.body(self.model, self.settings, mode)
-            response = await self._client.post("/chat/completions", body=body, cast_to=object)
+            response = await self._connected().post("/chat/completions", body=body, cast_to=object)
             answer = self._read(response, request, calls, mode)
             told = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
             return answer

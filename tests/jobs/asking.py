@@ -174,11 +174,8 @@ class Work:
         actor = kind(asking, handle)
 
         async def run() -> Stop:
-            try:
-                told = await actor(pa.table({"file": [0]}))
-                return Stop(told["stop_code"][0], told["stop_reason"][0])
-            finally:
-                await actor._teacher.close()
+            told = await actor(pa.table({"file": [0]}))
+            return Stop(told["stop_code"][0], told["stop_reason"][0])
 
         stop = asyncio.run(run())
         return +handle.counts, stop
