@@ -199,6 +199,8 @@ class AskInBatches(AskTeacher):
     async def _wait_for(self, file: PlanFile, record: Record) -> bool:
         """Until a batch is over and its answers are in the log; False if it is to be sent again.
 
+        Where the job ends at once (a wrong key, say) it is left to the next run.
+
         Raises:
             TeacherMisconfigured: the server refuses it as a whole.
             TeacherUnavailable: nobody answers any more.
@@ -206,6 +208,8 @@ class AskInBatches(AskTeacher):
         assert record.batch_id is not None
         num_failed = 0
         while True:
+            if self._stop is not None and self._stop.code != cli.RESUMABLE:
+                return True
             try:
                 state = await self._client.state(record.batch_id)
                 num_failed = 0

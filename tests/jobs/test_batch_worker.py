@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -202,6 +203,16 @@ def test_a_batch_that_the_server_refuses_stops_the_job_and_says_why(work: Work, 
     _, stop = work.ask(served.base_url, batch_size=50)
     assert stop.code == cli.BAD_INPUT and "refuses a batch (invalid_model!)" in stop.reason
     assert work.log().usage.calls == 1 == work.governor.used.calls and not has_batches(work.root)
+
+
+def test_a_job_that_must_stop_does_not_wait_for_its_other_batches(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    failing(served, "invalid_model", 1)
+    served.batches._batch_s = lambda: 3600.0
+    started = time.monotonic()
+    counts, stop = work.ask(served.base_url, batch_size=20)
+    assert stop.code == cli.BAD_INPUT and "invalid_model" in stop.reason and time.monotonic() - started < 60
+    assert counts["kept"] == 1 and has_batches(work.root)  # the other one is left to the next run
 
 
 def test_a_batch_for_which_the_queue_is_full_is_sent_again(work: Work, serve: Any) -> None:
