@@ -35,6 +35,7 @@ class Entry:
     calls: int
     prompt_tokens: int
     completion_tokens: int
+    usd: float
     key: str
     value: dict[str, Any]
 
@@ -49,6 +50,7 @@ class AnswerWriter:
     def close(self) -> None:
         """What is written after it opens the file again."""
         if self._file is not None:
+            os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
 
@@ -60,8 +62,9 @@ class AnswerWriter:
         """
         if self._file is None:
             self._file = self._path.open("ab", buffering=0)
-        head = f"{entry.number}\t{entry.status}\t{entry.calls}\t{entry.prompt_tokens}\t{entry.completion_tokens}"
-        line = f"{head}\t{entry.key}\t{json.dumps(entry.value, ensure_ascii=False)}\n".encode(errors="backslashreplace")
+        took = f"{entry.calls}\t{entry.prompt_tokens}\t{entry.completion_tokens}\t{entry.usd!r}"
+        head = f"{entry.number}\t{entry.status}\t{took}\t{entry.key}"
+        line = f"{head}\t{json.dumps(entry.value, ensure_ascii=False)}\n".encode(errors="backslashreplace")
         start = self._file.tell()
         if self._file.write(line) != len(line):
             os.ftruncate(self._file.fileno(), start)
@@ -160,7 +163,8 @@ class AnswerCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = sorted(folder.glob("*.answers"))
+        # pathlib's glob takes hidden files too: those that another job is copying.
+        self._files = sorted(file for file in folder.glob("*.answers") if not file.name.startswith("."))
         keys, places = [], []
         for number, file in enumerate(self._files):
             for offset, line in _lines(file):
@@ -200,9 +204,9 @@ class _Head(NamedTuple):
 
     @classmethod
     def of(cls, line: bytes) -> _Head:
-        number, status, calls, prompt_tokens, completion_tokens, key, _ = line.split(b"\t", 6)
-        is_answered = status == ANSWERED.encode()
-        usage = Usage(int(calls), int(is_answered), int(prompt_tokens), int(completion_tokens))
+        number, status, calls, prompt_tokens, completion_tokens, usd, key, _ = line.split(b"\t", 7)
+        is_paid = status == ANSWERED.encode() and int(calls) > 0  # else it came out of a cache
+        usage = Usage(int(calls), int(is_paid), int(prompt_tokens), int(completion_tokens), float(usd))
         return cls(int(number), status.decode(), usage, key.decode())
 
     @property
@@ -226,5 +230,5 @@ def _worker_of(file: Path) -> str:
 
 def _entry_of(line: bytes) -> Entry:
     number, status, used, key = _Head.of(line)
-    value = json.loads(line.decode().split("\t", 6)[6])
-    return Entry(number, status, used.calls, used.prompt_tokens, used.completion_tokens, key, value)
+    value = json.loads(line.decode().split("\t", 7)[7])
+    return Entry(number, status, used.calls, used.prompt_tokens, used.completion_tokens, used.usd, key, value)

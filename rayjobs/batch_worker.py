@@ -12,24 +12,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mme5core.synthesis.batches import CLOCKS_DIFFER_S, MAX_FILE_BYTES, BatchClient, BatchState, Reply, batch_line
+from mme5core.synthesis.batches import CLOCKS_DIFFER_S, MAX_FILE_BYTES, BatchClient, NotThere, Reply, batch_line
 from mme5core.synthesis.prompts import build_prompt, prompt_hash
 from mme5core.synthesis.teacher import (
     SCHEMA,
     BudgetSpent,
     TeacherMisconfigured,
-    TeacherRejected,
     TeacherUnavailable,
     answer_of,
+    estimated_prompt_tokens,
     may_pass,
+    with_tokens,
 )
 from rayjobs import cli
-from rayjobs.answers import FAILED, REJECTED, Entry
+from rayjobs.answers import FAILED, Entry
+from rayjobs.config import ConfigError
+from rayjobs.gate import SharedGate
 from rayjobs.output import write_json
 from rayjobs.planning import planned
-from rayjobs.synth_worker import PENDING, Asking, AskTeacher, PlanFile, Stop, rejected_value
+from rayjobs.synth_worker import PENDING, Asking, AskTeacher, PlanFile
 
-LEAST_WAIT_S = 1.0
+LEAST_WAIT_S, LONGEST_PAUSE_S = 1.0, 600.0
 FAILED_POLLS_IN_A_ROW = 3
 
 
@@ -47,12 +50,12 @@ class Record:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        write_json(self._path(folder), asdict(self))
+        write_json(self.path(folder), asdict(self))
 
     def remove(self, folder: Path) -> None:
-        self._path(folder).unlink(missing_ok=True)
+        self.path(folder).unlink(missing_ok=True)
 
-    def _path(self, folder: Path) -> Path:
+    def path(self, folder: Path) -> Path:
         return folder / f"{self.plan_file:06d}-{self.name}.json"
 
     @classmethod
@@ -65,9 +68,49 @@ def batch_folder(work: Path) -> Path:
     return work / "batches"
 
 
-def has_batches(work: Path) -> bool:
-    """Whether batches of an earlier run are with the server still."""
-    return any(batch_folder(work).glob("*.json"))
+def num_with_server(work: Path) -> int:
+    """Calls in batches that an earlier run has sent and that are not taken up yet.
+
+    Raises:
+        ConfigError: a record cannot be read.
+    """
+    num_calls = 0
+    for file in batch_folder(work).glob("*.json"):
+        try:
+            num_calls += len(json.loads(file.read_text())["numbers"])
+        except ValueError:
+            raise ConfigError(f"{file}: cannot be read; remove it to pay for its batch again") from None
+    return num_calls
+
+
+class _Calls:
+    """Calls that are in flight together: whatever happens to them, they leave the gate, each once.
+
+    Attributes:
+        were_sent: whether those that are open at the end have been paid for.
+    """
+
+    def __init__(self, gate: SharedGate, num_calls: int, *, were_sent: bool) -> None:
+        self._gate, self._num_open, self.were_sent = gate, num_calls, were_sent
+
+    def end(self, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        """One has ended, and was paid for."""
+        self._num_open -= 1
+        self._gate.leave(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    def give_back(self, num_calls: int) -> None:
+        """So many will not be made."""
+        self._num_open -= num_calls
+        for _ in range(num_calls):
+            self._gate.leave(was_called=False)
+
+    def __enter__(self) -> _Calls:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._num_open:
+            self._num_open -= 1
+            self._gate.leave(was_called=self.were_sent)
 
 
 class AskInBatches(AskTeacher):
@@ -88,6 +131,8 @@ class AskInBatches(AskTeacher):
         )
         self._folder = batch_folder(asking.answers.parent)
         self._finding_form = asyncio.Lock()
+        self._sending = asyncio.Lock()  # the client holds a whole file in memory
+        self._num_out = 0
 
     async def _work_through(self, file: PlanFile) -> None:
         records = [record for record in Record.of_file(self._folder, file.number) if await self._is_there(record)]
@@ -104,7 +149,7 @@ class AskInBatches(AskTeacher):
     async def _is_there(self, record: Record) -> bool:
         """Whether the server has the batch; where the run was killed before it had heard so, the name tells."""
         if record.base_url != self._base_url:
-            self._stop = Stop(
+            self._halt(
                 cli.BAD_INPUT,
                 f"batches of an earlier run are with {record.base_url}: run with that address until they are done, "
                 f"or remove {self._folder} and pay for them again",
@@ -114,7 +159,7 @@ class AskInBatches(AskTeacher):
             try:
                 record.batch_id = await self._client.find(record.name, since_s=record.made_s - CLOCKS_DIFFER_S)
             except (TeacherMisconfigured, TeacherUnavailable) as error:
-                self._stop = self._stop or Stop(cli.RESUMABLE, f"{error} at {self._base_url}; run again")
+                self._halt(cli.RESUMABLE, f"{error} at {self._base_url}; run again")
                 return False
             if record.batch_id is None:
                 record.remove(self._folder)
@@ -133,46 +178,61 @@ class AskInBatches(AskTeacher):
     async def _take_up(self, file: PlanFile, record: Record) -> None:
         """Wait for a batch of an earlier run."""
         self._gate.inside(len(record.numbers))
-        with self._stopping(file, record.numbers[0]):
-            await self._wait_for(file, record)
+        with self._stopping(file, record.numbers[0]), _Calls(self._gate, len(record.numbers), were_sent=True) as calls:
+            await self._wait_for(file, record, calls)
 
     async def _in_batches(self, file: PlanFile, numbers: list[int]) -> None:
-        """Ask for samples in as many batches as budget and size make of them."""
+        """Ask for samples in as many batches as budget, size and the server's queue make of them."""
+        most, num_refused = len(numbers), 0
         async with self._slots:
             goes_on = True
             while numbers and goes_on and self._stop is None:
                 goes_on = False
                 with self._stopping(file, numbers[0]):
-                    num_granted = await self._gate.enter_many(len(numbers))
+                    num_granted = await self._gate.enter_many(min(most, len(numbers)))
                     if not num_granted:
                         raise BudgetSpent(0)
-                    record, num_written = await self._submit(file, numbers[:num_granted])
-                    numbers = numbers[num_written:]
-                    if record is not None and not await self._wait_for(file, record):
-                        numbers = record.numbers + numbers
+                    with _Calls(self._gate, num_granted, were_sent=False) as calls:
+                        record, num_written = await self._submit(file, numbers[:num_granted], calls)
+                        numbers = numbers[num_written:]
+                        problem = None if record is None else await self._wait_for(file, record, calls)
+                    if record is not None and problem is not None:
+                        numbers, num_refused = record.numbers + numbers, num_refused + 1
+                        most = await self._make_room(len(record.numbers), num_refused, problem)
                     goes_on = True
         self._gate.counts[PENDING] += len(numbers)
 
-    async def _submit(self, file: PlanFile, numbers: Sequence[int]) -> tuple[Record | None, int]:
+    async def _make_room(self, num_calls: int, num_refused: int, problem: str) -> int:
+        """Wait because the account's queue is full; how many calls the next batch may have.
+
+        Where it is not our own batches that fill it, the batch itself may be too large for it.
+        """
+        if not self._num_out:
+            if num_calls == 1:
+                self._halt(cli.RESUMABLE, f"the teacher's queue for batches is full ({problem}); run again later")
+            num_calls = max(1, num_calls // 2)
+        await asyncio.sleep(min(LONGEST_PAUSE_S, self._poll_s * 2 ** min(num_refused, 10)))
+        return num_calls
+
+    async def _submit(self, file: PlanFile, numbers: Sequence[int], calls: _Calls) -> tuple[Record | None, int]:
         """Send the first of some samples, as many as fit into a file; the batch, and how many were dealt with."""
         mode = self._teacher.mode or SCHEMA
-        with tempfile.NamedTemporaryFile(suffix=".jsonl") as lines:
-            sent, num_written = await self._write_lines(file, numbers, mode, lines)
-            for _ in range(len(numbers) - len(sent)):
-                self._gate.leave(was_called=False)
-            if not sent:
-                return None, num_written
-            record = Record(file.number, sent, self._base_url, mode)
-            record.save(self._folder)
-            try:
-                record.batch_id = await self._client.submit(Path(lines.name), record.name)
-            except (TeacherMisconfigured, TeacherUnavailable) as error:
-                for _ in sent:
-                    self._gate.leave(was_called=False)
-                if isinstance(error, TeacherMisconfigured):
+        async with self._sending:
+            with tempfile.NamedTemporaryFile(suffix=".jsonl") as lines:
+                sent, num_written = await self._write_lines(file, numbers, mode, lines)
+                calls.give_back(len(numbers) - len(sent))
+                if not sent:
+                    return None, num_written
+                record = Record(file.number, sent, self._base_url, mode)
+                record.save(self._folder)
+                try:
+                    record.batch_id = await self._client.submit(Path(lines.name), record.name)
+                except TeacherMisconfigured as error:
                     record.remove(self._folder)  # refused: the server has no such batch
-                raise
-            record.save(self._folder)
+                    hint = ": set teacher.batch_size=null" if isinstance(error, NotThere) else ""
+                    raise TeacherMisconfigured(f"{error}{hint}") from None
+        calls.were_sent = True
+        record.save(self._folder)
         return record, num_written
 
     async def _write_lines(
@@ -181,12 +241,13 @@ class AskInBatches(AskTeacher):
         """The samples that were written as requests, and how many were dealt with, those of the cache included."""
         sent: list[int] = []
         for num_written, number in enumerate(numbers):
-            plan, request = await self._request(file, number)
-            key = request.key(self._teacher.model, self._teacher.settings)
-            if (status := self._from_cache(file, number, key, plan)) is not None:
-                self._gate.counts[status] += 1
+            prepared = await self._prepared(file, number)
+            if isinstance(prepared, str):
+                self._gate.counts[prepared] += 1
                 continue
-            line = batch_line(f"{number}-{key}", request.body(self._teacher.model, self._teacher.settings, mode))
+            _, request, key = prepared
+            name = f"{number}-{key}-{estimated_prompt_tokens(request, self._teacher.model)}"
+            line = batch_line(name, request.body(self._teacher.model, self._teacher.settings, mode))
             if sent and lines.tell() + len(line) > MAX_FILE_BYTES:
                 lines.flush()
                 return sent, num_written
@@ -196,71 +257,90 @@ class AskInBatches(AskTeacher):
         lines.flush()
         return sent, len(numbers)
 
-    async def _wait_for(self, file: PlanFile, record: Record) -> bool:
-        """Until a batch is over and its answers are in the log; False if it is to be sent again.
+    async def _wait_for(self, file: PlanFile, record: Record, calls: _Calls) -> str | None:
+        """Until a batch is over and its answers are in the log; why it is to be sent again, if it is.
 
         Where the job ends at once (a wrong key, say) it is left to the next run.
 
         Raises:
-            TeacherMisconfigured: the server refuses it as a whole.
+            TeacherMisconfigured: the server refuses it as a whole, or does not know it.
             TeacherUnavailable: nobody answers any more.
         """
+        self._num_out += 1
+        try:
+            return await self._result(file, record, calls)
+        except NotThere:
+            where = record.path(self._folder)
+            raise TeacherMisconfigured(
+                f"the teacher does not know batch {record.batch_id} (any more): remove {where} to pay for it again"
+            ) from None
+        finally:
+            self._num_out -= 1
+
+    async def _result(self, file: PlanFile, record: Record, calls: _Calls) -> str | None:
         assert record.batch_id is not None
         num_failed = 0
-        while True:
-            if self._stop is not None and self._stop.code != cli.RESUMABLE:
-                return True
+        while self._stop is None or self._stop.code == cli.RESUMABLE:
             try:
                 state = await self._client.state(record.batch_id)
-                num_failed = 0
+                if state.status == "failed":
+                    calls.were_sent = False
+                    record.remove(self._folder)
+                    await self._client.forget(state)
+                    if state.is_queue_full:
+                        return state.problem
+                    raise TeacherMisconfigured(f"the teacher refuses a batch ({state.problem})")
                 if state.is_over:
-                    break
-            except TeacherUnavailable:
+                    self._take(file, record, await self._client.replies(state), calls)
+                    await self._client.forget(state)
+                    return None
+                num_failed = 0
+            except TeacherUnavailable as error:
                 num_failed += 1
                 if num_failed == FAILED_POLLS_IN_A_ROW:
-                    self._num_unreachable = FAILED_POLLS_IN_A_ROW
+                    self._halt(cli.RESUMABLE, f"{error} at {self._base_url}; run again when it is there")
                     raise
             await asyncio.sleep(self._poll_s)
-        if state.status == "failed":
-            for _ in record.numbers:
-                self._gate.leave(was_called=False)
-            record.remove(self._folder)
-            if not state.is_queue_full:
-                raise TeacherMisconfigured(f"the teacher refuses a batch ({state.problem})")
-            await asyncio.sleep(self._poll_s)
-            return False
-        await self._take(file, record, state)
-        return True
+        return None
 
-    async def _take(self, file: PlanFile, record: Record, state: BatchState) -> None:
+    def _take(self, file: PlanFile, record: Record, replies: Sequence[Reply], calls: _Calls) -> None:
         """Write what came of a batch; a run that was killed here has written a part already."""
+        calls.were_sent = False  # what is open at the end: expired, cancelled, or written before
         waiting = set(record.numbers) & set(file.missing())
-        num_open = len(record.numbers)
-        async for reply in self._client.replies(state):
-            number, _, key = reply.custom_id.partition("-")
+        for reply in replies:
+            number, key, prompt_tokens = reply.custom_id.split("-")
             if int(number) in waiting:
                 waiting.remove(int(number))
-                num_open -= 1
-                self._gate.counts[self._write(file, int(number), key, record.mode, reply)] += 1
-        for _ in range(num_open):  # expired, cancelled, or written before
-            self._gate.leave(was_called=False)
+                status = self._write(file, int(number), key, int(prompt_tokens), record.mode, reply, calls)
+                self._gate.counts[status] += 1
         self._gate.counts[PENDING] += len(waiting)
         record.remove(self._folder)
 
-    def _write(self, file: PlanFile, number: int, key: str, mode: str, reply: Reply) -> str:
+    def _write(
+        self, file: PlanFile, number: int, key: str, prompt_tokens: int, mode: str, reply: Reply, calls: _Calls
+    ) -> str:
         plan = planned(file.record(number))
-        answer = None
-        if reply.status_code == 200 and reply.body.get("choices"):
-            answer = answer_of(reply.body, self._teacher.model, mode=mode)
-        if answer is not None:
-            self._gate.leave(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
+        if not reply.status_code:
+            return PENDING
+        if reply.status_code == 200:
+            try:
+                answer = answer_of(reply.body, self._teacher.model, mode=mode)
+            except (LookupError, TypeError, ValueError, AttributeError):
+                return self._failed(file, number, "an answer that is not of the protocol", calls)
+            answer = with_tokens(answer, lambda: prompt_tokens)
+            calls.end(answer.prompt_tokens, answer.completion_tokens)
             system, user = build_prompt(plan, num_negatives=self._asking.rules.num_negatives)
             return self._keep(file, number, key, answer, plan, prompt_hash(system, user))
-        self._gate.leave(was_called=bool(reply.status_code))
-        message = f"{reply.status_code}: {str((reply.body.get('error') or {}).get('message', ''))[:200]}"
-        if reply.status_code == 200 or may_pass(reply.status_code) or not reply.status_code:
-            value = {"reason": "teacher_unavailable", "detail": message}
-            self._note(file, Entry(number, FAILED, int(bool(reply.status_code)), 0, 0, "-", value))
-            return PENDING
-        rejected = TeacherRejected(message, 1)
-        return self._reject(file, Entry(number, REJECTED, 1, 0, 0, key, rejected_value(rejected)))
+        problem = reply.body.get("error")
+        message = problem.get("message") if isinstance(problem, dict) else problem
+        detail = f"{reply.status_code}: {str(message)[:200]}"
+        if may_pass(reply.status_code):
+            return self._failed(file, number, detail, calls)
+        calls.end()
+        return self._reject(file, number, key, detail, 1)
+
+    def _failed(self, file: PlanFile, number: int, detail: str, calls: _Calls) -> str:
+        calls.end()
+        value = {"reason": "teacher_unavailable", "detail": detail}
+        self._note(file, Entry(number, FAILED, 1, 0, 0, 0.0, "-", value))
+        return PENDING

@@ -408,6 +408,9 @@ def resolve_paths(config: JobConfig) -> JobConfig:
         value = getattr(config, name, None)
         if value and Path(value).expanduser().is_dir():
             update[name] = str(Path(value).expanduser().resolve())
+    if isinstance(config, SynthConfig) and config.teacher.cache:
+        cache = str(Path(config.teacher.cache).expanduser().resolve())
+        config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"cache": cache})})
     return config.model_copy(update=update)
 
 

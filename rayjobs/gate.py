@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mme5core.synthesis.pricing import Price
 from mme5core.synthesis.rates import Governor, Grant, Report, Usage
 from rayjobs.answers import used_by_worker
 
 TELL_EVERY_S, SHOW_EVERY_S = 0.2, 1.0
-ASK_EVERY_S = 0.002
+ASK_EVERY_S, LIVES_EVERY_S = 0.002, 5.0
 
 
 class GovernorActor:
@@ -39,10 +40,13 @@ class GovernorActor:
         return self._governor.exchange(worker, report, wanted)
 
     def state(self) -> dict[str, Any]:
-        """What of the planned samples has been settled in this run, and what that took over all runs."""
+        """What of the planned samples has been settled in this run, and what has been paid over all runs."""
         governor = self._governor
         counts = sum(map(Counter, self._counts.values()), Counter[str]())
-        return {"counts": counts, "calls": governor.used.calls, "usd": governor.usd, "ceiling": governor.ceiling}
+        return {"counts": counts, "usd": governor.used.usd}
+
+    def halt(self) -> None:
+        self._governor.halt()
 
 
 def start_governor(ray: Any, answers: Path, used: Mapping[str, Usage], **settings: Any) -> Any:
@@ -82,14 +86,17 @@ class SharedGate:
 
     Args:
         worker: its name in the log of answers.
+        price: of tokens; None: not known.
         least_wait_s: between one question and the next, where nothing was granted.
 
     Attributes:
         counts: planned samples that this worker has settled, by status; the governor is told.
     """
 
-    def __init__(self, governor: Any, worker: str, *, least_wait_s: float = 0.0) -> None:
-        self._governor, self._worker, self._least_wait_s = governor, worker, least_wait_s
+    def __init__(self, governor: Any, worker: str, *, price: Price | None = None, least_wait_s: float = 0.0) -> None:
+        self._governor, self._worker = governor, worker
+        self._price, self._least_wait_s = price or Price(0.0, 0.0), least_wait_s
+        self._is_closed = False
         self.counts: Counter[str] = Counter()
         self._waiting: deque[tuple[asyncio.Future[int], int]] = deque()
         self._report = Report()
@@ -103,7 +110,9 @@ class SharedGate:
         return bool(await self.enter_many(1))
 
     async def enter_many(self, num_wanted: int) -> int:
-        """Leave for some requests, at most so many and at least one; 0 when the budget is spent."""
+        """Leave for some requests, at most so many and at least one; 0 when the budget is spent, or the gate closed."""
+        if self._is_closed:
+            return 0
         if num_wanted == 1 and not self._waiting and self._swap():
             return 1
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -111,6 +120,14 @@ class SharedGate:
         self._somebody_waits.set()
         self._start()
         return await waiter
+
+    def close(self) -> None:
+        """Let nobody in any more, and tell those who wait; what is inside may leave."""
+        self._is_closed, self._num_swaps = True, 0
+        while self._waiting:
+            waiter, _ = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(0)
 
     def _swap(self) -> bool:
         """Whether one more may go in at once, in the place of one that has ended."""
@@ -137,7 +154,8 @@ class SharedGate:
         report.num_in_flight -= 1
         self._num_left += 1
         is_answered = bool(prompt_tokens or completion_tokens)
-        report.used += Usage(0 if was_called else -1, int(is_answered), prompt_tokens, completion_tokens)
+        usd = self._price.of(prompt_tokens, completion_tokens)
+        report.used += Usage(0 if was_called else -1, int(is_answered), prompt_tokens, completion_tokens, usd)
         if retry_after_s is not None:
             report.num_throttled += 1
             report.retry_after_s = max(report.retry_after_s, retry_after_s)
@@ -176,7 +194,8 @@ class SharedGate:
                         await asyncio.wait_for(self._somebody_waits.wait(), TELL_EVERY_S)
                 grant = await self.tell()
                 if self._waiting:
-                    await asyncio.sleep(ASK_EVERY_S if grant.count else max(grant.wait_s, self._least_wait_s))
+                    wait_s = ASK_EVERY_S if grant.count else max(grant.wait_s, self._least_wait_s)
+                    await asyncio.sleep(min(wait_s, LIVES_EVERY_S))  # a worker that says nothing for long is gone
         except Exception as error:
             for waiter, _ in self._waiting:  # they would wait for ever
                 if not waiter.done():
@@ -195,7 +214,7 @@ class SharedGate:
             return grant
 
     def _let_in(self, grant: Grant) -> None:
-        left, self._num_swaps = grant.count, grant.swaps
+        left, self._num_swaps = grant.count, 0 if self._is_closed else grant.swaps
         while self._waiting and (left or grant.is_spent):
             waiter, wanted = self._waiting.popleft()
             if waiter.done():  # gone while it waited

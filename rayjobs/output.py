@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -306,8 +307,12 @@ def describe(file: Path, root: Path) -> dict[str, Any]:
 
 def write_json(file: Path, value: Any) -> None:
     """Write by rename: a reader sees the old file or the new one."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    # Named by chance: processes of two machines may have one number.
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    with temporary.open("w") as stream:
+        stream.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
     temporary.rename(file)
 
 

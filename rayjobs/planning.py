@@ -79,9 +79,6 @@ class Plan:
     def num_files(self) -> int:
         return len(self.starts) - 1
 
-    def table(self, file: int) -> pa.Table:
-        return pq.read_table(_file_of(self.folder, file))
-
     def rows(self, file: int) -> list[dict[str, Any]]:
         """The records of one file; those last read are kept."""
         return _rows(_file_of(self.folder, file))

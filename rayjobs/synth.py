@@ -21,7 +21,7 @@ from mme5core.synthesis.pricing import Price, price_of
 from mme5core.types import Rejected
 from rayjobs import cli
 from rayjobs.answers import AnswerLog
-from rayjobs.batch_worker import AskInBatches, has_batches
+from rayjobs.batch_worker import AskInBatches, num_with_server
 from rayjobs.cluster import actor_cpus, connected, rows_to_tables
 from rayjobs.config import ConfigError, SynthConfig, fingerprint, row_keys
 from rayjobs.contents import number_contents
@@ -70,6 +70,11 @@ def run(config: SynthConfig) -> cli.Outcome:
         return cli.Outcome(finished["counters"], reason="already done")
     answers = folder.work / "answers"
     answers.mkdir(exist_ok=True)
+    if config.teacher.cache:
+        try:
+            Path(config.teacher.cache).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"teacher.cache {config.teacher.cache!r}: {error.strerror}") from None
     options = ReadOptions(pictures=config.pictures, columns=COLUMNS if needs_columns(config) else ())
     with connected() as ray:
         task = ScanShard(folder.work / "index", PictureKey(config.filters.model_dump()), config.limit, options)
@@ -179,7 +184,8 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
     if not items:
         return None
     num_workers = min(config.num_workers, len(items))
-    in_batches = config.teacher.batch_size is not None or has_batches(work)
+    num_sent = num_with_server(work)
+    in_batches = config.teacher.batch_size is not None or num_sent > 0
     worker = AskInBatches if in_batches else AskTeacher
     files_at_once = max(CALLS_AT_ONCE, config.teacher.concurrency) if in_batches else CALLS_AT_ONCE
     teacher = config.teacher.model_dump(exclude={"requests_per_minute", "tokens_per_minute", "cache"})
@@ -187,10 +193,9 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
         ray,
         answers,
         log.used_by_worker,
-        max_in_flight=num_workers * config.teacher.concurrency * (config.teacher.batch_size or 1),
+        max_in_flight=num_workers * config.teacher.concurrency * (config.teacher.batch_size or 1) + num_sent,
         budget_calls=config.budget.calls,
         budget_usd=config.budget.usd,
-        price=price(config),
         # Batches have limits of their own, and the server keeps them.
         requests_per_minute=None if config.teacher.batch_size else config.teacher.requests_per_minute,
         tokens_per_minute=None if config.teacher.batch_size else config.teacher.tokens_per_minute,
@@ -205,6 +210,7 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
         config.teacher.cache,
         api_key(),
         remembered_mode(work, config.teacher.base_url, config.teacher.model),
+        has_answer=any(used.num_answered for used in log.used_by_worker.values()),
     )
     told = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         worker,
@@ -219,16 +225,17 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
 
         def show(state: dict[str, Any]) -> None:
             counts = state["counts"]
-            progress.update(
-                num_done + counts[KEPT] + counts[REFUSED], f"{counts[REFUSED]:,} refused, {counts[PENDING]:,} pending"
-            )
+            extra = f"{counts[REFUSED]:,} refused, {counts[PENDING]:,} pending"
+            extra += f", {state['usd']:,.2f} USD" if state["usd"] else ""
+            progress.update(num_done + counts[KEPT] + counts[REFUSED], extra)
 
         with watched(ray, governor, show):
             for row in (row for table in rows_to_tables(told) for row in table.to_pylist()):
-                if row["stop_code"]:
-                    stop = stop or Stop(row["stop_code"], row["stop_reason"])
+                found = Stop(row["stop_code"], row["stop_reason"])
+                if found.code and (stop is None or stop.code == cli.RESUMABLE != found.code):
+                    stop = found
                 if stop and stop.code != cli.RESUMABLE:
-                    break
+                    governor.halt.remote()  # the calls that the other workers have out are paid for: they may end
     return stop
 
 
@@ -274,15 +281,15 @@ def _finish(
     for item in items:
         (staged / part_file("samples", item["part"])).rename(staged / part_name(item["part"]))
     folder.take_parts(staged)
-    usage, paid = log.usage, price(config)
+    usage = log.usage
     extra: dict[str, Any] = {
         "calls": usage.calls,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "repaired": totals["repaired"],
     }
-    if paid is not None:
-        extra["usd"] = paid.of(usage.prompt_tokens, usage.completion_tokens)
+    if price(config) is not None:
+        extra["usd"] = usage.usd
     if not totals["pending"] and config.teacher.cache:
         _keep_answers(log, Path(config.teacher.cache))
     counters = folder.finish(
@@ -318,7 +325,6 @@ def _parts_of(plan: Plan) -> list[dict[str, Any]]:
 
 def _keep_answers(log: AnswerLog, cache: Path) -> None:
     """Copy the answers to where other runs find them."""
-    cache.mkdir(parents=True, exist_ok=True)
     for file in log.files:
         temporary = cache / f".{file.name}"
         shutil.copyfile(file, temporary)

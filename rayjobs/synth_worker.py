@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mme5core.images import BadImage
 from mme5core.readers import ReadOptions, read_picture
 from mme5core.storage import Address, locate
 from mme5core.synthesis.answer import Parsed, parse_answer
@@ -37,8 +38,11 @@ from rayjobs.gate import SharedGate
 from rayjobs.output import write_json
 from rayjobs.planning import Plan, planned
 
-UNREACHABLE_IN_A_ROW = 3  # then the worker leaves the rest for the next run, instead of waiting through every row
-REJECTED_IN_A_ROW = 16  # before any answer: then it is the request that is wrong, and not the pictures
+# After so many without an answer between them the worker leaves the rest to the next run, instead of waiting through
+# every row: nobody there, or no answer ever; else as many as there are calls in flight.
+UNAVAILABLE_IN_A_ROW = 3
+# Then it is the request that is wrong, or the account, and not the pictures: before any answer, and after one.
+REJECTED_IN_A_ROW, REJECTED_AFTER_AN_ANSWER = 16, 64
 NOT_THE_CLIENTS = ("concurrency", "batch_size", "batch_poll_s")
 MODE_FILE = "teacher.json"
 KEPT, REFUSED, PENDING = "kept", "refused", "pending"
@@ -100,6 +104,7 @@ class Asking:
         teacher: arguments of `Teacher`, and those of its section that are not the client's.
         answers: the folder of the log.
         mode: the form in which the server answered an earlier run.
+        has_answer: whether it has answered anything at all.
     """
 
     teacher: dict[str, Any]
@@ -111,6 +116,7 @@ class Asking:
     cache: str | None
     api_key: str | None = field(repr=False)
     mode: str | None = None
+    has_answer: bool = False
 
 
 class PlanFile:
@@ -155,13 +161,13 @@ class AskTeacher:
         self._worker = uuid.uuid4().hex
         self._cache = None if asking.cache is None else AnswerCache(Path(asking.cache))
         self._is_remote = asking.pictures.are_remote()
-        self._gate = SharedGate(governor, self._worker, least_wait_s=least_wait_s)
+        self._gate = SharedGate(governor, self._worker, price=asking.price, least_wait_s=least_wait_s)
         self._teacher = Teacher(**settings, api_key=asking.api_key, gate=self._gate, mode=asking.mode)
         self._slots = asyncio.Semaphore(asking.teacher["concurrency"])
         self._known_mode = asking.mode
-        self._num_open = self._num_unreachable = 0
-        self._has_answer = False
-        # Rejections, until it is known whether the server answers anything.
+        self._num_open = self._num_unavailable = 0
+        self._has_answer = asking.has_answer
+        # Rejections since the last answer.
         self._held: list[tuple[PlanFile, Entry]] = []
         self._stop: Stop | None = None
 
@@ -169,15 +175,18 @@ class AskTeacher:
         """Whether to stop, and why; the counts go to the governor, and the answers into the log."""
         self._num_open += 1
         for number in batch["file"].to_pylist():
+            if self._stop is not None:
+                break
             try:
                 with PlanFile(self._asking, number, self._worker) as file:
                     await self._work_through(file)
             except OSError as error:
                 self._stop_on(error)
-        await self._gate.tell()
         self._num_open -= 1
-        if not self._num_open:
-            await self._teacher.close()  # nobody says when the last file was
+        if not self._num_open:  # nobody says which file is the last
+            self._write_rejections()
+            await self._teacher.close()
+        await self._gate.tell()
         stop = self._stop or Stop(0, "")
         return {"stop_code": [stop.code], "stop_reason": [stop.reason]}
 
@@ -200,27 +209,59 @@ class AskTeacher:
             yield
         except OSError as error:
             self._stop_on(error)
-        except (BudgetSpent, TeacherUnavailable) as error:
+        except (BudgetSpent, TeacherUnavailable, TeacherMisconfigured) as error:
             value = {"reason": "teacher_unavailable", "detail": str(error)}
-            self._note(file, Entry(number, FAILED, error.calls, 0, 0, "-", value))
-            self._settle(error)
-        except TeacherMisconfigured as error:
-            self._stop = Stop(cli.BAD_INPUT, str(error))
+            self._note(file, Entry(number, FAILED, error.calls, 0, 0, 0.0, "-", value))
+            if isinstance(error, BudgetSpent):
+                self._halt(cli.RESUMABLE, "the budget is spent; raise budget.calls or budget.usd to go on")
+            elif isinstance(error, TeacherMisconfigured):
+                self._halt(cli.BAD_INPUT, str(error))
+            else:
+                self._count_unavailable(error)
+
+    def _halt(self, code: int, reason: str) -> None:
+        """Ask for nothing more; the first reason stays."""
+        self._stop = self._stop or Stop(code, reason)
+        self._gate.close()
+
+    def _count_unavailable(self, error: TeacherUnavailable) -> None:
+        self._num_unavailable += 1
+        is_hopeless = error.unreachable or self._teacher.mode is None
+        most = UNAVAILABLE_IN_A_ROW if is_hopeless else max(UNAVAILABLE_IN_A_ROW, self._asking.teacher["concurrency"])
+        if self._num_unavailable >= most:
+            self._halt(cli.RESUMABLE, f"{error} at {self._base_url}; run again when it is there")
 
     async def _ask(self, file: PlanFile, number: int) -> str:
-        plan, request = await self._request(file, number)
-        key = request.key(self._teacher.model, self._teacher.settings)
-        known = self._from_cache(file, number, key, plan)
-        if known is not None:
-            return known
+        prepared = await self._prepared(file, number)
+        if isinstance(prepared, str):
+            return prepared
+        plan, request, key = prepared
         try:
             answer = await self._teacher.ask(request)
         except TeacherRejected as error:
-            return self._reject(file, Entry(number, REJECTED, error.calls, 0, 0, key, rejected_value(error)))
+            return self._reject(file, number, key, str(error), error.calls)
+        status = self._keep(file, number, key, answer, plan, prompt_hash(request.system, request.user))
         if self._known_mode != self._teacher.mode:
             self._known_mode = self._teacher.mode
             remember_mode(self._asking.answers.parent, self._base_url, self._teacher.model, answer.mode)
-        return self._keep(file, number, key, answer, plan, prompt_hash(request.system, request.user))
+        return status
+
+    async def _prepared(self, file: PlanFile, number: int) -> tuple[PlannedSample, Request, str] | str:
+        """What to ask, under which key; or the status of a sample that need not be asked for."""
+        try:
+            plan, request = await self._request(file, number)
+        except BadImage as error:  # of which the header had been good
+            value = {"reason": error.reason, "detail": str(error)}
+            file.write(Entry(number, REJECTED, 0, 0, 0, 0.0, "-", value))
+            return REFUSED
+        key = request.key(self._teacher.model, self._teacher.settings)
+        known = None if self._cache is None else self._cache.get(key)
+        if known is None:
+            return plan, request, key
+        usd = None if self._asking.price is None else 0.0
+        value = known.value | {"usd": usd}
+        file.write(Entry(number, ANSWERED, 0, 0, 0, 0.0, key, value))
+        return self._status(value, plan)
 
     async def _request(self, file: PlanFile, number: int) -> tuple[PlannedSample, Request]:
         record = file.record(number)
@@ -233,26 +274,16 @@ class AskTeacher:
             return await asyncio.to_thread(self._asking.pictures.read, place)
         return self._asking.pictures.read(place)
 
-    def _from_cache(self, file: PlanFile, number: int, key: str, plan: PlannedSample) -> str | None:
-        """The status of an answer that another run was given, if there is one."""
-        known = None if self._cache is None else self._cache.get(key)
-        if known is None:
-            return None
-        file.write(replace(known, number=number, calls=0, prompt_tokens=0, completion_tokens=0))
-        return self._status(known.value, plan)
-
     def _keep(
         self, file: PlanFile, number: int, key: str, answer: Answer, plan: PlannedSample, prompt_sha256: str
     ) -> str:
         """Write an answer; its status."""
-        self._num_unreachable = 0
         value = answer_value(answer, prompt_sha256, plan.seed, self._asking.price)
         tokens = answer.prompt_tokens, answer.completion_tokens
-        file.write(Entry(number, ANSWERED, answer.calls, *tokens, key, value))
+        file.write(Entry(number, ANSWERED, answer.calls, *tokens, value["usd"] or 0.0, key, value))
+        self._num_unavailable = 0
         self._has_answer = True
-        while self._held:
-            held_file, entry = self._held.pop()
-            held_file.write(entry)
+        self._write_rejections()
         return self._status(value, plan)
 
     def _status(self, value: dict[str, Any], plan: PlannedSample) -> str:
@@ -260,33 +291,32 @@ class AskTeacher:
         images = {image_id: image_id for image_id in plan.image_ids}
         return REFUSED if isinstance(self._asking.rules.judge(value, plan, images), Rejected) else KEPT
 
-    def _reject(self, file: PlanFile, entry: Entry) -> str:
-        """Write a rejection, or keep it back: many, and not one answer, are the server's or the recipe's fault."""
-        if self._has_answer:
-            file.write(entry)
-            return REFUSED
-        self._held.append((file, entry))
-        if len(self._held) >= REJECTED_IN_A_ROW:
-            detail = entry.value["detail"]
-            self._stop = self._stop or Stop(cli.BAD_INPUT, f"the teacher rejects every request ({detail})")
-            for held_file, held in self._held:
-                self._note(held_file, replace(held, status=FAILED))
-            self._held.clear()
+    def _reject(self, file: PlanFile, number: int, key: str, detail: str, calls: int) -> str:
+        """Keep a rejection back until the next answer: many without one are the server's or the recipe's fault."""
+        value = {"reason": "teacher_rejected", "detail": detail}
+        self._held.append((file, Entry(number, REJECTED, calls, 0, 0, 0.0, key, value)))
+        if len(self._held) >= (REJECTED_AFTER_AN_ANSWER if self._has_answer else REJECTED_IN_A_ROW):
+            self._write_rejections(all_are=True)
         return PENDING
 
-    def _settle(self, error: Exception) -> None:
-        if isinstance(error, BudgetSpent):
-            reason = "the budget is spent; raise budget.calls or budget.usd to go on"
-            self._stop = self._stop or Stop(cli.RESUMABLE, reason)
+    def _write_rejections(self, *, all_are: bool = False) -> None:
+        """Write what was kept back: refused, or, where the server rejects all, left to the next run."""
+        if not self._held:
             return
-        self._num_unreachable = self._num_unreachable + 1 if getattr(error, "unreachable", False) else 0
-        if self._num_unreachable >= UNREACHABLE_IN_A_ROW:
-            reason = f"{error} at {self._base_url}; run again when it is there"
-            self._stop = self._stop or Stop(cli.RESUMABLE, reason)
+        all_are = all_are or not self._has_answer
+        if all_are:
+            self._halt(cli.BAD_INPUT, f"the teacher rejects every request ({self._held[0][1].value['detail']})")
+        while self._held:
+            file, entry = self._held.pop()
+            if all_are:
+                self._note(file, replace(entry, status=FAILED))
+                continue
+            file.write(entry)
+            self._gate.counts.update({REFUSED: 1, PENDING: -1})
 
     def _stop_on(self, error: OSError) -> None:
         where = error.filename or self._asking.answers
-        self._stop = Stop(cli.FAILED, f"{where}: {error.strerror or error}")
+        self._halt(cli.FAILED, f"{where}: {error.strerror or error}")
 
     def _note(self, file: PlanFile, entry: Entry) -> None:
         """What was paid for without an answer."""
@@ -305,10 +335,6 @@ def answer_value(answer: Answer, prompt_sha256: str, seed: int, price: Price | N
         "seed": seed,
         "usd": None if price is None else price.of(answer.prompt_tokens, answer.completion_tokens),
     }
-
-
-def rejected_value(error: TeacherRejected) -> dict[str, Any]:
-    return {"reason": "teacher_rejected", "detail": str(error)}
 
 
 def remember_mode(work: Path, base_url: str, model: str, mode: str) -> None:

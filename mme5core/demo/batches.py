@@ -42,6 +42,8 @@ class DemoBatches:
                 "object": "batch",
                 "status": "in_progress",
                 "created_at": int(time.time()),
+                "bytes": len(self._files[wanted["input_file_id"]]),
+                "size": self._files[wanted["input_file_id"]].count(b"\n"),
                 "ends_s": time.monotonic() + self._batch_s(),
                 "output_file_id": None,
                 "error_file_id": None,
@@ -60,6 +62,13 @@ class DemoBatches:
         if found := re.fullmatch(r"/v1/files/([\w-]+)/content", path):
             return self._files.get(found[1])
         return None
+
+    def delete(self, path: str) -> dict[str, Any] | None:
+        """Remove a file; None where there is none."""
+        found = re.fullmatch(r"/v1/files/([\w-]+)", path)
+        if not found or self._files.pop(found[1], None) is None:
+            return None
+        return {"id": found[1], "object": "file", "deleted": True}
 
     def _list(self, after: str) -> dict[str, Any]:
         batches = list(reversed(self._batches.values()))

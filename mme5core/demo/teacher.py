@@ -290,18 +290,23 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.server.batches.get(path, query)
         if isinstance(found, bytes):
             return self._send_bytes(200, found, {"content-type": "application/octet-stream"})
-        self._send(404, _error("no such path")) if found is None else self._send(200, found)
+        self._send_found(found)
+
+    def do_DELETE(self) -> None:
+        self._send_found(self.server.batches.delete(self.path))
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         if self.path == "/v1/chat/completions":
             time.sleep(self.server.faults.delay_s)
             return self._send(*self.server.reply(body))
-        made = self.server.batches.post(self.path, body, self.headers.get("content-type", ""))
-        self._send(404, _error("no such path")) if made is None else self._send(200, made)
+        self._send_found(self.server.batches.post(self.path, body, self.headers.get("content-type", "")))
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+    def _send_found(self, found: dict[str, Any] | None) -> None:
+        self._send(404, _error("no such path")) if found is None else self._send(200, found)
 
     def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         data = json.dumps(body, ensure_ascii=False).encode()

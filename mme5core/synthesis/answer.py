@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mme5core.synthesis.plan import PlannedSample
-from mme5core.synthesis.prompts import CRITERIA
+from mme5core.synthesis.prompts import CRITERIA, HIGHEST_SCORE, LOWEST_SCORE
 from mme5core.synthesis.text_checks import is_refusal, leaked_label, wrong_language
 from mme5core.types import Content, ImageRef, Rejected, Sample
 
@@ -94,22 +94,27 @@ def read_json(text: str) -> tuple[Any, bool]:
     ({'a': [1, 2]}, True)
     """
     try:
-        return json.loads(text), False
-    except ValueError:
-        start, end = text.find("{"), text.rfind("}")
-        if start < 0 or end < start:
-            raise
-        return json.loads(_TRAILING_COMMA.sub(r"\1", text[start : end + 1])), True
+        try:
+            return json.loads(text), False
+        except ValueError:
+            start, end = text.find("{"), text.rfind("}")
+            if start < 0 or end < start:
+                raise
+            return json.loads(_TRAILING_COMMA.sub(r"\1", text[start : end + 1])), True
+    except RecursionError:
+        raise ValueError("too many brackets") from None
 
 
 def self_evaluation(answer: Any) -> dict[str, float]:
-    """The teacher's scores of its draft by criterion; of those that it gave."""
+    """The teacher's scores of its draft by criterion; of those that it gave, and that are scores."""
     evaluation = answer.get("evaluation") if isinstance(answer, dict) else None
     found = {}
     for name in CRITERIA:
         judged = evaluation.get(name) if isinstance(evaluation, dict) else None
         score = judged.get("score") if isinstance(judged, dict) else None
-        if isinstance(score, int | float) and not isinstance(score, bool):
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            continue
+        if LOWEST_SCORE <= score <= HIGHEST_SCORE:
             found[name] = float(score)
     return found
 

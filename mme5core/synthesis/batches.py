@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +23,17 @@ OVER = ("completed", "failed", "expired", "cancelled")
 _NAME = "mme5"  # the key of a batch's name in its metadata
 
 
+class NotThere(TeacherMisconfigured):
+    """The server knows no such thing: no Batch API, or not this batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchState:
     """Where a batch stands; `problem` is why it failed as a whole, and `is_queue_full` that it may pass later."""
 
     id: str
     status: str
+    input_file: str = ""
     files: tuple[str, ...] = ()
     problem: str = ""
     is_queue_full: bool = False
@@ -104,22 +109,25 @@ class BatchClient:
         return BatchState(
             batch.id,
             batch.status,
+            batch.input_file_id,
             tuple(file for file in (batch.output_file_id, batch.error_file_id) if file),
             (errors[0].message or errors[0].code or "")[:200] if errors else "",
             any(error.code == "token_limit_exceeded" for error in errors),
         )
 
-    async def replies(self, batch: BatchState) -> AsyncIterator[Reply]:
+    async def replies(self, batch: BatchState) -> list[Reply]:
         """What the requests came to, in any order; one that was never looked at may be missing."""
+        found = []
         for file in batch.files:
             with self._translated():
-                async with self._client.files.with_streaming_response.content(file) as response:
-                    async for line in response.iter_lines():
-                        if line.strip():
-                            yield _reply(json.loads(line))
+                content = await self._client.files.content(file)
+                found += [_reply(json.loads(line)) for line in content.content.splitlines() if line.strip()]
+        return found
 
-    async def close(self) -> None:
-        await self._client.close()
+    async def forget(self, batch: BatchState) -> None:
+        """Remove the file of requests from the server, as far as it lets us: accounts hold so many bytes."""
+        with contextlib.suppress(openai.OpenAIError):
+            await self._client.with_options(max_retries=0).files.delete(batch.input_file)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -128,8 +136,10 @@ class BatchClient:
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise wrong_key(error, self._has_key) from None
         except (openai.NotFoundError, AttributeError) as error:  # of a page of HTML the client makes a string
-            raise TeacherMisconfigured(
-                f"the teacher has no Batch API at this address ({first_line(error)[:80]}): set teacher.batch_size=null"
+            raise NotThere(f"the teacher has no Batch API at this address ({first_line(error)[:80]})") from None
+        except (json.JSONDecodeError, LookupError) as error:
+            raise TeacherUnavailable(
+                f"a file of answers that is not of the protocol ({first_line(error)})", 0
             ) from None
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             message = f"no Batch API now ({first_line(error)[:200]})"

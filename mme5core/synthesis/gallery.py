@@ -166,4 +166,5 @@ def _text(value: Any) -> str:
 
 def _render(template: str, **values: Any) -> str:
     environment = Environment(loader=PackageLoader("mme5core.synthesis"), autoescape=True)
-    return environment.get_template(template).render(**values)
+    page = environment.get_template(template).render(**values)
+    return page.encode(errors="replace").decode()  # an answer's JSON may hold half a character

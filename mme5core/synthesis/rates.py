@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from mme5core.synthesis.pricing import Price
-
 # After a 429 three quarters of the ceiling, at most once in this time; after each that many answers one more.
 DECREASE, COOLDOWN_S, ANSWERS_PER_INCREASE = 0.75, 1.0, 25
 # Between two reports each call in flight may be followed by so many, where the budget is for many times that.
@@ -22,13 +20,14 @@ class Usage:
     """What requests took; `calls` counts those that failed too.
 
     >>> Usage(calls=2, prompt_tokens=100) - Usage(calls=1) + Usage(num_answered=1)
-    Usage(calls=1, num_answered=1, prompt_tokens=100, completion_tokens=0)
+    Usage(calls=1, num_answered=1, prompt_tokens=100, completion_tokens=0, usd=0.0)
     """
 
     calls: int = 0
     num_answered: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    usd: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -40,10 +39,13 @@ class Usage:
             self.num_answered + other.num_answered,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
+            self.usd + other.usd,
         )
 
     def __sub__(self, other: Usage) -> Usage:
-        return self + Usage(-other.calls, -other.num_answered, -other.prompt_tokens, -other.completion_tokens)
+        return self + Usage(
+            -other.calls, -other.num_answered, -other.prompt_tokens, -other.completion_tokens, -other.usd
+        )
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """How many requests a worker may send now; if none, when to ask again, or that the budget is spent.
+    """How many requests a worker may send now; if none, when to ask again, or that there will be none any more.
 
     Until its next report it may send `swaps` more without asking, each in the place of one that has ended.
     """
@@ -119,15 +121,12 @@ class Governor:
         max_in_flight: int,
         budget_calls: int | None = None,
         budget_usd: float | None = None,
-        price: Price | None = None,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         used: Mapping[str, Usage] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        if budget_usd is not None and price is None:
-            raise ValueError("a budget in money needs a price")
-        self._budget_calls, self._budget_usd, self._price = budget_calls, budget_usd, price
+        self._budget_calls, self._budget_usd = budget_calls, budget_usd
         self._now = now
         self._max_in_flight = float(max_in_flight)
         self.ceiling = float(max_in_flight)
@@ -139,12 +138,7 @@ class Governor:
         self._swaps: dict[str, int] = {}
         self._throttled: dict[str, int] = {}
         self._heard: dict[str, float] = {}
-        self._decreased, self._paused_until = -COOLDOWN_S, 0.0
-
-    @property
-    def usd(self) -> float:
-        """What has been spent, as far as it has been reported."""
-        return self._price.of(self.used.prompt_tokens, self.used.completion_tokens) if self._price else 0.0
+        self._decreased, self._paused_until, self._is_halted = -COOLDOWN_S, 0.0, False
 
     @property
     def in_flight(self) -> int:
@@ -153,13 +147,15 @@ class Governor:
     def exchange(self, worker: str, report: Report, wanted: int) -> Grant:
         """Take a worker's report, and grant it at most `wanted` requests; what was granted before has ended with it."""
         self._take(worker, report)
+        if self._is_halted:
+            return Grant(0, is_spent=True)
         now = self._now()
         if now < self._paused_until:
             return Grant(0, self._paused_until - now)
         allowed = self._allowed_by_budget()
         if wanted and allowed is not None and allowed <= 0:
-            # What is in flight may cost less than its mean, and then there is something left.
-            is_spent = self._is_spent() or not self.in_flight
+            # What is in flight may cost less than its mean, or be given back, and then there is something left.
+            is_spent = self._is_money_spent() or not self.in_flight
             return Grant(0, 0.0 if is_spent else 0.05, is_spent)
         room = int(self.ceiling) - self.in_flight
         count, wait_s = self._take_from_rates(max(0, min(wanted, room, wanted if allowed is None else allowed)))
@@ -168,6 +164,10 @@ class Governor:
         self._in_flight[worker] += count
         self._swaps[worker] = self._swaps_for(worker, None if allowed is None else allowed - count)
         return Grant(count, wait_s or 0.02, swaps=self._swaps[worker])
+
+    def halt(self) -> None:
+        """Let nobody in any more; what is in flight may end."""
+        self._is_halted = True
 
     def _swaps_for(self, worker: str, allowed: int | None) -> int:
         """Calls that a worker may start without asking: none where every call counts."""
@@ -205,18 +205,16 @@ class Governor:
             return FIRST_GUESS_TOKENS
         return self.used.tokens / self.used.num_answered
 
-    def _is_spent(self) -> bool:
-        if self._budget_calls is not None and self.used.calls >= self._budget_calls:
-            return True
-        return self._budget_usd is not None and self.usd >= self._budget_usd
+    def _is_money_spent(self) -> bool:
+        return self._budget_usd is not None and self.used.usd >= self._budget_usd
 
     def _allowed_by_budget(self) -> int | None:
         allowed, swaps = [], sum(self._swaps.values())
         if self._budget_calls is not None:
             allowed.append(self._budget_calls - self.used.calls - swaps)
         if self._budget_usd is not None:
-            mean_usd = self.usd / self.used.num_answered if self.used.num_answered else 0.0
-            left_usd = self._budget_usd - self.usd - (self.in_flight + swaps) * mean_usd
+            mean_usd = self.used.usd / self.used.num_answered if self.used.num_answered else 0.0
+            left_usd = self._budget_usd - self.used.usd - (self.in_flight + swaps) * mean_usd
             if left_usd <= 0:
                 allowed.append(0)
             elif mean_usd:

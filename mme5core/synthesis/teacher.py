@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -99,6 +99,10 @@ class TeacherUnavailable(Exception):
 
 class TeacherMisconfigured(Exception):
     """No request can succeed (wrong key, wrong model, not an API): the job stops and says so."""
+
+    def __init__(self, message: str, calls: int = 0) -> None:
+        super().__init__(message)
+        self.calls = calls
 
 
 class BudgetSpent(Exception):
@@ -265,16 +269,19 @@ class Teacher:
             told = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
             return answer
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise wrong_key(error, self._has_key) from None
+            raise wrong_key(error, self._has_key, calls) from None
         except openai.NotFoundError:
-            raise TeacherMisconfigured(f"the teacher knows no model {self.model!r} at this address") from None
+            message = f"the teacher knows no model {self.model!r} at this address"
+            raise TeacherMisconfigured(message, calls) from None
         except openai.APIStatusError as error:
+            if error.status_code == 402:
+                raise TeacherMisconfigured("the teacher's account has no money left (402)", calls) from None
             if not may_pass(error.status_code):
                 raise TeacherRejected(f"{error.status_code}: {first_line(error)[:200]}", calls) from None
             wait_s = _retry_after(error)
             if error.status_code == 429:
                 if _is_out_of_money(error):
-                    raise TeacherMisconfigured("the teacher's account has no money left (429)") from None
+                    raise TeacherMisconfigured("the teacher's account has no money left (429)", calls) from None
                 told = {"retry_after_s": wait_s or 0.0}
             return _Failure(f"{error.status_code} from the teacher", wait_s)
         except openai.APIConnectionError as error:
@@ -288,31 +295,45 @@ class Teacher:
 
     def _read(self, response: Any, request: Request, calls: int, mode: str) -> Answer:
         # An HTML page with status 200 comes back as a string, not as an error.
-        if not isinstance(response, dict) or not response.get("choices"):
-            raise TeacherMisconfigured("the teacher's address answers, but not with chat completions")
+        if (not isinstance(response, dict) or not response.get("choices")) and not self._form.is_proven:
+            raise TeacherMisconfigured("the teacher's address answers, but not with chat completions", calls)
         answer = answer_of(response, self.model, calls=calls, mode=mode)
-        if answer.prompt_tokens or answer.completion_tokens:
-            return answer
-        # A server that does not count: a budget in money would never be spent.
-        sizes = [picture_size(data) for data in request.images]
-        prompt_tokens, _ = expected_tokens(request.system + request.user, sizes, self.model)
-        return replace(answer, prompt_tokens=prompt_tokens, completion_tokens=text_tokens(answer.text))
+        return with_tokens(answer, lambda: estimated_prompt_tokens(request, self.model))
 
 
 def answer_of(completion: dict[str, Any], model: str, *, calls: int = 1, mode: str = SCHEMA) -> Answer:
-    """The answer in the body of a chat completion. A refusal of the server's own counts as filtered."""
+    """The answer in the body of a chat completion. A refusal of the server's own counts as filtered.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: it is none.
+    """
     choice, usage = completion["choices"][0], completion.get("usage") or {}
     message = choice["message"]
     is_refused = bool(message.get("refusal"))
+    content = message.get("content") or ""
+    if not isinstance(content, str):  # parts, of models that think aloud
+        content = "".join(part["text"] for part in content if part["type"] == "text")
     return Answer(
-        "" if is_refused else message.get("content") or "",
+        "" if is_refused else content.encode(errors="backslashreplace").decode(),  # half a character is no text
         "content_filter" if is_refused else choice.get("finish_reason"),
-        usage.get("prompt_tokens") or 0,
-        usage.get("completion_tokens") or 0,
-        completion.get("model") or model,
+        int(usage.get("prompt_tokens") or 0),
+        int(usage.get("completion_tokens") or 0),
+        str(completion.get("model") or model),
         calls,
         mode,
     )
+
+
+def with_tokens(answer: Answer, prompt_tokens: Callable[[], int]) -> Answer:
+    """The answer, with estimates where the server counts no tokens: a budget in money would else never be spent."""
+    if answer.prompt_tokens or answer.completion_tokens:
+        return answer
+    return replace(answer, prompt_tokens=prompt_tokens(), completion_tokens=text_tokens(answer.text))
+
+
+def estimated_prompt_tokens(request: Request, model: str) -> int:
+    sizes = [picture_size(data) for data in request.images]
+    return expected_tokens(request.system + request.user, sizes, model)[0]
 
 
 def backoff_s(attempt: int) -> float:
@@ -320,10 +341,10 @@ def backoff_s(attempt: int) -> float:
     return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
 
 
-def wrong_key(error: openai.APIStatusError, has_key: bool) -> TeacherMisconfigured:
+def wrong_key(error: openai.APIStatusError, has_key: bool, calls: int = 0) -> TeacherMisconfigured:
     """What to say of a 401 or 403."""
     what = "refused the key" if has_key else "wants a key, and OPENAI_API_KEY is not set"
-    return TeacherMisconfigured(f"the teacher {what} ({error.status_code})")
+    return TeacherMisconfigured(f"the teacher {what} ({error.status_code})", calls)
 
 
 def may_pass(status_code: int) -> bool:

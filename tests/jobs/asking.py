@@ -21,7 +21,7 @@ from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import PlanSettings
 from mme5core.synthesis.rates import Governor, Grant, Report
 from rayjobs.answers import AnswerLog
-from rayjobs.batch_worker import AskInBatches
+from rayjobs.batch_worker import AskInBatches, num_with_server
 from rayjobs.config import FilterConfig
 from rayjobs.picture_filters import PictureKey
 from rayjobs.planning import Plan, make_plan
@@ -76,11 +76,19 @@ class Served:
                 if self.path == "/v1/chat/completions":
                     served.online += 1
                     return self.send(*served._reply(body))
-                self.send(200, served.batches.post(self.path, body, self.headers["content-type"]), {})
+                self.send_found(served.batches.post(self.path, body, self.headers["content-type"]))
 
             def do_GET(self) -> None:
                 path, _, query = self.path.partition("?")
-                self.send(200, served.batches.get(path, query), {})
+                self.send_found(served.batches.get(path, query))
+
+            def do_DELETE(self) -> None:
+                self.send_found(served.batches.delete(self.path))
+
+            def send_found(self, found: Any) -> None:
+                if isinstance(found, tuple):
+                    return self.send(*found, {})
+                self.send(404 if found is None else 200, found or {"error": {"message": "not here"}}, {})
 
             def send(self, status: int, body: Any, headers: dict[str, str]) -> None:
                 data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else None
@@ -157,7 +165,9 @@ class Work:
         teacher = {"base_url": base_url, "model": "m", "concurrency": 4, "max_attempts": 2, "timeout_s": 5.0}
         teacher |= {"batch_size": batch_size, "batch_poll_s": 0.02} | more
         used = self.log().used_by_worker
-        self.governor = Governor(max_in_flight=4 * (batch_size or 1), used=used, **(budget or {}))
+        limits = {name: value for name, value in (budget or {}).items() if name != "price"}
+        num_sent = num_with_server(self.root)
+        self.governor = Governor(max_in_flight=4 * (batch_size or 1) + num_sent, used=used, **limits)
         kind = kind or (AskInBatches if batch_size else AskTeacher)
         asking = Asking(
             teacher,
@@ -169,6 +179,7 @@ class Work:
             None if cache is None else str(cache),
             key,
             mode,
+            any(usage.num_answered for usage in used.values()),
         )
         handle = LocalGovernor(self.governor)
         actor = kind(asking, handle)

@@ -21,7 +21,7 @@ from rayjobs.answers import (
 
 
 def entry(number: int, status: str = ANSWERED, *, text: str = "a", calls: int = 1, key: str = "") -> Entry:
-    return Entry(number, status, calls, 10, 5, key or f"{number:032x}", {"text": text})
+    return Entry(number, status, calls, 10, 5, 0.5, key or f"{number:032x}", {"text": text})
 
 
 def log_of(folder: Path, num_plans: int = 6) -> AnswerLog:
@@ -101,5 +101,18 @@ def test_what_is_settled_of_a_file_of_the_plan_and_what_each_worker_used(tmp_pat
     one.close()
     one.write(entry(73))  # closed, and opened again
     assert settled(tmp_path, 7) == {70, 72, 73} and settled(tmp_path, 8) == {80} and settled(tmp_path, 9) == set()
-    assert used_by_worker(tmp_path) == {"a": Usage(6, 3, 40, 20), "b": Usage(1, 0, 10, 5)}
+    assert used_by_worker(tmp_path) == {"a": Usage(6, 3, 40, 20, 2.0), "b": Usage(1, 0, 10, 5, 0.5)}
     assert log_of(tmp_path, 100).used_by_worker == used_by_worker(tmp_path)
+
+
+def test_an_answer_out_of_a_cache_is_no_answer_that_was_paid_for(tmp_path: Path) -> None:
+    AnswerWriter(tmp_path, 0, "a").write(entry(0, calls=0))
+    log = log_of(tmp_path)
+    assert log.num_done == 1 and log.usage.num_answered == 0
+
+
+def test_a_file_that_another_job_is_copying_is_not_read(tmp_path: Path) -> None:
+    AnswerWriter(tmp_path, 0, "a").write(entry(0))
+    (file,) = tmp_path.glob("*.answers")
+    file.rename(tmp_path / f".{file.name}")
+    assert len(AnswerCache(tmp_path)) == 0

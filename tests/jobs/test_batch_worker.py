@@ -12,7 +12,7 @@ from mme5core.synthesis.batches import BatchClient
 from mme5core.synthesis.pricing import Price
 from rayjobs import batch_worker, cli
 from rayjobs.answers import ANSWERED, REJECTED
-from rayjobs.batch_worker import AskInBatches, Record, batch_folder, has_batches
+from rayjobs.batch_worker import AskInBatches, Record, batch_folder, num_with_server
 from tests.jobs.asking import ANSWER, NUM_PICTURES, Reply, Served, Work
 
 
@@ -47,7 +47,7 @@ def test_one_call_shows_the_form_and_the_rest_goes_in_batches(work: Work, serve:
     assert work.governor.used == log.usage and work.governor.in_flight == 0
     entries = log.reader().entries(0, NUM_PICTURES)
     assert {entry.value["usd"] for entry in entries if entry} == {0.002}
-    assert not has_batches(work.root)
+    assert not num_with_server(work.root)
 
 
 def test_rows_are_those_of_single_calls(work: Work, serve: Any, tmp_path: Any) -> None:
@@ -67,7 +67,7 @@ def test_a_killed_run_finds_its_batches_again(
     served = serve(lambda request, n: ANSWER)
     ask_until_killed(work, served, monkeypatch, where)
     sent = len(batches_of(served))
-    assert sent and has_batches(work.root)
+    assert sent and num_with_server(work.root)
     counts, _ = work.ask(served.base_url, batch_size=15, mode="json_schema")
     assert counts["kept"] == NUM_PICTURES - 1  # but for the one that was asked by itself
     assert len(served.requests) == NUM_PICTURES and len(batches_of(served)) == 3
@@ -98,7 +98,7 @@ def test_a_run_that_was_killed_before_it_sent_anything_sends_it(
 ) -> None:
     served = serve(lambda request, n: ANSWER)
     ask_until_killed(work, served, monkeypatch, "submit")
-    assert has_batches(work.root) and not batches_of(served)
+    assert num_with_server(work.root) and not batches_of(served)
     counts, _ = work.ask(served.base_url, batch_size=15, mode="json_schema")
     assert counts == {"kept": NUM_PICTURES - 1} and len(served.requests) == NUM_PICTURES
 
@@ -139,7 +139,7 @@ def test_batches_with_another_server_are_not_forgotten(work: Work, serve: Any, m
     ask_until_killed(work, served, monkeypatch, "state")
     other = serve(lambda request, n: ANSWER)
     _, stop = work.ask(other.base_url, batch_size=15)
-    assert stop.code == cli.BAD_INPUT and served.base_url in stop.reason and has_batches(work.root)
+    assert stop.code == cli.BAD_INPUT and served.base_url in stop.reason and num_with_server(work.root)
     assert not other.requests
 
 
@@ -202,7 +202,7 @@ def test_a_batch_that_the_server_refuses_stops_the_job_and_says_why(work: Work, 
     failing(served, "invalid_model", 99)
     _, stop = work.ask(served.base_url, batch_size=50)
     assert stop.code == cli.BAD_INPUT and "refuses a batch (invalid_model!)" in stop.reason
-    assert work.log().usage.calls == 1 == work.governor.used.calls and not has_batches(work.root)
+    assert work.log().usage.calls == 1 == work.governor.used.calls and not num_with_server(work.root)
 
 
 def test_a_job_that_must_stop_does_not_wait_for_its_other_batches(work: Work, serve: Any) -> None:
@@ -212,15 +212,25 @@ def test_a_job_that_must_stop_does_not_wait_for_its_other_batches(work: Work, se
     started = time.monotonic()
     counts, stop = work.ask(served.base_url, batch_size=20)
     assert stop.code == cli.BAD_INPUT and "invalid_model" in stop.reason and time.monotonic() - started < 60
-    assert counts["kept"] == 1 and has_batches(work.root)  # the other one is left to the next run
+    assert counts["kept"] == 1 and num_with_server(work.root)  # the other one is left to the next run
 
 
-def test_a_batch_for_which_the_queue_is_full_is_sent_again(work: Work, serve: Any) -> None:
+def test_a_batch_for_which_the_queue_is_full_is_sent_again_in_smaller_ones(work: Work, serve: Any) -> None:
     served = serve(lambda request, n: ANSWER)
     failing(served, "token_limit_exceeded", 2)
     counts, stop = work.ask(served.base_url, batch_size=50)
-    assert counts == {"kept": NUM_PICTURES} and stop.code == 0 and len(batches_of(served)) == 3
+    sizes = [batch["size"] for batch in batches_of(served)]
+    assert counts == {"kept": NUM_PICTURES} and stop.code == 0 and sizes == [39, 19, 9, 9, 9, 9, 3]
     assert len(served.requests) == NUM_PICTURES == work.governor.used.calls
+    assert not [name for name in served.batches._files if name in {b["input_file_id"] for b in batches_of(served)}]
+
+
+def test_a_queue_that_is_full_for_a_single_call_stops_the_job(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    failing(served, "token_limit_exceeded", 999)
+    counts, stop = work.ask(served.base_url, batch_size=4)
+    assert stop.code == cli.RESUMABLE and "queue for batches is full (token_limit_exceeded!)" in stop.reason
+    assert counts["kept"] == 1 and work.governor.used.calls == 1
 
 
 def test_a_batch_that_expired_is_pending_and_costs_what_was_done_of_it(work: Work, serve: Any) -> None:
@@ -239,7 +249,7 @@ def test_a_batch_that_expired_is_pending_and_costs_what_was_done_of_it(work: Wor
     served.batches.get = expired
     counts, stop = work.ask(served.base_url, batch_size=50)
     assert counts == {"kept": 11, "pending": 29} and stop.code == 0
-    assert work.log().usage.calls == 11 == work.governor.used.calls and not has_batches(work.root)
+    assert work.log().usage.calls == 11 == work.governor.used.calls and not num_with_server(work.root)
 
 
 def test_a_server_without_a_batch_api_is_one_line(work: Work, serve: Any) -> None:
@@ -247,13 +257,85 @@ def test_a_server_without_a_batch_api_is_one_line(work: Work, serve: Any) -> Non
     served.batches.post = lambda *_: None
     counts, stop = work.ask(served.base_url, batch_size=15, max_attempts=1)
     assert stop.code == cli.BAD_INPUT and "no Batch API" in stop.reason and "\n" not in stop.reason
-    assert counts["kept"] == 1 and not has_batches(work.root)
+    assert counts["kept"] == 1 and not num_with_server(work.root)
 
 
 def test_files_are_cut_at_the_size_that_servers_take(work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(lambda request, n: ANSWER)
     monkeypatch.setattr(batch_worker, "MAX_FILE_BYTES", 50_000)
     counts, _ = work.ask(served.base_url, batch_size=50)
-    files = [served.batches._files[batch["input_file_id"]] for batch in batches_of(served)]
-    assert counts == {"kept": NUM_PICTURES} and len(files) > 2 and max(map(len, files)) <= 50_000
+    sizes = [batch["bytes"] for batch in batches_of(served)]
+    assert counts == {"kept": NUM_PICTURES} and len(sizes) > 2 and max(sizes) <= 50_000
     assert len(served.requests) == NUM_PICTURES == work.governor.used.calls
+
+
+def test_a_batch_that_the_server_made_before_it_failed_is_not_made_twice(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    monkeypatch.setattr("mme5core.synthesis.batches.backoff_s", lambda attempt: 0.01)
+    post = served.batches.post
+
+    def made_and_failed(path: str, *args: Any) -> Any:
+        made = post(path, *args)
+        return (500, {"error": {"message": "broke"}}) if path == "/v1/batches" else made
+
+    served.batches.post = made_and_failed
+    counts, stop = work.ask(served.base_url, batch_size=50)
+    assert counts == {"kept": NUM_PICTURES} and stop.code == 0 and len(batches_of(served)) == 1
+
+
+@pytest.mark.parametrize("budget", [None, {"budget_usd": 1.0, "price": Price(10.0, 50.0)}])
+def test_a_picture_that_is_gone_stops_the_job_and_nobody_waits_for_ever(budget: Any, work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    (work.root / "pictures" / "20.png").unlink()
+    counts, stop = work.ask(served.base_url, batch_size=10, budget=budget)
+    assert stop.code == cli.FAILED and "20.png" in stop.reason and counts["kept"] >= 1
+    assert work.governor.in_flight == 0
+
+
+def test_batches_that_cannot_be_asked_for_stop_the_job_and_stay_with_the_server(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    served.batches.get = lambda *_: (503, {"error": {"message": "away"}})
+    started = time.monotonic()
+    _, stop = work.ask(served.base_url, batch_size=2, max_attempts=1)  # more than there are slots
+    assert stop.code == cli.RESUMABLE and "no Batch API now" in stop.reason and time.monotonic() - started < 60
+    assert num_with_server(work.root) and work.governor.in_flight == 0
+
+
+def test_a_batch_that_the_server_no_longer_knows_says_what_to_remove(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    ask_until_killed(work, served, monkeypatch, "state")
+    served.batches._batches.clear()
+    _, stop = work.ask(served.base_url, batch_size=15, mode="json_schema")
+    (file, *_) = batch_folder(work.root).glob("*.json")
+    assert (
+        stop.code == cli.BAD_INPUT
+        and "does not know batch" in stop.reason
+        and str(batch_folder(work.root)) in stop.reason
+    )
+
+
+def test_an_answer_that_is_none_is_pending(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: (200, {"choices": [{}]}, {}) if n in (5, 9) else ANSWER)
+    counts, stop = work.ask(served.base_url, batch_size=50)
+    assert counts == {"kept": NUM_PICTURES - 2, "pending": 2} and stop.code == 0
+    assert work.log().usage.calls == NUM_PICTURES
+
+
+def test_a_server_that_counts_no_tokens_costs_all_the_same(work: Work, serve: Any) -> None:
+    silent = {name: value for name, value in ANSWER[1].items() if name != "usage"}
+    served = serve(lambda request, n: (200, silent, {}))
+    work.ask(served.base_url, batch_size=50, budget={"price": Price(1.0, 1.0)})
+    assert work.log().usage.usd > NUM_PICTURES * 600 / 1e6
+
+
+def test_what_was_paid_is_reckoned_at_the_price_of_its_day(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    work.ask(served.base_url, budget={"budget_usd": 0.02, "price": Price(10.0, 50.0)})
+    spent = work.log().usage.usd
+    assert 0.02 <= spent < 0.03
+    _, stop = work.ask(served.base_url, batch_size=15, budget={"budget_usd": 0.02, "price": Price(5.0, 25.0)})
+    assert stop.code == cli.RESUMABLE and work.log().usage.usd == spent

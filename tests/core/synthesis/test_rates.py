@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from mme5core.synthesis.pricing import Price
 from mme5core.synthesis.rates import SILENT_S, Governor, Grant, Report, Usage
 
 
@@ -29,7 +28,7 @@ class Worker:
     def ends(self, num: int, *, tokens: int = 0, num_throttled: int = 0, retry_after_s: float = 0.0) -> None:
         self.report.num_in_flight -= num
         self.num_left += num
-        self.report.used += Usage(0, num if tokens else 0, num * tokens, 0)
+        self.report.used += Usage(0, num if tokens else 0, num * tokens, 0, num * tokens / 1e6)
         self.report.num_throttled += num_throttled
         self.report.retry_after_s = retry_after_s
 
@@ -61,12 +60,14 @@ def test_never_more_in_flight_than_the_ceiling_over_all_workers() -> None:
 
 def test_a_budget_of_calls_is_kept_to_the_call() -> None:
     governor = Governor(max_in_flight=100, budget_calls=10, used={"before": Usage(calls=4)})
-    b = Worker(governor, "b")
-    assert Worker(governor, "a").wants(5).count == 5
+    a, b = Worker(governor, "a"), Worker(governor, "b")
+    assert a.wants(5).count == 5
     assert b.wants(5).count == 1
-    last = b.wants(1)
-    assert last.count == 0 and last.is_spent
-    assert governor.used.calls == 10
+    assert b.wants(1).count == 0
+    a.ends(5)
+    b.ends(1)
+    a.wants(0)
+    assert b.wants(1).is_spent and governor.used.calls == 10
 
 
 def test_a_report_that_comes_twice_changes_nothing() -> None:
@@ -76,7 +77,7 @@ def test_a_report_that_comes_twice_changes_nothing() -> None:
     worker.ends(4, tokens=100, num_throttled=1)
     for _ in range(3):
         governor.exchange("a", replace(worker.report), 0)
-        assert (governor.in_flight, governor.used) == (2, Usage(6, 4, 400, 0))
+        assert (governor.in_flight, governor.used) == (2, Usage(6, 4, 400, 0, 0.0004))
         assert governor.ceiling == 7.5  # one blow
 
 
@@ -88,7 +89,7 @@ def test_a_grant_that_was_lost_is_given_again_and_counted_once() -> None:
 
 
 def test_a_budget_of_nothing_is_spent_at_once() -> None:
-    for budget in ({"budget_calls": 0}, {"budget_usd": 0.0, "price": Price(1, 1)}):
+    for budget in ({"budget_calls": 0}, {"budget_usd": 0.0}):
         grant = Worker(Governor(max_in_flight=5, **budget)).wants(3)  # type: ignore[arg-type]
         assert grant.count == 0 and grant.is_spent
 
@@ -99,7 +100,7 @@ def test_a_budget_of_money_is_passed_by_no_more_than_what_was_in_flight(
     num_workers: int, ceiling: int, seed: int
 ) -> None:
     draw = random.Random(seed)
-    governor = Governor(max_in_flight=ceiling, budget_usd=10.0, price=Price(1.0, 1.0))  # ten million tokens
+    governor = Governor(max_in_flight=ceiling, budget_usd=10.0)  # ten million tokens
     workers = [Worker(governor, str(n)) for n in range(num_workers)]
     spent = most_in_flight = num_swaps = 0
     while True:
@@ -153,9 +154,30 @@ def test_nobody_starts_without_asking_where_rates_are_set_or_the_ceiling_is_pass
     assert worker.wants(0).swaps > 0
 
 
-def test_money_without_a_price_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs a price"):
-        Governor(max_in_flight=1, budget_usd=1.0)
+def test_answers_that_cost_nothing_do_not_change_what_one_is_thought_to_cost() -> None:
+    governor = Governor(max_in_flight=10, budget_usd=1.0, used={"before": Usage(1, 1, 0, 0, 0.1)})
+    assert Worker(governor).wants(20).count == 9  # 0.9 USD at 0.1 each
+
+
+def test_nobody_is_told_that_a_budget_of_calls_is_spent_while_some_may_be_given_back() -> None:
+    governor = Governor(max_in_flight=10, budget_calls=4)
+    a, b = Worker(governor, "a"), Worker(governor, "b")
+    assert a.wants(4).count == 4
+    assert not b.wants(1).is_spent
+    a.report.num_in_flight, a.report.used = 0, Usage(calls=3)  # one was not made after all
+    a.wants(0)
+    assert b.wants(2).count == 1
+    b.ends(1)
+    assert b.wants(1).is_spent
+
+
+def test_nobody_goes_in_after_a_halt() -> None:
+    governor = Governor(max_in_flight=10)
+    worker = Worker(governor)
+    assert worker.wants(2).count == 2
+    governor.halt()
+    grant = worker.wants(2)
+    assert (grant.count, grant.swaps, grant.is_spent) == (0, 0, True)
 
 
 def test_requests_per_minute_hold_over_all_workers() -> None:
