@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -93,7 +93,10 @@ def _run(job: str, verbs: dict[str, Verb], argv: list[str]) -> tuple[Outcome, st
         output = config.output
         if dry_run:
             return _dry_run(job, config), output
-        return verbs[verb](config), output
+        outcome = verbs[verb](config)
+        if outcome.code:
+            outcome = replace(outcome, reason=_end(job, outcome.code, outcome.reason).reason)
+        return outcome, output
     except ConfigError as error:
         return _end(job, BAD_INPUT, str(error)), output
     except JobFailed as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -125,10 +126,13 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
         sizes[row.id] = picture_size(row.image)
         if len(shown) < PICTURES_KEPT:
             shown[row.id] = row.image or b""
-    near = _neighbours_of(config, sizes)
+    is_all = not (num_rows == DRY_ROWS and config.limit != DRY_ROWS and next(rows, None) is not None)
+    near = _neighbours_of(config, sizes, is_all=is_all)
     plans = [plan for image_id in sizes for plan in plan_image(image_id, settings, near.get(image_id, ()))]
     lines, scale = _files(shards), 1.0
-    if num_rows == DRY_ROWS and config.limit != DRY_ROWS and next(rows, None) is not None:
+    if config.neighbours and sizes and not near:
+        lines.append("neighbours: of none of its pairs are both pictures in the input: is it of another corpus?")
+    if not is_all:
         # Pictures are nearly all of the input's bytes; a limit above what was read is known to the row.
         scale = sum(map(shard_bytes, shards)) / max(1, num_bytes)
         scale = min(scale, config.limit / num_rows) if config.limit else scale
@@ -142,7 +146,9 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
     prompt_tokens = completion_tokens = 0
     for plan in plans:
         _, user = build_prompt(plan, num_negatives=config.num_negatives)
-        found = expected_tokens(user, [sizes[shown_id] for shown_id in plan.image_ids], config.teacher.model)
+        # A neighbour beyond the rows that were read is as large as its query.
+        own = sizes[plan.image_ids[0]] if plan.image_ids[0] in sizes else next(iter(sizes.values()))
+        found = expected_tokens(user, [sizes.get(shown_id, own) for shown_id in plan.image_ids], config.teacher.model)
         prompt_tokens, completion_tokens = prompt_tokens + found[0], completion_tokens + found[1]
     lines += ["", _cost(config, len(plans) * scale, prompt_tokens * scale, completion_tokens * scale)]
     return lines + _three_prompts(config, plans, shown)
@@ -153,15 +159,16 @@ def _rows_of(shards: list[AnyPath], options: ReadOptions) -> Iterator[CorpusRow]
         yield from read_rows(shard, replace(options, label=label))
 
 
-def _neighbours_of(config: SynthConfig, image_ids: Container[str]) -> dict[str, list[Neighbour]]:
-    """The neighbours of these pictures among these pictures, nearest first."""
+def _neighbours_of(config: SynthConfig, image_ids: Collection[str], *, is_all: bool) -> dict[str, list[Neighbour]]:
+    """The neighbours of these pictures, nearest first; where these are all that there are, among them."""
     from rayjobs.synth import neighbour_tables
 
     found: dict[str, list[tuple[int, Neighbour]]] = defaultdict(list)
     tables = neighbour_tables(config)
     for table in tables() if tables else ():
-        for row in table.to_pylist():
-            if row["query_id"] in image_ids and row["candidate_id"] in image_ids:
+        chosen = pc.is_in(table["query_id"], pa.array(image_ids, pa.string()))
+        for row in table.filter(chosen).to_pylist():
+            if not is_all or row["candidate_id"] in image_ids:
                 neighbour = Neighbour(row["candidate_id"], row["score"] or 0.0, row["source"] or "")
                 found[row["query_id"]].append((row["rank"], neighbour))
     return {query: [near for _, near in sorted(pairs, key=lambda pair: pair[0])] for query, pairs in found.items()}
@@ -232,7 +239,10 @@ def _three_prompts(config: SynthConfig, plans: Sequence[PlannedSample], shown: M
 
 def _files(shards: list[AnyPath]) -> list[str]:
     size = sum(shard_bytes(shard) for shard in shards)
-    return [f"{len(shards):,} files, {size / 1e6:,.1f} MB: {shards[0]}" + (" ..." if len(shards) > 1 else "")]
+    return [
+        f"{len(shards):,} file{'s' * (len(shards) > 1)}, {size / 1e6:,.1f} MB: {shards[0]}"
+        + (" ..." if len(shards) > 1 else "")
+    ]
 
 
 _DESCRIBED: dict[type[JobConfig], Callable[[Any], list[str]]] = {

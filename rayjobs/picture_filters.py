@@ -43,9 +43,8 @@ class PictureKey:
         return hashlib.sha256(row.image).digest()[:16]
 
     def _check_columns(self, row: CorpusRow) -> None:
-        if row.source is None:
-            return
-        values = {name.casefold(): value for name, value in json.loads(row.source).items()}
+        # A folder of pictures says nothing of them: no value is known.
+        values = {name.casefold(): value for name, value in json.loads(row.source or "{}").items()}
         allowed = self.filters["nsfw"]
         if allowed and values.get("nsfw") not in allowed:
             raise BadImage("filtered_nsfw", _shown(values.get("nsfw")))

@@ -113,7 +113,7 @@ def make_plan(index: Index, settings: PlanSettings, work: Path, *, neighbours: T
         contents = number_contents(index, work)
         pictures = _Pictures(index, contents, work)
         pairs = None if neighbours is None else _Pairs(pictures, neighbours, work)
-        if pairs is not None and not pairs.num_pairs:
+        if pairs is not None and len(contents) and not pairs.num_pairs:
             raise ConfigError(
                 f"neighbours: none of its {pairs.num_read:,} pairs has both pictures in the input (the first is "
                 f"{pairs.first!r}): is it of another corpus?"
@@ -211,7 +211,8 @@ class _Pairs:
         def found() -> Iterator[pa.Table]:
             start = 0
             for table in tables():
-                self.first = self.first or f"{table['query_id'][0]} {table['candidate_id'][0]}" if len(table) else ""
+                if len(table):
+                    self.first = self.first or f"{table['query_id'][0]} {table['candidate_id'][0]}"
                 queries, candidates = rows[start : start + 2 * len(table)].reshape(-1, 2).T
                 start += 2 * len(table)
                 is_there = (queries < num_rows) & (candidates < num_rows) & (queries != candidates)

@@ -18,6 +18,7 @@ from mme5core.schemas import HOLDOUT, NEIGHBOURS
 from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import PairRules, PlanSettings
 from mme5core.synthesis.pricing import Price, price_of
+from mme5core.synthesis.rates import Usage
 from mme5core.types import Rejected
 from rayjobs import cli
 from rayjobs.answers import AnswerLog
@@ -34,6 +35,7 @@ from rayjobs.scan import Index, ScanShard, scan, shards_of, wait_until_seen
 from rayjobs.synth_parts import WriteSamples, part_file
 from rayjobs.synth_verbs import export, gallery
 from rayjobs.synth_worker import (
+    BUDGET_SPENT,
     KEPT,
     PENDING,
     REFUSED,
@@ -104,6 +106,8 @@ def check_teacher(config: SynthConfig) -> None:
     if not config.teacher.base_url or not config.teacher.model:
         missing = "base_url" if not config.teacher.base_url else "model"
         raise ConfigError(f"'teacher.{missing}' is required: an OpenAI-compatible endpoint and a model's name there")
+    if not config.teacher.base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"'teacher.base_url' must begin with http:// or https://, got {config.teacher.base_url!r}")
     if config.budget.usd is not None and price(config) is None:
         raise ConfigError(
             f"'budget.usd' needs 'prices.prompt' and 'prices.completion' (USD per million tokens): nobody knows what "
@@ -158,7 +162,10 @@ class _Columns:
 
     def __init__(self, path: str, schema: pa.Schema, key: str) -> None:
         self._schema = schema
-        self._files = shards_of([path], suffixes=(".parquet",))
+        try:
+            self._files = shards_of([path], suffixes=(".parquet",))
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("input", key, 1)) from None
         for file in self._files:
             try:
                 found = pq.read_schema(file).names
@@ -288,7 +295,7 @@ def _finish(
         "completion_tokens": usage.completion_tokens,
         "repaired": totals["repaired"],
     }
-    if price(config) is not None:
+    if price(config) is not None or usage.usd:
         extra["usd"] = usage.usd
     if not totals["pending"] and config.teacher.cache:
         _keep_answers(log, Path(config.teacher.cache))
@@ -306,8 +313,20 @@ def _finish(
     )
     if totals["pending"]:
         stop = stop or Stop(cli.RESUMABLE, f"{totals['pending']:,} samples have no answer yet; run the same again")
-        return cli.Outcome(counters, stop.code, stop.reason)
+        reason = _budget_line(config, usage) if stop.reason == BUDGET_SPENT else stop.reason
+        return cli.Outcome(counters, stop.code, reason)
+    if not totals["kept"]:
+        return cli.Outcome(counters, reason=f"done, and nothing was kept: {config.output}/_quarantine says why")
     return cli.Outcome(counters)
+
+
+def _budget_line(config: SynthConfig, usage: Usage) -> str:
+    spent = []
+    if config.budget.calls is not None and usage.calls >= config.budget.calls:
+        spent.append(f"{usage.calls:,} calls of budget.calls={config.budget.calls}")
+    if config.budget.usd is not None:
+        spent.append(f"{usage.usd:,.2f} USD of budget.usd={config.budget.usd:g}")
+    return f"the budget is spent ({', '.join(spent)}); raise it to go on"
 
 
 def _parts_of(plan: Plan) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections import Counter, defaultdict
@@ -19,7 +20,7 @@ from mme5core.synthesis.export import HUB, HUB_FILES, card, datasets_schema, hub
 from mme5core.synthesis.gallery import page
 from rayjobs import cli
 from rayjobs.config import ConfigError, ExportConfig, GalleryConfig
-from rayjobs.output import QUARANTINE_FOLDER, of_size
+from rayjobs.output import MANIFEST, QUARANTINE_FOLDER, of_size
 from rayjobs.progress import Progress
 from rayjobs.scan import shards_of
 
@@ -43,10 +44,22 @@ def gallery(config: GalleryConfig) -> cli.Outcome:
     output = Path(config.output or f"{config.input.rstrip('/')}-gallery.html").resolve()
     if output.is_dir():
         raise ConfigError(f"output {str(output)!r} is a folder; a gallery is a file, as {output.name}.html")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(config.title or Path(config.input).name, rows, refused))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page(config.title or Path(config.input).name, rows, refused))
+    except OSError as error:
+        raise ConfigError(f"output {str(output)!r} cannot be written ({error.strerror})") from None
     counters = {"read": len(kinds), "shown": len(rows), "refusals_shown": sum(map(len, refused.values()))}
-    return cli.Outcome(counters, reason=f"{len(rows):,} samples in {output}")
+    return cli.Outcome(counters, reason=f"{len(rows):,} samples in {output}{_unfinished(config.input)}")
+
+
+def _unfinished(folder: str) -> str:
+    """What to say of a folder in which samples are pending still."""
+    try:
+        pending = json.loads((Path(folder) / MANIFEST).read_text())["counters"]["pending"]
+    except (OSError, ValueError, LookupError):
+        return ""
+    return f"; {pending:,} are pending still: run synth again to have them too" if pending else ""
 
 
 def _spread(kinds: Sequence[tuple[Any, ...]], count: int, seed: int) -> list[tuple[int, int]]:
@@ -133,7 +146,8 @@ def export(config: ExportConfig) -> cli.Outcome:
     text = card(config.title or Path(config.input).name, counts, total, sorted(teachers), layout=config.layout)
     (staged / "README.md").write_text(text)
     staged.rename(output)
-    return cli.Outcome({"read": total, "kept": total, "refused": {}, "pending": 0})
+    counters = {"read": total, "kept": total, "refused": {}, "pending": 0}
+    return cli.Outcome(counters, reason=f"done{_unfinished(config.input)}")
 
 
 def _write_hub(tables: Iterator[pa.Table], folder: Path, rows_per_file: int) -> None:

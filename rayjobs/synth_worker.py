@@ -45,6 +45,7 @@ UNAVAILABLE_IN_A_ROW = 3
 REJECTED_IN_A_ROW, REJECTED_AFTER_AN_ANSWER = 16, 64
 NOT_THE_CLIENTS = ("concurrency", "batch_size", "batch_poll_s")
 MODE_FILE = "teacher.json"
+BUDGET_SPENT = "the budget is spent; raise budget.calls or budget.usd to go on"
 KEPT, REFUSED, PENDING = "kept", "refused", "pending"
 
 
@@ -169,6 +170,7 @@ class AskTeacher:
         self._has_answer = asking.has_answer
         # Rejections since the last answer.
         self._held: list[tuple[PlanFile, Entry]] = []
+        self._rejects_all = False
         self._stop: Stop | None = None
 
     async def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
@@ -213,9 +215,9 @@ class AskTeacher:
             value = {"reason": "teacher_unavailable", "detail": str(error)}
             self._note(file, Entry(number, FAILED, error.calls, 0, 0, 0.0, "-", value))
             if isinstance(error, BudgetSpent):
-                self._halt(cli.RESUMABLE, "the budget is spent; raise budget.calls or budget.usd to go on")
+                self._halt(cli.RESUMABLE, BUDGET_SPENT)
             elif isinstance(error, TeacherMisconfigured):
-                self._halt(cli.BAD_INPUT, str(error))
+                self._halt(cli.BAD_INPUT, f"{error}: teacher.base_url={self._base_url}")
             else:
                 self._count_unavailable(error)
 
@@ -303,12 +305,12 @@ class AskTeacher:
         """Write what was kept back: refused, or, where the server rejects all, left to the next run."""
         if not self._held:
             return
-        all_are = all_are or not self._has_answer
-        if all_are:
+        self._rejects_all |= all_are or not self._has_answer
+        if self._rejects_all:
             self._halt(cli.BAD_INPUT, f"the teacher rejects every request ({self._held[0][1].value['detail']})")
         while self._held:
             file, entry = self._held.pop()
-            if all_are:
+            if self._rejects_all:
                 self._note(file, replace(entry, status=FAILED))
                 continue
             file.write(entry)

@@ -145,9 +145,9 @@ def _fields(plan: PlannedSample, num_negatives: int) -> str:
         beside = " that goes with the query's picture" if plan.query_image else ""
         fields.append(f"query (a text{beside})")
     if "T" in plan.document_modality:
-        beside = " that goes with its picture" if plan.positive_image else ""
+        beside, each = (" that goes with its picture", ", each with its picture") if plan.positive_image else ("", "")
         fields.append(f"positive (a text{beside})")
-        fields.append(f"negatives (a list of {num_negatives}, texts{beside})")
+        fields.append(f"negatives (a list of {num_negatives} texts{each})")
     else:
         fields.append("and nothing for the documents, which are the pictures themselves")
     return "; ".join(fields) + "."

@@ -120,8 +120,20 @@ class Gate(Protocol):
         """Wait for leave to send one request; False when the budget is spent."""
         ...
 
-    def leave(self, *, prompt_tokens: int = 0, completion_tokens: int = 0, retry_after_s: float | None = None) -> None:
-        """The request has ended; `retry_after_s` where the server said that it was too much (0: not for how long)."""
+    def leave(
+        self,
+        *,
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        retry_after_s: float | None = None,
+        was_called: bool = True,
+    ) -> None:
+        """The request has ended.
+
+        Args:
+            retry_after_s: where the server said that it was too much (0: not for how long).
+            was_called: False where it was never made, and costs nothing.
+        """
         ...
 
 
@@ -131,7 +143,7 @@ class OpenGate:
     async def enter(self) -> bool:
         return True
 
-    def leave(self, *, prompt_tokens: int = 0, completion_tokens: int = 0, retry_after_s: float | None = None) -> None:
+    def leave(self, **_: Any) -> None:
         pass
 
 
@@ -140,6 +152,7 @@ class _Failure:
     message: str
     wait_s: float | None = None
     is_unreachable: bool = False
+    was_called: bool = True
 
 
 @dataclass(slots=True)
@@ -247,6 +260,7 @@ class Teacher:
             found = await self._request(request, calls)
             if isinstance(found, Answer):
                 return found
+            calls -= not found.was_called
             if attempt == self._max_attempts:
                 raise TeacherUnavailable(found.message, calls, unreachable=found.is_unreachable)
             wait_s = found.wait_s
@@ -287,7 +301,8 @@ class Teacher:
         except openai.APIConnectionError as error:
             if isinstance(error, openai.APITimeoutError) and not _is_connection_lost(error):
                 return _Failure(f"no answer from the teacher in {self._timeout_s:g} s", is_unreachable=True)
-            return _Failure(f"cannot reach the teacher ({error.__cause__ or error})", is_unreachable=True)
+            told = {"was_called": not _was_never_connected(error)}
+            return _Failure(f"cannot reach the teacher ({error.__cause__ or error})", None, True, told["was_called"])
         except (openai.APIResponseValidationError, ValueError, AttributeError, TypeError, LookupError):
             return _Failure("an answer that is not of the protocol")
         finally:
@@ -372,6 +387,10 @@ def _is_connection_lost(error: openai.APITimeoutError) -> bool:
     """Whether there was no connection, or no more: the client calls that a timeout too, where aiohttp is below it."""
     below = error.__cause__ and error.__cause__.__cause__
     return isinstance(below, aiohttp.ClientConnectionError) and not isinstance(below, aiohttp.ServerTimeoutError)
+
+
+def _was_never_connected(error: openai.APIConnectionError) -> bool:
+    return isinstance(error.__cause__ and error.__cause__.__cause__, aiohttp.ClientConnectorError)
 
 
 def _is_out_of_money(error: openai.APIStatusError) -> bool:

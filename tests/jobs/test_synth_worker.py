@@ -14,10 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mme5core.images import BadImage
+from mme5core.readers import read_rows
 from mme5core.storage import locate
 from mme5core.synthesis.pricing import Price
 from rayjobs import cli
 from rayjobs.answers import ANSWERED, REJECTED
+from rayjobs.config import FilterConfig
+from rayjobs.picture_filters import PictureKey
 from rayjobs.synth_worker import REJECTED_IN_A_ROW, remembered_mode
 from tests.jobs.asking import ANSWER, GOOD, NUM_PICTURES, Reply, Work, completion, write_pictures
 from tests.stores import below, put
@@ -226,3 +230,88 @@ def test_pictures_in_an_object_store_are_shown_to_the_teacher(
     assert (counts, stop.code) == ({"kept": NUM_PICTURES}, 0)
     urls = [request["messages"][1]["content"][1]["image_url"]["url"] for request in served.requests]
     assert {base64.b64decode(url.partition("base64,")[2]) for url in urls} == wanted
+
+
+def test_a_server_that_fails_every_call_is_given_up_and_named(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: (503, {}, {}))
+    _, stop = work.ask(served.base_url, max_attempts=1)
+    assert stop.code == cli.RESUMABLE and f"503 from the teacher at {served.base_url}" in stop.reason
+    assert len(served.requests) <= 8 and work.log().usage.calls == len(served.requests)
+
+
+def test_a_server_that_fails_every_call_after_a_while_is_given_up_too(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER if n <= 10 else (503, {}, {}))
+    counts, stop = work.ask(served.base_url, max_attempts=1)
+    assert stop.code == cli.RESUMABLE and counts["kept"] == 10 and len(served.requests) <= 10 + 8
+
+
+def test_calls_that_reached_nobody_cost_no_budget(work: Work) -> None:
+    work.ask("http://127.0.0.1:9/v1", max_attempts=2)
+    assert work.log().usage.calls == 0 == work.governor.used.calls
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ((402, {"error": {"message": "Insufficient Balance"}}, {}), "no money left (402)"),
+        ((400, {"error": {"message": "credit balance is too low"}}, {}), "credit balance is too low"),
+    ],
+)
+def test_a_server_that_refuses_all_from_some_time_on_refuses_no_sample(
+    reply: Reply, message: str, work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayjobs.synth_worker.REJECTED_AFTER_AN_ANSWER", 20)
+    served = serve(lambda request, n: ANSWER if n <= 5 else reply)
+    _, stop = work.ask(served.base_url)
+    assert stop.code == cli.BAD_INPUT and message in stop.reason
+    assert work.statuses() == {ANSWERED: 5, None: NUM_PICTURES - 5}
+    assert work.log().usage.calls == len(served.requests) == work.governor.used.calls
+
+
+def test_rejections_at_the_end_are_written_and_not_paid_again(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER if n <= 35 else (400, {"error": {"message": "too small"}}, {}))
+    counts, _ = work.ask(served.base_url)
+    assert counts == {"kept": 35, "refused": 5} and work.statuses() == {ANSWERED: 35, REJECTED: 5}
+    work.ask(served.base_url)
+    assert len(served.requests) == NUM_PICTURES
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        [{"type": "thinking", "thinking": "well"}, {"type": "text", "text": json.dumps(GOOD, indent=1)}],
+        json.dumps(GOOD | {"draft": "\ud83d"}),
+        "I cannot help \ud83d with that",
+    ],
+)
+def test_an_odd_answer_harms_nobody_else(odd: Any, work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: (200, completion(odd), {}) if n == 7 else ANSWER)
+    counts, stop = work.ask(served.base_url)
+    assert stop.code == 0 and counts["kept"] >= NUM_PICTURES - 1 and counts.total() == NUM_PICTURES
+    (value,) = [entry.value for entry in work.log().reader().entries(0, NUM_PICTURES) if entry and odd_one(entry.value)]
+    value["text"].encode()  # as Parquet will
+
+
+def odd_one(value: dict[str, Any]) -> bool:
+    return bool(value["text"] != json.dumps(GOOD))
+
+
+def test_tokens_that_are_no_integers_and_an_answer_without_choices_end_no_job(work: Work, serve: Any) -> None:
+    odd = completion(json.dumps(GOOD)) | {"usage": {"prompt_tokens": 100.0, "completion_tokens": 20.0}}
+    served = serve(lambda request, n: (200, odd, {}) if n == 3 else (200, {"error": "x"}, {}) if n == 9 else ANSWER)
+    counts, stop = work.ask(served.base_url)
+    assert counts == {"kept": NUM_PICTURES} and stop.code == 0 and work.log().usage.prompt_tokens == 100 * NUM_PICTURES
+
+
+def test_a_filter_takes_no_picture_of_which_nothing_is_known(tmp_path: Path) -> None:
+    (row, *_) = read_rows(write_pictures(tmp_path / "pictures"))
+    for name, filters in (
+        ("similarity", FilterConfig(min_similarity=0.2)),
+        ("nsfw", FilterConfig(nsfw=["UNLIKELY"])),
+        ("punsafe", FilterConfig(max_punsafe=0.5)),
+    ):
+        with pytest.raises(BadImage, match=f"filtered_{name}"):
+            PictureKey(filters.model_dump())(row)
+    PictureKey(FilterConfig().model_dump())(row)
