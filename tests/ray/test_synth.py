@@ -40,6 +40,7 @@ def test_no_sample_is_in_a_language_that_is_held_out_for_one_of_its_pictures(sam
             assert row["language"] not in held_out[image_id]
 
 
+@pytest.mark.slow  # test_synth_kills.py kills it everywhere
 def test_a_killed_run_goes_on_and_ends_with_the_rows_of_an_unbroken_one(
     samples: Path, world: World, knowledge: Knowledge, tmp_path: Path
 ) -> None:
