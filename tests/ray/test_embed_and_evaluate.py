@@ -101,6 +101,7 @@ def test_equal_contents_are_embedded_once_and_all_get_the_vector(base: Path, tmp
     assert by_id["0"] == by_id["3"] != by_id["1"]
 
 
+@pytest.mark.slow  # test_embed_kills.py kills it everywhere
 def test_a_killed_run_goes_on_and_ends_with_the_same_rows(
     vectors: Path, world: World, base: Path, tmp_path: Path
 ) -> None:
