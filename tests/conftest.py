@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
     """The address of an empty bucket, with what a client must be told of the server."""
+    from moto.server import ThreadedMotoServer  # not where only a part of the tests is run
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "none")
