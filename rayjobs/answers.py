@@ -6,6 +6,7 @@ what must be known of it without reading it: the number of its planned sample, i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -151,6 +152,16 @@ class AnswerLog:
     @property
     def num_done(self) -> int:
         return int((self.places >= 0).sum())
+
+    def digest(self, start: int, stop: int) -> str:
+        """Equal where the planned samples from `start` to `stop` have the same answers."""
+        places = self.places[start:stop]
+        numbers, file_of = np.unique(places >> _SHIFT, return_inverse=True)
+        names = [self.files[number].name for number in numbers.tolist() if number >= 0]
+        digest = hashlib.sha256("\n".join(names).encode())
+        for part in (file_of.astype(np.int64), places & ((1 << _SHIFT) - 1)):
+            digest.update(part.tobytes())
+        return digest.hexdigest()[:32]
 
     def reader(self) -> AnswerReader:
         return AnswerReader(self.files, self._places_file)

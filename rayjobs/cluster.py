@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,12 @@ from mme5core.errors import first_line
 from rayjobs.cli import JobFailed
 
 OBJECT_STORE_BYTES = 1 << 30
+
+Item = dict[str, Any]
+Task = Callable[[Item], Item]
+"""Takes what JSON can say, and tells what JSON can say; what it makes it writes itself."""
+Runner = Callable[[Task, Sequence[Item]], Iterator[Item]]
+"""Runs a task on each of some items, and gives what it tells of each, in any order."""
 
 
 @contextlib.contextmanager
@@ -92,3 +100,44 @@ def actor_cpus(ray: Any, num_actors: int, wanted: float) -> float:
 def rows_to_tables(dataset: Any) -> Iterator[pa.Table]:
     """The dataset's blocks as they come."""
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def here(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+    """A `Runner` in this process."""
+    return map(task, items)
+
+
+def in_tasks(ray: Any) -> Runner:
+    """A `Runner` on the cluster, an item to a task.
+
+    What it gives raises JobFailed where a task meets a file or a disk that it cannot use.
+    """
+
+    def run(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+        dataset = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items))
+        for table in rows_to_tables(dataset.map_batches(_OfEach(task), batch_size=1, batch_format="pyarrow")):
+            for row in table.to_pylist():
+                if row["failure"]:
+                    raise JobFailed(row["failure"])
+                yield json.loads(row["told"])
+
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class _OfEach:
+    """A task as Ray Data calls it."""
+
+    task: Task
+
+    def __call__(self, batch: pa.Table) -> dict[str, list[str]]:
+        told: dict[str, list[str]] = {"told": [], "failure": []}
+        for text in batch["item"].to_pylist():
+            answer, failure = {}, ""
+            try:
+                answer = self.task(json.loads(text))
+            except OSError as error:
+                failure = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
+            told["told"].append(json.dumps(answer))
+            told["failure"].append(failure)
+        return told

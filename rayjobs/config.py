@@ -137,9 +137,11 @@ class SynthConfig(InputJobConfig):
     samples_per_image: int = _key(1, "samples planned for each picture", ge=1)
     languages: list[str] | None = _key(None, "language codes; null: all 93, high-resource ones more often")
     tasks: dict[str, float] = _key(
-        {"classification": 1.0, "vqa": 1.0, "retrieval": 2.0}, "share of each task, relative"
+        {"classification": 1.0, "vqa": 1.0, "retrieval": 2.0}, "share of each task, relative; only those named"
     )
-    combinations: dict[str, float] = _key({}, "share of each modality combination within its task, relative; else 1")
+    combinations: dict[str, float] = _key(
+        {}, "share of each modality combination within its task, relative; only those named, all where none of it is"
+    )
     num_negatives: int = _key(1, "hard negatives per sample", ge=1)
     min_self_evaluation: float | None = _key(
         None, "lowest mean of the teacher's scores of its own draft, 1 to 5; null: any", ge=1, le=5

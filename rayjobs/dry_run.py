@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +20,52 @@ from mme5core.images import BadImage, picture_size
 from mme5core.languages import language_name
 from mme5core.readers import CorpusRow, InputError, ReadOptions, read_rows
 from mme5core.readers.shards import labels, shard_bytes
+from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath, parquet_file
 from mme5core.synthesis.plan import Neighbour, PlannedSample, plan_image
 from rayjobs.config import (
     ConfigError,
     EmbedCorpusConfig,
     EvaluateConfig,
-    InputJobConfig,
     JobConfig,
     SynthConfig,
     TrainConfig,
 )
-from rayjobs.scan import shards_of
+from rayjobs.output import JobFolder, job_folder
+from rayjobs.scan import column_tables, one_side, shards_of
 
 DRY_ROWS = 20_000  # of a larger input the first so many rows stand for all
 PICTURES_KEPT, PROMPTS_SHOWN = 200, 3
 
 
 def describe(job: str, config: JobConfig) -> str:
-    """The text that --dry-run prints."""
+    """The text that --dry-run prints.
+
+    Raises:
+        ConfigError: the job would be refused as it is.
+    """
     lines = [
         f"# {job}: effective configuration",
         yaml.safe_dump(config.model_dump(), allow_unicode=True, sort_keys=False),
     ]
-    lines += ["# would read", *_DESCRIBED.get(type(config), _describe_input)(config)]
+    lines += ["# would read", *_DESCRIBED.get(type(config), _describe_nothing)(config)]
     return "\n".join(lines)
 
 
-def _describe_input(config: Any) -> list[str]:
-    if not isinstance(config, InputJobConfig):
-        return ["nothing"]
-    shards = shards_of(config.input, pictures=isinstance(config, EmbedCorpusConfig))
-    try:
-        rows = sum(parquet_file(shard).metadata.num_rows for shard in shards if shard.suffix == ".parquet")
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"input: {first_line(error)}") from None
-    return _files(shards) + ([f"{rows:,} rows in Parquet"] if rows else [])
+def _describe_nothing(config: JobConfig) -> list[str]:
+    return ["nothing"]
+
+
+def _describe_output(folder: JobFolder) -> list[str]:
+    return [f"output {folder.path}: {folder.look()}"] if folder.run.config["output"] else []
 
 
 def _describe_training(config: TrainConfig) -> list[str]:
     from mme5core.readers.samples import open_samples
-    from rayjobs.train import check
+    from rayjobs.train import check, sources_of, train_folder
 
-    shards = shards_of(config.input, suffixes=(".parquet",))
+    sources = sources_of(config)
+    shards = [shard for found in sources.values() for shard in found]
     check(config)
     try:
         rows = sum(open_samples(shard).metadata.num_rows for shard in shards)
@@ -72,26 +75,35 @@ def _describe_training(config: TrainConfig) -> list[str]:
     if config.batch_size > rows:
         raise ConfigError(f"batch_size={config.batch_size} is larger than the data: {rows:,} samples")
     steps = config.num_steps or max(1, int(config.num_epochs * rows / config.batch_size))
-    return [*_files(shards), f"{rows:,} samples before any is refused; about {steps:,} steps"]
+    return [
+        *_files(shards),
+        f"{rows:,} samples before any is refused; about {steps:,} steps",
+        *_describe_output(train_folder(config, sources)),
+    ]
 
 
 def _describe_embedding(config: EmbedCorpusConfig) -> list[str]:
-    from rayjobs.embed_corpus import checked_width
+    from rayjobs.embed_corpus import checked_width, embed_folder
 
-    lines = _describe_input(config)
+    shards = shards_of(config.input, pictures=True)
+    try:
+        rows = sum(parquet_file(shard).metadata.num_rows for shard in shards if shard.suffix == ".parquet")
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"input: {first_line(error)}") from None
+    lines = _files(shards) + ([f"{rows:,} rows in Parquet"] if rows else [])
     width = checked_width(config)
-    return [*lines, f"vectors of width {config.vectors.dim or width:,}"]
+    lines.append(f"vectors of width {config.vectors.dim or width:,}")
+    return lines + _describe_output(embed_folder(config, one_side(shards, config.side)))
 
 
 def _describe_evaluation(config: EvaluateConfig) -> list[str]:
-    folder = Path(config.benchmark)
-    lines = []
-    for part in ("queries", "candidates"):
-        file = folder / f"{part}.parquet"
-        if not file.is_file():
-            raise ConfigError(f"no benchmark at {config.benchmark!r}: it has no {file.name}")
-        lines.append(f"{pq.read_metadata(file).num_rows:,} {part} in {file}")
-    return lines
+    from rayjobs.evaluate import identities
+
+    folder = job_folder("evaluate", config, identities(config))
+    benchmark = Path(config.benchmark)
+    files = {part: benchmark / f"{part}.parquet" for part in ("queries", "candidates")}
+    lines = [f"{pq.read_metadata(file).num_rows:,} {part} in {file}" for part, file in files.items()]
+    return lines + _describe_output(folder)
 
 
 def _describe_synthesis(config: SynthConfig) -> list[str]:
@@ -99,9 +111,10 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
     from mme5core.synthesis.pricing import expected_tokens
     from mme5core.synthesis.prompts import build_prompt
     from rayjobs.picture_filters import COLUMNS, PictureKey
-    from rayjobs.synth import needs_columns, plan_settings, synth_shards
+    from rayjobs.synth import needs_columns, plan_settings, synth_folder, synth_shards
 
     shards = synth_shards(config)
+    folder = synth_folder(config, shards)
     settings = plan_settings(config)
     key_of = PictureKey(config.filters.model_dump())
     options = ReadOptions(pictures=config.pictures, columns=COLUMNS if needs_columns(config) else ())
@@ -129,7 +142,7 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
     is_all = not (num_rows == DRY_ROWS and config.limit != DRY_ROWS and next(rows, None) is not None)
     near = _neighbours_of(config, sizes, is_all=is_all)
     plans = [plan for image_id in sizes for plan in plan_image(image_id, settings, near.get(image_id, ()))]
-    lines, scale = _files(shards), 1.0
+    lines, scale = [*_files(shards), *_describe_output(folder)], 1.0
     if config.neighbours and sizes and not near:
         lines.append("neighbours: of none of its pairs are both pictures in the input: is it of another corpus?")
     if not is_all:
@@ -142,7 +155,7 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
         lines.append(
             "refused: " + ", ".join(f"{reason} {count * scale:,.0f}" for reason, count in refused.most_common())
         )
-    lines += ["", *_plan_table(plans, scale)]
+    lines += ["", *_plan_table(plans, scale), ""]
     prompt_tokens = completion_tokens = 0
     for plan in plans:
         _, user = build_prompt(plan, num_negatives=config.num_negatives)
@@ -150,7 +163,13 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
         own = sizes[plan.image_ids[0]] if plan.image_ids[0] in sizes else next(iter(sizes.values()))
         found = expected_tokens(user, [sizes.get(shown_id, own) for shown_id in plan.image_ids], config.teacher.model)
         prompt_tokens, completion_tokens = prompt_tokens + found[0], completion_tokens + found[1]
-    lines += ["", _cost(config, len(plans) * scale, prompt_tokens * scale, completion_tokens * scale)]
+    if counters := folder.counters() if config.output else {}:
+        spent = f", {counters['usd']:,.2f} USD" if "usd" in counters else ""
+        lines.append(
+            f"an earlier run has spent {counters['calls']:,} calls{spent}; what follows is for what is pending"
+        )
+        scale *= counters["pending"] / max(1.0, len(plans) * scale)
+    lines.append(_cost(config, len(plans) * scale, prompt_tokens * scale, completion_tokens * scale))
     return lines + _three_prompts(config, plans, shown)
 
 
@@ -161,11 +180,10 @@ def _rows_of(shards: list[AnyPath], options: ReadOptions) -> Iterator[CorpusRow]
 
 def _neighbours_of(config: SynthConfig, image_ids: Collection[str], *, is_all: bool) -> dict[str, list[Neighbour]]:
     """The neighbours of these pictures, nearest first; where these are all that there are, among them."""
-    from rayjobs.synth import neighbour_tables
+    from rayjobs.synth import neighbour_files
 
     found: dict[str, list[tuple[int, Neighbour]]] = defaultdict(list)
-    tables = neighbour_tables(config)
-    for table in tables() if tables else ():
+    for table in chain.from_iterable(column_tables(file, NEIGHBOURS) for file in neighbour_files(config) or ()):
         chosen = pc.is_in(table["query_id"], pa.array(image_ids, pa.string()))
         for row in table.filter(chosen).to_pylist():
             if not is_all or row["candidate_id"] in image_ids:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,15 +24,15 @@ from mme5core.model_folder import check_adapter, check_model_files, encoder_sett
 from mme5core.peers import SentenceTransformerEncoder, sentence_transformer_width
 from mme5core.prompt_styles import check_style
 from mme5core.readers import CorpusRow, ReadOptions, input_files, input_identity, read_rows
-from mme5core.storage import locate
+from mme5core.storage import AnyPath, locate
 from mme5core.types import Content, Rejected
 from mme5core.vectors import Int8Calibration, VectorFormat, cut
 from rayjobs import cli
 from rayjobs.cluster import actor_cpus, connected, rows_to_tables, threads_per_worker
-from rayjobs.config import ConfigError, EmbedCorpusConfig, fingerprint, row_keys
+from rayjobs.config import ConfigError, EmbedCorpusConfig
 from rayjobs.contents import Contents, VectorLog, append, number_contents, vector_schema
 from rayjobs.external import sort_tables
-from rayjobs.output import JobFolder, Run, of_size, part_name
+from rayjobs.output import JobFolder, job_folder, of_size, part_name
 from rayjobs.progress import Progress
 from rayjobs.scan import Index, ScanShard, one_side, rows_of, scan, shards_of, wait_until_seen
 from rayjobs.source_columns import SourceColumns
@@ -72,16 +72,7 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
         raise ConfigError(str(error)) from None
     if taken := {"id", "embedding", "embedding_int8", "embedding_binary"} & set(config.columns):
         raise ConfigError(f"'columns' names {sorted(taken)[0]!r}, which the job writes itself")
-    files = input_files(shards)
-    identities = {"input": input_identity(files), "model": model_identity(config.model)}
-    if config.adapter:
-        identities["adapter"] = model_identity(config.adapter)
-    folder = JobFolder(
-        config.output,
-        Run(
-            "embed-corpus", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities, files
-        ),
-    )
+    folder = embed_folder(config, shards)
     finished = folder.open()
     if finished:
         return cli.Outcome(finished["counters"], reason="already done")
@@ -104,6 +95,14 @@ def run(config: EmbedCorpusConfig, *, load: Callable[[dict[str, Any]], Any] | No
         )
         wait_until_seen(lambda: VectorLog(rows, dimension).count(len(contents), folder.work / "done") >= num_done, rows)
         return _finish(ray, folder, config, index, contents, VectorLog(rows, dimension), vector_format, source)
+
+
+def embed_folder(config: EmbedCorpusConfig, shards: Sequence[AnyPath]) -> JobFolder:
+    files = input_files(shards)
+    identities = {"input": input_identity(files), "model": model_identity(config.model)}
+    if config.adapter:
+        identities["adapter"] = model_identity(config.adapter)
+    return job_folder("embed-corpus", config, identities, files)
 
 
 def checked_width(config: EmbedCorpusConfig) -> int:

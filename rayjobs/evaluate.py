@@ -14,8 +14,8 @@ from mme5core.model_folder import model_identity
 from mme5core.readers import InputError, input_files, input_identity
 from mme5core.types import Content, Rejected
 from rayjobs import cli
-from rayjobs.config import AlsoConfig, ConfigError, EvaluateConfig, fingerprint, row_keys
-from rayjobs.output import JobFolder, Run, write_json
+from rayjobs.config import AlsoConfig, ConfigError, EvaluateConfig
+from rayjobs.output import job_folder, write_json
 from rayjobs.progress import Progress
 from rayjobs.scan import shards_of
 
@@ -23,11 +23,7 @@ from rayjobs.scan import shards_of
 def run(config: EvaluateConfig) -> cli.Outcome:
     if not config.input and not config.model:
         raise ConfigError("'input' (vectors) or 'model' is required")
-    identities = _identities(config)
-    folder = JobFolder(
-        config.output,
-        Run("evaluate", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities),
-    )
+    folder = job_folder("evaluate", config, identities(config))
     finished = folder.open()
     if finished:
         print(_stored_table(folder.path))
@@ -73,23 +69,23 @@ def _stored_table(folder: Path) -> str:
     return file.read_text(encoding="utf-8").rstrip() if file.is_file() else ""
 
 
-def _identities(config: EvaluateConfig) -> dict[str, str]:
+def identities(config: EvaluateConfig) -> dict[str, str]:
     """What is read, by content: vectors, models and benchmarks of every set."""
-    identities: dict[str, str] = {}
+    found: dict[str, str] = {}
     named: dict[str, EvaluateConfig | AlsoConfig] = {"": config, **config.also}
     for name, one in named.items():
         suffix = f" ({name})" if name else ""
         if one.input:
-            identities[f"input{suffix}"] = input_identity(input_files(shards_of(one.input, suffixes=(".parquet",))))
+            found[f"input{suffix}"] = input_identity(input_files(shards_of(one.input, suffixes=(".parquet",))))
         if one.model:
-            identities[f"model{suffix}"] = model_identity(one.model)
+            found[f"model{suffix}"] = model_identity(one.model)
         if one.benchmark:
             files = [Path(one.benchmark) / f"{part}.parquet" for part in ("queries", "candidates")]
             for file in files:
                 if not file.is_file():
                     raise ConfigError(f"no benchmark at {one.benchmark!r}: it has no {file.name}")
-            identities[f"benchmark{suffix}"] = input_identity(input_files(files))
-    return identities
+            found[f"benchmark{suffix}"] = input_identity(input_files(files))
+    return found
 
 
 def _score(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -103,15 +104,80 @@ def first_of_equal(
 ) -> np.ndarray:
     """For each of the rows 0 ... num_rows - 1 the first row with an equal key; -1 for rows that have none.
 
-    Rows are parted by their keys, about `rows_in_memory` to a part, and each part is sorted by itself.
-
     Args:
         keyed: the rows in rising order.
         out: the file that holds the result, int64 [num_rows], mapped into memory; those of the parts lie beside it
             while this runs.
     """
+    first = np.memmap(out, np.int64, "w+", shape=(max(1, num_rows),))[:num_rows]
+    first[:] = -1
+    for records in _sorted_parts(keyed, num_rows, out, rows_in_memory):
+        is_new = np.ones(len(records), dtype=bool)
+        is_new[1:] = (records["high"][1:] != records["high"][:-1]) | (records["low"][1:] != records["low"][:-1])
+        first[records["row"]] = records["row"][is_new][np.cumsum(is_new) - 1]
+    return first
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTable:
+    """The row of each key, in a file that is mapped where it is asked; travels to the tasks.
+
+    `starts` [parts + 1]: part n holds the keys whose first half leaves n when divided by the number of parts, sorted;
+    all their first halves, then all their second halves, then all rows, so that a search touches what it must.
+    """
+
+    file: Path
+    starts: np.ndarray
+
+    @classmethod
+    def write(
+        cls, keyed: Iterable[Keyed], num_rows: int, file: Path, *, rows_in_memory: int = ROWS_IN_MEMORY
+    ) -> KeyTable:
+        """
+        Args:
+            keyed: rows in rising order, no key twice.
+            num_rows: how many there are, at most.
+        """
+        starts = [0]
+        with file.open("wb") as stream:
+            for records in _sorted_parts(keyed, num_rows, file, rows_in_memory):
+                for name in ("high", "low", "row"):
+                    stream.write(np.ascontiguousarray(records[name]).data)
+                starts.append(starts[-1] + len(records))
+        return cls(file, np.array(starts))
+
+    def rows_of(self, keys: np.ndarray) -> np.ndarray:
+        """int64 [N]: the row of each of the keys uint64 [N, 2], -1 of one that is not there."""
+        found = np.full(len(keys), -1)
+        if not self.starts[-1]:
+            return found
+        numbers = np.memmap(self.file, np.uint64, "r")
+        num_parts = len(self.starts) - 1
+        part_of = keys[:, 0] % num_parts
+        for part in np.unique(part_of).tolist():
+            start, stop = 3 * self.starts[part], 3 * self.starts[part + 1]
+            high, low, row = numbers[start:stop].reshape(3, -1)
+            asked = np.flatnonzero(part_of == part)
+            places = np.searchsorted(high, keys[asked, 0])
+            while len(asked):
+                inside = places < len(high)
+                asked, places = asked[inside], places[inside]
+                is_half = high[places] == keys[asked, 0]
+                is_it = is_half & (low[places] == keys[asked, 1])
+                found[asked[is_it]] = row[places[is_it]].astype(np.int64)
+                # Equal in its first half alone: the one that is meant may come after it.
+                asked, places = asked[is_half & ~is_it], places[is_half & ~is_it] + 1
+        return found
+
+
+def _sorted_parts(keyed: Iterable[Keyed], num_rows: int, beside: Path, rows_in_memory: int) -> Iterator[np.ndarray]:
+    """Records of _KEYED, parted by their keys, about `rows_in_memory` to a part, and each part sorted by itself.
+
+    Args:
+        beside: the files of the parts lie beside this one while they are needed.
+    """
     num_parts = min(MAX_PARTS, max(1, -(-num_rows // rows_in_memory)))
-    parts = [out.with_name(f"{out.name}.part{n}") for n in range(num_parts)]
+    parts = [beside.with_name(f"{beside.name}.part{n}") for n in range(num_parts)]
     streams = [part.open("wb") for part in parts]
     for rows, keys in keyed:
         records = np.empty(len(rows), _KEYED)
@@ -121,16 +187,10 @@ def first_of_equal(
             stream.write(records[part_of == n].tobytes() if num_parts > 1 else records.tobytes())
     for stream in streams:
         stream.close()
-    first = np.memmap(out, np.int64, "w+", shape=(max(1, num_rows),))[:num_rows]
-    first[:] = -1
     for part in parts:
         records = np.fromfile(part, _KEYED)
-        records = records[np.lexsort((records["low"], records["high"]))]  # stable: rows of a key stay in their order
-        is_new = np.ones(len(records), dtype=bool)
-        is_new[1:] = (records["high"][1:] != records["high"][:-1]) | (records["low"][1:] != records["low"][:-1])
-        first[records["row"]] = records["row"][is_new][np.cumsum(is_new) - 1]
+        yield records[np.lexsort((records["low"], records["high"]))]  # stable: rows of a key stay in their order
         part.unlink()
-    return first
 
 
 def save_array(file: Path, array: np.ndarray) -> None:

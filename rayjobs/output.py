@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import islice
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from mme5core.schemas import QUARANTINE
 from mme5core.storage import without_credentials
 from mme5core.types import Rejected
-from rayjobs.config import ConfigError
+from rayjobs.config import ConfigError, JobConfig, fingerprint, row_keys
 from rayjobs.external import sort_tables
 
 MANIFEST, SUCCESS, WORK, QUARANTINE_FOLDER = "_manifest.json", "_SUCCESS", "_work", "_quarantine"
@@ -49,6 +49,16 @@ class Run:
     files: Mapping[str, str] = field(default_factory=dict)
 
 
+def job_folder(
+    job: str, config: JobConfig, identities: dict[str, str], files: Mapping[str, str] | None = None
+) -> JobFolder:
+    """The folder of a job with this configuration, which reads what has these identities."""
+    print_ = fingerprint(config, **identities)
+    return JobFolder(
+        config.output, Run(job, config.model_dump(), print_, row_keys(config), identities, dict(files or {}))
+    )
+
+
 class JobFolder:
     """One job's output. Everything in it appears by rename, and `_SUCCESS` last."""
 
@@ -67,21 +77,11 @@ class JobFolder:
         Raises:
             ConfigError: the folder belongs to another run, holds something else, or is being written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"output {str(self.path)!r} is not a folder")
-        manifest = self._read_json(self.path / MANIFEST)
-        started = self._read_json(self.work / "run.json")
-        earlier = manifest or started
-        if earlier and not manifest and earlier.get("fingerprint") != self.run.fingerprint and self._is_unworked():
-            shutil.rmtree(self.work)  # begun and refused at once: there is nothing to keep
-            earlier = started = {}
-        if earlier:
-            self._check_same(earlier)
-        if manifest and (self.path / SUCCESS).exists():
-            self._check_whole(manifest)
+        started, manifest = self._earlier()
+        if manifest and self._is_finished():
             return manifest
-        if not earlier and self.path.is_dir() and any(f.name != WORK for f in self.path.iterdir()):
-            raise ConfigError(f"output {str(self.path)!r} is not empty and is not a run of {self.run.job}")
+        if not (started or manifest) and (self.work / "run.json").is_file():
+            shutil.rmtree(self.work)  # begun and refused at once: there is nothing to keep
         try:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -90,6 +90,47 @@ class JobFolder:
         if not started:
             write_json(self.work / "run.json", self._identity())
         return None
+
+    def look(self) -> str:
+        """A line that says what a run would find in the folder; nothing is changed.
+
+        Raises:
+            ConfigError: as `open`.
+        """
+        started, manifest = self._earlier()
+        if manifest and self._is_finished():
+            return "finished already: a run would say so and do nothing"
+        if not (started or manifest):
+            return "new"
+        counters = manifest.get("counters")
+        if not counters:
+            return "begun by an earlier run, which was stopped: the same command goes on"
+        refused = sum(counters["refused"].values())
+        done = f"{counters['kept']:,} {manifest['unit']} kept, {refused:,} refused and {counters['pending']:,} pending"
+        return f"begun by an earlier run, which left {done}: the same command goes on"
+
+    def counters(self) -> dict[str, Any]:
+        """Those of the manifest that an earlier run has left; empty where it left none."""
+        return dict(self._read_json(self.path / MANIFEST).get("counters", {}))
+
+    def _earlier(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What an earlier run said of itself when it began, and its manifest; empty where there is nothing of one."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"output {str(self.path)!r} is not a folder")
+        manifest = self._read_json(self.path / MANIFEST)
+        started = self._read_json(self.work / "run.json")
+        if started and not manifest and started.get("fingerprint") != self.run.fingerprint and self._is_unworked():
+            started = {}
+        if earlier := manifest or started:
+            self._check_same(earlier)
+        if manifest and self._is_finished():
+            self._check_whole(manifest)
+        elif not earlier and self.path.is_dir() and any(f.name != WORK for f in self.path.iterdir()):
+            raise ConfigError(f"output {str(self.path)!r} is not empty and is not a run of {self.run.job}")
+        return started, manifest
+
+    def _is_finished(self) -> bool:
+        return (self.path / SUCCESS).exists()
 
     def write_parts(self, tables: Iterable[pa.Table], schema: pa.Schema, *, rows_per_file: int) -> int:
         """Write all rows as part-00000.parquet, ...; returns how many. Parts of an earlier try are replaced."""
@@ -101,10 +142,11 @@ class JobFolder:
         self.take_parts(staged)
         return num_rows
 
-    def take_parts(self, staged: Path) -> None:
-        """Make the parts of a folder those of the job."""
+    def take_parts(self, staged: Path, *, kept: Collection[str] = ()) -> None:
+        """Make the parts of a folder those of the job, beside those of these names that it has already."""
         for old in self.path.glob("part-*.parquet"):
-            old.unlink()
+            if old.name not in kept:
+                old.unlink()
         for file in sorted(staged.glob("part-*.parquet")):
             file.rename(self.path / file.name)
 
@@ -137,8 +179,12 @@ class JobFolder:
         pending: int,
         extra_counters: dict[str, Any] | None = None,
         details: dict[str, Any] | None = None,
+        described: Iterable[dict[str, Any]] = (),
     ) -> dict[str, Any]:
         """Write the manifest, and `_SUCCESS` if nothing is pending; returns the counters.
+
+        Args:
+            described: the entries (`describe`) of parts that need not be read again for it.
 
         Raises:
             AssertionError: the counters do not add up, which would mean that rows were lost.
@@ -151,13 +197,16 @@ class JobFolder:
         } | (extra_counters or {})
         if num_read != num_kept + sum(refused.values()) + pending:
             raise AssertionError(f"rows do not add up: {counters}")
+        known = {entry["name"]: entry for entry in described}
         manifest = self._identity() | {
             "finished": pending == 0,
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": versions(),
             "unit": unit,
             "counters": counters,
-            "files": [describe(file, self.path) for file in self._files()],
+            "files": [
+                known.get(str(file.relative_to(self.path))) or describe(file, self.path) for file in self._files()
+            ],
         }
         write_json(self.path / MANIFEST, manifest | (details or {}))
         if pending == 0:

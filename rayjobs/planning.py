@@ -1,33 +1,39 @@
 """The plan of a synthesis on disk: every sample to ask for, in the order of the corpus, and where its pictures lie.
 
-Written once, a part at a time, from the index of the corpus and the neighbours of its pictures; memory holds neither.
+Written once, by tasks that take a range of the pictures each, from the index of the corpus and the neighbours of its
+pictures; memory holds neither.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mme5core.synthesis.plan import Neighbour, PlannedSample, PlanSettings, plan_image
+from mme5core.storage import AnyPath
+from mme5core.synthesis.plan import PlannedSample, PlanSettings, plan_image
 from mme5core.types import Rejected
-from rayjobs.config import ConfigError
+from rayjobs.cluster import Runner, here
 from rayjobs.contents import Contents, number_contents
-from rayjobs.external import first_of_equal, keys_of, sort_tables
+from rayjobs.external import KeyTable, keys_of
+from rayjobs.neighbour_pairs import Pairs, join_pairs
 from rayjobs.output import write_json
-from rayjobs.scan import Index, id_key
+from rayjobs.progress import Progress
+from rayjobs.scan import Index, wait_until_seen
 
 PLANS_PER_FILE, FEWEST_PER_FILE, FILES_PER_WORKER = 4096, 64, 8
+PICTURES_PER_TASK = 1 << 15
 MADE = "plan.json"
 
 PICTURE = pa.struct([("id", pa.string()), ("shard", pa.int32()), ("offset", pa.int64()), ("num_bytes", pa.int64())])
@@ -43,19 +49,6 @@ PLAN = pa.schema(
         ("pictures", pa.list_(PICTURE)),
     ]
 )
-# Neighbours whose pictures are both usable, by the rows of the corpus; `query` is the row in digits, which sort.
-_PAIRS = pa.schema(
-    [
-        ("query", pa.string()),
-        ("rank", pa.int32()),
-        ("source", pa.string()),
-        ("score", pa.float32()),
-        ("id", pa.string()),
-        ("row", pa.int64()),
-    ]
-)
-
-Tables = Callable[[], Iterator[pa.Table]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,36 +89,39 @@ def planned(record: dict[str, Any]) -> PlannedSample:
     )
 
 
-def make_plan(index: Index, settings: PlanSettings, work: Path, *, neighbours: Tables | None, num_workers: int) -> Plan:
+def make_plan(
+    index: Index,
+    settings: PlanSettings,
+    work: Path,
+    *,
+    neighbours: Sequence[AnyPath] | None,
+    num_workers: int,
+    run: Runner = here,
+) -> Plan:
     """Plan the samples of every usable picture; what an earlier run has left in `work` is taken.
 
     Args:
-        neighbours: gives tables of the schema NEIGHBOURS, any number of times.
+        neighbours: files of the schema NEIGHBOURS.
+        run: where the tasks run that do it.
 
     Raises:
         ConfigError: not one of the neighbours' pictures is in the corpus.
     """
-    folder = work / "plan"
+    folder, scratch = work / "plan", work / "planning"
     made = folder / MADE
     if not made.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        contents = number_contents(index, work)
-        pictures = _Pictures(index, contents, work)
-        pairs = None if neighbours is None else _Pairs(pictures, neighbours, work)
-        if pairs is not None and len(contents) and not pairs.num_pairs:
-            raise ConfigError(
-                f"neighbours: none of its {pairs.num_read:,} pairs has both pictures in the input (the first is "
-                f"{pairs.first!r}): is it of another corpus?"
-            )
-        expected = len(contents) * settings.samples_per_image
+        for left in (folder, scratch):
+            shutil.rmtree(left, ignore_errors=True)
+            left.mkdir()
+        corpus, keys = Corpus.write(index, number_contents(index, work), scratch)
+        pairs = join_pairs(neighbours, keys, scratch / "pairs", run) if neighbours and len(corpus) else None
+        # So that each worker has files to take, and a killed one leaves little.
+        expected = len(corpus) * settings.samples_per_image
         size = min(PLANS_PER_FILE, max(FEWEST_PER_FILE, expected // (FILES_PER_WORKER * num_workers)))
-        starts, counts = _write_plans(pictures, settings, pairs, folder, size)
-        written = {"starts": starts, "counts": counts, "pairs": 0 if pairs is None else pairs.num_pairs}
-        pictures.remove()
-        if pairs is not None:
-            pairs.remove()
-        write_json(made, written)
+        task = WritePlans(corpus, settings, pairs, folder, max(1, size // settings.samples_per_image))
+        written = _write_plans(task, run)
+        write_json(made, written | {"pairs": 0 if pairs is None else pairs.num_pairs})
+    shutil.rmtree(scratch, ignore_errors=True)
     found = json.loads(made.read_text())
     paths = tuple(str(shard) for shard in index.shards)
     return Plan(folder, np.array(found["starts"]), paths, found["counts"], found["pairs"])
@@ -160,108 +156,106 @@ def _first_rows(
             yield rows, table, numbers > seen[:-1]
 
 
-class _Pictures:
-    """Where the picture of each row lies, and whether it is the first with its bytes: files, mapped."""
+class Corpus:
+    """The pictures to plan samples for, each content once, in their order, and where any picture lies.
 
-    def __init__(self, index: Index, contents: Contents, work: Path) -> None:
-        self.index, self.contents = index, contents
-        shape = (max(1, len(index)),)
-        self._files = [work / name for name in ("offsets", "sizes", "firsts")]
-        self._offsets = np.memmap(self._files[0], np.int64, "w+", shape=shape)
-        self._sizes = np.memmap(self._files[1], np.int64, "w+", shape=shape)
-        self.is_first = np.memmap(self._files[2], bool, "w+", shape=shape)
-        for rows, table, is_first in _first_rows(index, contents, ["offset", "num_bytes"]):
-            self._offsets[rows], self._sizes[rows] = table["offset"].to_numpy(), table["num_bytes"].to_numpy()
-            self.is_first[rows] = is_first
+    What there is of each picture is in files below `folder`, which tasks map: memory holds none of it.
+    """
 
-    def place(self, image_id: str, row: int) -> dict[str, Any]:
-        offset, num_bytes = int(self._offsets[row]), int(self._sizes[row])
-        return {"id": image_id, "shard": self.index.shard_of(row), "offset": offset, "num_bytes": num_bytes}
+    def __init__(self, index: Index, folder: Path, num_pictures: int) -> None:
+        self._index, self._folder, self._num_pictures = index, folder, num_pictures
 
-    def remove(self) -> None:
-        for file in self._files:
-            file.unlink(missing_ok=True)
+    def __len__(self) -> int:
+        return self._num_pictures
 
+    def __reduce__(self) -> Any:
+        return Corpus, (self._index, self._folder, self._num_pictures)
 
-class _Pairs:
-    """The neighbours of each picture, in the order of the corpus, joined on disk with where their pictures lie."""
-
-    def __init__(self, pictures: _Pictures, tables: Tables, work: Path) -> None:
-        self._file = work / "pairs.arrow"
-        self.num_read = sum(len(table) for table in tables())
-        self.num_pairs, self.first = 0, ""
-        index, joined = pictures.index, work / "pairs"
-        num_rows = len(index)
+    @classmethod
+    def write(cls, index: Index, contents: Contents, folder: Path) -> tuple[Corpus, KeyTable]:
+        """The pictures of an index, and the table that finds their rows by the keys of their ids."""
+        corpus = cls(index, folder, len(contents))
+        rows_of = corpus._mapped("rows", len(contents), "w+")
+        offsets, sizes = (corpus._mapped(name, len(index), "w+") for name in ("offsets", "sizes"))
 
         def keyed() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for rows, table in index.tables(["id_key"], usable=True):
-                yield rows, keys_of(table["id_key"])
-            start = num_rows
-            for table in tables():
-                # The query's and the candidate's in turn.
-                ids = np.empty(2 * len(table), object)
-                ids[0::2], ids[1::2] = table["query_id"].to_pylist(), table["candidate_id"].to_pylist()
-                keys = pa.array([id_key(image_id or "") for image_id in ids], pa.binary(16))
-                yield start + np.arange(len(ids)), keys_of(keys)
-                start += len(ids)
+            num_seen = 0
+            for rows, table, is_first in _first_rows(index, contents, ["id_key", "offset", "num_bytes"]):
+                offsets[rows], sizes[rows] = table["offset"].to_numpy(), table["num_bytes"].to_numpy()
+                first = rows[is_first]
+                rows_of[num_seen : num_seen + len(first)] = first
+                num_seen += len(first)
+                yield first, keys_of(table["id_key"].filter(pa.array(is_first)))
 
-        # Equal keys: the first row of each is the picture's, where the corpus has it.
-        rows = first_of_equal(keyed(), num_rows + 2 * self.num_read, joined)[num_rows:]
+        keys = KeyTable.write(keyed(), len(contents), folder / "keys")
+        for mapped in (rows_of, offsets, sizes):
+            mapped.flush()  # other nodes read them
+        return corpus, keys
 
-        def found() -> Iterator[pa.Table]:
-            start = 0
-            for table in tables():
-                if len(table):
-                    self.first = self.first or f"{table['query_id'][0]} {table['candidate_id'][0]}"
-                queries, candidates = rows[start : start + 2 * len(table)].reshape(-1, 2).T
-                start += 2 * len(table)
-                is_there = (queries < num_rows) & (candidates < num_rows) & (queries != candidates)
-                places = np.flatnonzero(is_there)
-                is_good = pictures.is_first[queries[places]] & pictures.is_first[candidates[places]]
-                places = places[is_good]
-                chosen = table.take(pa.array(places))
-                columns = [
-                    pa.array([f"{row:019d}" for row in queries[places].tolist()], pa.string()),
-                    chosen["rank"],
-                    chosen["source"],
-                    chosen["score"],
-                    chosen["candidate_id"],
-                    pa.array(candidates[places], pa.int64()),
-                ]
-                self.num_pairs += len(places)
-                yield pa.Table.from_arrays(columns, schema=_PAIRS)
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """int64: the rows of the pictures from `start` to `stop`."""
+        return np.asarray(self._mapped("rows", self._num_pictures, "r")[start : min(stop, self._num_pictures)])
 
-        with pa.OSFile(str(self._file), "wb") as sink, pa.ipc.new_stream(sink, _PAIRS) as writer:
-            for table in sort_tables(found(), work / "pairs_sorted", by=("query", "rank", "source")):
-                writer.write_table(table)
-        joined.unlink()
+    def ids(self, rows: np.ndarray) -> Iterator[tuple[int, str]]:
+        """(row, id) of pictures, whose rows rise."""
+        shards = range(self._index.shard_of(rows[0]), self._index.shard_of(rows[-1]) + 1) if len(rows) else ()
+        for shard in shards:
+            for numbers, table in self._index.tables(["id"], shard=shard, usable=True):
+                is_wanted = np.isin(numbers, rows, assume_unique=True)
+                yield from zip(
+                    numbers[is_wanted].tolist(), table["id"].filter(pa.array(is_wanted)).to_pylist(), strict=True
+                )
 
-    def by_picture(self) -> Iterator[tuple[int, list[tuple[Neighbour, int]]]]:
-        """(row, its neighbours with their rows), rows rising; nearest first within each source."""
-        with pa.OSFile(str(self._file), "rb") as source, pa.ipc.open_stream(source) as reader:
-            records = (record for batch in reader for record in batch.to_pylist())
-            for query, group in groupby(records, key=lambda record: record["query"]):
-                pairs = [
-                    (Neighbour(pair["id"], pair["score"] or 0.0, pair["source"] or ""), pair["row"]) for pair in group
-                ]
-                yield int(query), pairs
+    def places(self) -> Callable[[str, int], dict[str, Any]]:
+        """What tells where a picture lies, by its id and row."""
+        offsets, sizes = (self._mapped(name, len(self._index), "r") for name in ("offsets", "sizes"))
 
-    def remove(self) -> None:
-        self._file.unlink(missing_ok=True)
+        def place(image_id: str, row: int) -> dict[str, Any]:
+            shard = self._index.shard_of(row)
+            return {"id": image_id, "shard": shard, "offset": int(offsets[row]), "num_bytes": int(sizes[row])}
+
+        return place
+
+    def _mapped(self, name: str, count: int, mode: Literal["r", "w+"]) -> np.memmap:
+        return np.memmap(self._folder / name, np.int64, mode, shape=(max(1, count),))
 
 
-def _records(pictures: _Pictures, settings: PlanSettings, pairs: _Pairs | None) -> Iterator[list[dict[str, Any]]]:
-    """The planned samples of each picture."""
-    near = pairs.by_picture() if pairs else iter(())
-    row_of_pairs, found = next(near, (-1, []))
-    for rows, table, is_first in _first_rows(pictures.index, pictures.contents, ["id"]):
-        for row, image_id in zip(
-            rows[is_first].tolist(), table["id"].filter(pa.array(is_first)).to_pylist(), strict=True
-        ):
+@dataclass(frozen=True, slots=True)
+class WritePlans:
+    """The task: numbers of files in, from `first` to `stop`, these files of the plan out."""
+
+    corpus: Corpus
+    settings: PlanSettings
+    pairs: Pairs | None
+    folder: Path
+    pictures_per_file: int
+
+    def __call__(self, item: dict[str, int]) -> dict[str, Any]:
+        start, stop = (item[name] * self.pictures_per_file for name in ("first", "stop"))
+        records_of = self._records(self.corpus.rows(start, stop))
+        sizes = []
+        counts: dict[str, Counter[str]] = {"kinds": Counter(), "languages": Counter()}
+        for number in range(item["first"], item["stop"]):
+            records = list(chain.from_iterable(islice(records_of, self.pictures_per_file)))
+            # A task may run twice at once, where its node was thought dead.
+            temporary = self.folder / f".{uuid.uuid4().hex}"
+            pq.write_table(pa.Table.from_pylist(records, PLAN), temporary, compression="zstd")
+            temporary.rename(_file_of(self.folder, number))
+            sizes.append(len(records))
+            counts["kinds"].update(f"{record['task']} {record['modality_combination']}" for record in records)
+            counts["languages"].update(record["language"] for record in records)
+        return {"first": item["first"], "sizes": sizes} | counts
+
+    def _records(self, rows: np.ndarray) -> Iterator[list[dict[str, Any]]]:
+        """The planned samples of each picture."""
+        place = self.corpus.places()
+        near = self.pairs.by_query(rows[0], rows[-1] + 1) if self.pairs and len(rows) else iter(())
+        row_of_pairs, found = next(near, (-1, []))
+        for row, image_id in self.corpus.ids(rows):
             while -1 < row_of_pairs < row:
                 row_of_pairs, found = next(near, (-1, []))
             own = found if row_of_pairs == row else []
-            row_of = {neighbour.id: place for neighbour, place in own} | {image_id: row}
+            row_of = {neighbour.id: other for neighbour, other in own} | {image_id: row}
             yield [
                 {
                     "id": plan.id,
@@ -271,33 +265,32 @@ def _records(pictures: _Pictures, settings: PlanSettings, pairs: _Pairs | None) 
                     "query_image": plan.query_image,
                     "positive_image": plan.positive_image,
                     "negative_images": list(plan.negative_images),
-                    "pictures": [pictures.place(shown, row_of[shown]) for shown in plan.image_ids],
+                    "pictures": [place(shown, row_of[shown]) for shown in plan.image_ids],
                 }
-                for plan in plan_image(image_id, settings, [neighbour for neighbour, _ in own])
+                for plan in plan_image(image_id, self.settings, [neighbour for neighbour, _ in own])
             ]
 
 
-def _write_plans(
-    pictures: _Pictures, settings: PlanSettings, pairs: _Pairs | None, folder: Path, size: int
-) -> tuple[list[int], dict[str, dict[str, int]]]:
-    """Files of at least `size` samples, all samples of a picture in one; their starts, and counts for people."""
-    starts, waiting = [0], list[dict[str, Any]]()
+def _write_plans(task: WritePlans, run: Runner) -> dict[str, Any]:
+    """All files of the plan: where each starts, and counts for people."""
+    num_files = max(1, -(-len(task.corpus) // task.pictures_per_file))
+    files_per_task = max(1, PICTURES_PER_TASK // task.pictures_per_file)
+    items = [
+        {"first": first, "stop": min(first + files_per_task, num_files)}
+        for first in range(0, num_files, files_per_task)
+    ]
+    sizes = np.zeros(num_files, np.int64)
     counts: dict[str, Counter[str]] = {"kinds": Counter(), "languages": Counter()}
-
-    def flush() -> None:
-        pq.write_table(pa.Table.from_pylist(waiting, PLAN), _file_of(folder, len(starts) - 1), compression="zstd")
-        starts.append(starts[-1] + len(waiting))
-        waiting.clear()
-
-    for records in _records(pictures, settings, pairs):
-        waiting += records
-        counts["kinds"].update(f"{record['task']} {record['modality_combination']}" for record in records)
-        counts["languages"].update(record["language"] for record in records)
-        if len(waiting) >= size:
-            flush()
-    if waiting or len(starts) == 1:
-        flush()
-    return starts, {name: dict(count) for name, count in counts.items()}
+    with Progress("synth: planning", num_files, "files") as progress:
+        num_done = 0
+        for told in run(task, items):
+            sizes[told["first"] : told["first"] + len(told["sizes"])] = told["sizes"]
+            for name, count in counts.items():
+                count.update(told[name])
+            num_done += len(told["sizes"])
+            progress.update(num_done)
+    wait_until_seen(lambda: len(list(task.folder.glob("*.parquet"))) == num_files, task.folder)
+    return {"starts": [0, *np.cumsum(sizes).tolist()], "counts": {name: dict(count) for name, count in counts.items()}}
 
 
 def _file_of(folder: Path, number: int) -> Path:

@@ -22,7 +22,7 @@ from mme5core.errors import first_line
 from mme5core.images import BadImage
 from mme5core.readers import AS_IT_IS, CorpusRow, InputError, ReadOptions, read_rows
 from mme5core.readers.shards import labels
-from mme5core.storage import AnyPath, locate
+from mme5core.storage import AnyPath, locate, parquet_file
 from mme5core.types import Rejected
 from rayjobs.cli import JobFailed
 from rayjobs.cluster import rows_to_tables
@@ -48,6 +48,7 @@ _BEIR = {"query": "queries.jsonl", "target": "corpus.jsonl"}
 DUPLICATES, TOTALS = "duplicates.npy", "totals.json"
 ROWS_PER_GROUP, BYTES_PER_GROUP = 1 << 14, 1 << 24
 ROWS_AT_ONCE = 1 << 20
+COLUMNS_AT_ONCE = 1 << 16
 
 KeyOf = Callable[[CorpusRow], bytes]
 
@@ -338,3 +339,30 @@ def shards_of(inputs: Sequence[str], **options: Any) -> list[AnyPath]:
         return find_shards(inputs, note=lambda line: print(line, file=sys.stderr), **options)
     except InputError as error:
         raise ConfigError(str(error)) from None
+
+
+def files_with(path: str, schema: pa.Schema, key: str) -> list[AnyPath]:
+    """The files of a Parquet file or folder that has the columns of a schema; `key` names the setting.
+
+    Raises:
+        ConfigError: there is none, a file cannot be read, or it lacks a column.
+    """
+    try:
+        files = shards_of([path], suffixes=(".parquet",))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("input", key, 1)) from None
+    for file in files:
+        try:
+            found = parquet_file(file).schema_arrow.names
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"{key} {str(file)!r} cannot be read ({first_line(error)})") from None
+        for name in schema.names:
+            if name not in found:
+                raise ConfigError(f"{key} {str(file)!r} has no column {name!r}; it has {', '.join(found)}")
+    return files
+
+
+def column_tables(file: AnyPath, schema: pa.Schema, *, groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
+    """The columns of a schema, a part at a time, of some row groups or of all."""
+    for batch in parquet_file(file).iter_batches(COLUMNS_AT_ONCE, row_groups=groups, columns=schema.names):
+        yield pa.table(batch).select(schema.names).cast(schema)

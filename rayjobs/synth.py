@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mme5core.errors import first_line
 from mme5core.readers import ReadOptions, input_files, input_identity
 from mme5core.readers.shards import labels
 from mme5core.schemas import HOLDOUT, NEIGHBOURS
@@ -23,16 +22,16 @@ from mme5core.types import Rejected
 from rayjobs import cli
 from rayjobs.answers import AnswerLog
 from rayjobs.batch_worker import AskInBatches, num_with_server
-from rayjobs.cluster import actor_cpus, connected, rows_to_tables
-from rayjobs.config import ConfigError, SynthConfig, fingerprint, row_keys
+from rayjobs.cluster import Runner, actor_cpus, connected, in_tasks, rows_to_tables
+from rayjobs.config import ConfigError, SynthConfig
 from rayjobs.contents import number_contents
 from rayjobs.gate import start_governor, watched
-from rayjobs.output import JobFolder, Run, part_name
+from rayjobs.output import JobFolder, job_folder
 from rayjobs.picture_filters import COLUMNS, PictureKey
 from rayjobs.planning import Plan, make_plan, refused_samples
 from rayjobs.progress import Progress
-from rayjobs.scan import Index, ScanShard, scan, shards_of, wait_until_seen
-from rayjobs.synth_parts import WriteSamples, part_file
+from rayjobs.scan import Index, ScanShard, column_tables, files_with, scan, shards_of
+from rayjobs.synth_parts import WriteSamples, refused_name, write_parts
 from rayjobs.synth_verbs import export, gallery
 from rayjobs.synth_worker import (
     BUDGET_SPENT,
@@ -48,8 +47,6 @@ from rayjobs.synth_worker import (
     remembered_mode,
 )
 
-PLANS_PER_PART = 20_000
-ROWS_AT_ONCE = 1 << 16
 CALLS_AT_ONCE = 2  # files of the plan that a worker has open: the last calls of one go beside the first of the next
 
 
@@ -57,16 +54,7 @@ def run(config: SynthConfig) -> cli.Outcome:
     shards = synth_shards(config)
     settings = plan_settings(config)
     check_teacher(config)
-    files = input_files(shards)
-    identities = {"input": input_identity(files)} | {
-        name: input_identity(input_files(shards_of([path], suffixes=(".parquet",))))
-        for name, path in (("neighbours", config.neighbours), ("holdout", config.holdout))
-        if path
-    }
-    folder = JobFolder(
-        config.output,
-        Run("synth", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities, files),
-    )
+    folder = synth_folder(config, shards)
     finished = folder.open()
     if finished:
         return cli.Outcome(finished["counters"], reason="already done")
@@ -81,21 +69,33 @@ def run(config: SynthConfig) -> cli.Outcome:
     with connected() as ray:
         task = ScanShard(folder.work / "index", PictureKey(config.filters.model_dump()), config.limit, options)
         index = scan(ray, shards, task, label="synth")
-        neighbours, num_workers = neighbour_tables(config), config.num_workers
-        plan = make_plan(index, settings, folder.work, neighbours=neighbours, num_workers=num_workers)
+        tasks, neighbours = in_tasks(ray), neighbour_files(config)
+        plan = make_plan(index, settings, folder.work, neighbours=neighbours, num_workers=config.num_workers, run=tasks)
         pictures = Pictures(plan.shards, tuple(labels(shards)), ReadOptions(pictures=config.pictures))
         stop = _ask_all(ray, config, plan, pictures, answers)
         log = AnswerLog(answers, len(plan), folder.work / "answered")
-        return _finish(ray, folder, config, index, plan, pictures, log, stop)
+        return _finish(tasks, folder, config, index, plan, pictures, log, stop)
 
 
 def synth_shards(config: SynthConfig) -> list[AnyPath]:
     return shards_of(config.input, suffixes=(".tar", ".parquet"), pictures=True)
 
 
-def neighbour_tables(config: SynthConfig) -> Callable[[], Iterator[pa.Table]] | None:
-    """What gives the neighbours, a part at a time, as often as one asks; None where there are none."""
-    return None if config.neighbours is None else _Columns(config.neighbours, NEIGHBOURS, "neighbours")
+def synth_folder(config: SynthConfig, shards: Sequence[AnyPath]) -> JobFolder:
+    files = input_files(shards)
+    read = {"neighbours": neighbour_files(config), "holdout": holdout_files(config)}
+    identities = {"input": input_identity(files)} | {
+        name: input_identity(input_files(found)) for name, found in read.items() if found is not None
+    }
+    return job_folder("synth", config, identities, files)
+
+
+def holdout_files(config: SynthConfig) -> list[AnyPath] | None:
+    return None if config.holdout is None else files_with(config.holdout, HOLDOUT, "holdout")
+
+
+def neighbour_files(config: SynthConfig) -> list[AnyPath] | None:
+    return None if config.neighbours is None else files_with(config.neighbours, NEIGHBOURS, "neighbours")
 
 
 def check_teacher(config: SynthConfig) -> None:
@@ -134,10 +134,9 @@ def plan_settings(config: SynthConfig) -> PlanSettings:
         ConfigError: it cannot be planned so.
     """
     holdout: dict[str, set[str]] = defaultdict(set)
-    if config.holdout:
-        for table in _Columns(config.holdout, HOLDOUT, "holdout")():
-            for row in table.to_pylist():
-                holdout[row["image_id"]].add(row["language"])
+    for table in chain.from_iterable(column_tables(file, HOLDOUT) for file in holdout_files(config) or ()):
+        for row in table.to_pylist():
+            holdout[row["image_id"]].add(row["language"])
     try:
         return PlanSettings(
             seed=config.seed,
@@ -151,34 +150,6 @@ def plan_settings(config: SynthConfig) -> PlanSettings:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-class _Columns:
-    """The columns of a schema from a Parquet file or folder, a part at a time, as often as one asks.
-
-    Raises:
-        ConfigError: a file cannot be read, or lacks a column.
-    """
-
-    def __init__(self, path: str, schema: pa.Schema, key: str) -> None:
-        self._schema = schema
-        try:
-            self._files = shards_of([path], suffixes=(".parquet",))
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("input", key, 1)) from None
-        for file in self._files:
-            try:
-                found = pq.read_schema(file).names
-            except (pa.ArrowInvalid, OSError) as error:
-                raise ConfigError(f"{key} {str(file)!r} cannot be read ({first_line(error)})") from None
-            for name in schema.names:
-                if name not in found:
-                    raise ConfigError(f"{key} {str(file)!r} has no column {name!r}; it has {', '.join(found)}")
-
-    def __call__(self) -> Iterator[pa.Table]:
-        for file in self._files:
-            for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=self._schema.names):
-                yield pa.table(batch).select(self._schema.names).cast(self._schema)
 
 
 def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answers: Path) -> Stop | None:
@@ -247,7 +218,7 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
 
 
 def _finish(
-    ray: Any,
+    tasks: Runner,
     folder: JobFolder,
     config: SynthConfig,
     index: Index,
@@ -257,37 +228,26 @@ def _finish(
     stop: Stop | None,
 ) -> cli.Outcome:
     """Write what there is as parts, quarantine and manifest; what has no answer is pending."""
-    staged = folder.stage()
     rules = Rules(config.num_negatives, config.min_self_evaluation)
-    task = WriteSamples(plan, log.reader(), pictures, rules, config.near_duplicate, staged)
-    totals: Counter[str] = Counter()
-    items = _parts_of(plan)
-    written = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        task, batch_size=1, batch_format="pyarrow"
-    )
-    with Progress("synth: writing", len(items), "parts") as progress:
-        for table in rows_to_tables(written):
-            for row in table.to_pylist():
-                if row["failure"]:
-                    raise cli.JobFailed(row["failure"])
-                totals.update({name: row[name] for name in ("kept", "pending", "repaired")})
-                totals["parts"] += 1
-            progress.update(totals["parts"])
-    wait_until_seen(lambda: len(list(staged.glob("refused-*"))) == len(items), staged)
+    parts = folder.work / "parts"
+    task = WriteSamples(plan, log.reader(), pictures, rules, config.near_duplicate, parts)
+    written = write_parts(task, log, folder.path, tasks)
+    totals = Counter[str]()
+    for part in written:
+        totals.update({name: part[name] for name in ("kept", "pending", "repaired")})
     contents = number_contents(index, folder.work)
 
     def refused() -> Iterator[Rejected]:
         for rejected in refused_samples(index, contents, config.samples_per_image):
             totals["without_picture"] += 1
             yield rejected
-        for item in items:
-            for row in pq.read_table(staged / part_file("refused", item["part"])).to_pylist():
+        for part in written:
+            for row in pq.read_table(parts / refused_name(part["part"])).to_pylist():
                 yield Rejected(**row)
 
     counts = folder.write_quarantine(refused())
-    for item in items:
-        (staged / part_file("samples", item["part"])).rename(staged / part_name(item["part"]))
-    folder.take_parts(staged)
+    files = [part["file"] for part in written]
+    folder.take_parts(parts, kept=[file["name"] for file in files])
     usage = log.usage
     extra: dict[str, Any] = {
         "calls": usage.calls,
@@ -306,6 +266,7 @@ def _finish(
         refused=counts,
         pending=totals["pending"],
         extra_counters=extra,
+        described=files,
         details={
             "plan": plan.counts | {"neighbour_pairs": plan.num_pairs},
             "answer_form": remembered_mode(folder.work, config.teacher.base_url, config.teacher.model),
@@ -327,19 +288,6 @@ def _budget_line(config: SynthConfig, usage: Usage) -> str:
     if config.budget.usd is not None:
         spent.append(f"{usage.usd:,.2f} USD of budget.usd={config.budget.usd:g}")
     return f"the budget is spent ({', '.join(spent)}); raise it to go on"
-
-
-def _parts_of(plan: Plan) -> list[dict[str, Any]]:
-    """Which files of the plan make which part: about PLANS_PER_PART samples each."""
-    items: list[dict[str, Any]] = []
-    num_plans = 0
-    for file in range(plan.num_files):
-        if not items or num_plans >= PLANS_PER_PART:
-            items.append({"part": len(items), "files": []})
-            num_plans = 0
-        items[-1]["files"].append(file)
-        num_plans += int(plan.starts[file + 1] - plan.starts[file])
-    return items
 
 
 def _keep_answers(log: AnswerLog, cache: Path) -> None:

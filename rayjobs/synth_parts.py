@@ -1,9 +1,10 @@
-"""The task that turns answers into samples: a range of the plan in, a part and its refusals out."""
+"""From answers to samples: which parts are to be written, and the task that writes one, with its refusals."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,63 @@ from mme5core.synthesis.answer import Parsed
 from mme5core.synthesis.near_duplicates import Seen
 from mme5core.synthesis.plan import PlannedSample
 from mme5core.types import Content, Rejected, Sample
-from rayjobs.answers import ANSWERED, AnswerReader, Entry
+from rayjobs.answers import ANSWERED, AnswerLog, AnswerReader, Entry
+from rayjobs.cluster import Runner
+from rayjobs.output import describe, part_name, write_json
 from rayjobs.planning import Plan, planned
+from rayjobs.progress import Progress
+from rayjobs.scan import wait_until_seen
 from rayjobs.synth_worker import Pictures, Rules
 
+PLANS_PER_PART = 20_000
 ROWS_PER_GROUP = 256
+
+
+def write_parts(task: WriteSamples, log: AnswerLog, output: Path, run: Runner) -> list[dict[str, Any]]:
+    """Write what there is of every part into the task's folder; what the task tells of each, in their order.
+
+    A part that was written before, from the same answers, is taken: it lies there, or in `output` already.
+    """
+    task.folder.mkdir(exist_ok=True)
+    items = list(_parts_of(task.plan, log))
+    told = {item["part"]: found for item in items if (found := _written(task.folder, output, item)) is not None}
+    missing = [item for item in items if item["part"] not in told]
+    with Progress("synth: writing", len(items), "parts", done=len(told)) as progress:
+        for one in run(task, missing) if missing else ():
+            told[one["part"]] = one
+            progress.update(len(told))
+    names = {refused_name(item["part"]) for item in items}
+    wait_until_seen(lambda: names <= {file.name for file in task.folder.iterdir()}, task.folder)
+    return [told[item["part"]] for item in items]
+
+
+def _parts_of(plan: Plan, log: AnswerLog) -> Iterator[dict[str, Any]]:
+    """Which files of the plan make which part, about PLANS_PER_PART samples each, and the answers that there are."""
+    part, files = 0, list[int]()
+    for file in range(plan.num_files):
+        files.append(file)
+        start, stop = int(plan.starts[files[0]]), int(plan.starts[file + 1])
+        if stop - start >= PLANS_PER_PART or file + 1 == plan.num_files:
+            yield {"part": part, "files": files, "answers": log.digest(start, stop)}
+            part, files = part + 1, []
+
+
+def _written(folder: Path, output: Path, item: dict[str, Any]) -> dict[str, Any] | None:
+    """What was told of a part, if it was written from these answers and is there still."""
+    try:
+        told: dict[str, Any] = json.loads((folder / _told_name(item["part"])).read_text())
+    except FileNotFoundError:
+        return None
+    name, num_bytes = told["file"]["name"], told["file"]["bytes"]
+    is_there = any(
+        (place / name).is_file() and (place / name).stat().st_size == num_bytes for place in (folder, output)
+    )
+    return told if is_there and told["answers"] == item["answers"] else None
 
 
 @dataclass(frozen=True, slots=True)
 class WriteSamples:
-    """Writes part and refusals of some files of the plan into `folder`, and tells what came of them."""
+    """The task: some files of the plan in, their part and its refusals into `folder`."""
 
     plan: Plan
     answers: AnswerReader
@@ -34,26 +82,14 @@ class WriteSamples:
     near_duplicate: float | None
     folder: Path
 
-    def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
-        told: dict[str, list[Any]] = {"part": [], "kept": [], "pending": [], "repaired": [], "failure": []}
-        for item in batch.to_pylist():
-            counts: Counter[str] = Counter()
-            failure = ""
-            try:
-                self._write(item["part"], item["files"], counts)
-            except OSError as error:
-                failure = f"{error.filename or self.folder}: {error.strerror or error}"
-            for name in ("kept", "pending", "repaired"):
-                told[name].append(counts[name])
-            told["part"].append(item["part"])
-            told["failure"].append(failure)
-        return told
-
-    def _write(self, part: int, files: list[int], counts: Counter[str]) -> None:
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """The item, with the counts "kept", "pending" and "repaired", and the manifest's entry of the part."""
+        part, counts = item["part"], Counter[str]()
         refused: list[Rejected] = []
-        with pq.ParquetWriter(self.folder / part_file("samples", part), SAMPLES, compression="zstd") as writer:
+        staged = self.folder / f".{part_name(part)}"
+        with pq.ParquetWriter(staged, SAMPLES, compression="zstd") as writer:
             group: list[dict[str, Any]] = []
-            for row in self._rows(files, refused, counts):
+            for row in self._rows(item["files"], refused, counts):
                 group.append(row)
                 if len(group) >= ROWS_PER_GROUP:
                     writer.write_table(pa.Table.from_pylist(group, SAMPLES))
@@ -61,9 +97,14 @@ class WriteSamples:
             if group:
                 writer.write_table(pa.Table.from_pylist(group, SAMPLES))
         rows = [{"id": r.id, "reason": r.reason, "detail": r.detail} for r in refused]
-        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), self.folder / part_file("refused", part))
+        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), self.folder / refused_name(part))
+        staged.rename(self.folder / part_name(part))
+        told = item | {name: counts[name] for name in ("kept", "pending", "repaired")}
+        told["file"] = describe(self.folder / part_name(part), self.folder)
+        write_json(self.folder / _told_name(part), told)  # last: it says that the others are whole
+        return told
 
-    def _rows(self, files: list[int], refused: list[Rejected], counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    def _rows(self, files: Sequence[int], refused: list[Rejected], counts: Counter[str]) -> Iterator[dict[str, Any]]:
         for file in files:
             start, stop = self.plan.starts[file], self.plan.starts[file + 1]
             seen = Seen(self.near_duplicate)
@@ -73,7 +114,7 @@ class WriteSamples:
                 if entry is None:
                     counts["pending"] += 1
                     continue
-                found = self._sample(plan, record, entry, counts)
+                found = self._sample(plan, record, entry)
                 if isinstance(found, Parsed):
                     found = seen.check(found.sample, plan) or found
                 if isinstance(found, Rejected):
@@ -83,9 +124,7 @@ class WriteSamples:
                 counts["repaired"] += found.repaired
                 yield sample_row(found.sample, plan, entry)
 
-    def _sample(
-        self, plan: PlannedSample, record: dict[str, Any], entry: Entry, counts: Counter[str]
-    ) -> Parsed | Rejected:
+    def _sample(self, plan: PlannedSample, record: dict[str, Any], entry: Entry) -> Parsed | Rejected:
         value = entry.value
         if entry.status != ANSWERED:
             return Rejected(plan.id, value["reason"], value["detail"])
@@ -93,8 +132,12 @@ class WriteSamples:
         return self.rules.judge(value, plan, images)
 
 
-def part_file(kind: str, part: int) -> str:
-    return f"{kind}-{part:05d}.parquet"
+def refused_name(part: int) -> str:
+    return f"refused-{part:05d}.parquet"
+
+
+def _told_name(part: int) -> str:
+    return f"told-{part:05d}.json"
 
 
 def sample_row(sample: Sample, plan: PlannedSample, entry: Entry) -> dict[str, Any]:

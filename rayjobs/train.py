@@ -22,28 +22,21 @@ from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
 from rayjobs import cli
 from rayjobs.cluster import actor_cpus, connected, threads_per_worker
-from rayjobs.config import ConfigError, TrainConfig, fingerprint, row_keys
-from rayjobs.output import JobFolder, Run, write_json
+from rayjobs.config import ConfigError, TrainConfig
+from rayjobs.output import JobFolder, job_folder, write_json
 from rayjobs.progress import Progress
 from rayjobs.scan import shards_of
 from rayjobs.train_files import LOG, OWNER, REFUSED, SUMMARY, make_sampler
 
 POLL_EVERY_S = 0.5
 
+Sources = dict[str, list[AnyPath]]
+
 
 def run(config: TrainConfig) -> cli.Outcome:
-    # By place, not by path: a folder that has moved is the same source.
-    sources = {
-        f"input[{place}]": shards_of([entry], suffixes=(".parquet",)) for place, entry in enumerate(config.input)
-    }
+    sources = sources_of(config)
     check(config)
-    shards = [shard for files in sources.values() for shard in files]
-    files = input_files(shards)
-    identities = {"input": input_identity(files), "model": model_identity(config.model)}
-    folder = JobFolder(
-        config.output,
-        Run("train", config.model_dump(), fingerprint(config, **identities), row_keys(config), identities, files),
-    )
+    folder = train_folder(config, sources)
     finished = folder.open()
     if finished:
         return cli.Outcome(finished["counters"], reason="already done")
@@ -65,6 +58,16 @@ def run(config: TrainConfig) -> cli.Outcome:
         details={"modality_combinations": count_by(samples.combinations), "epoch": epoch} | _read_summary(folder),
     )
     return cli.Outcome(counters)
+
+
+def sources_of(config: TrainConfig) -> Sources:
+    """The files of each entry of the input, by its place, not its path: a folder that has moved is the same source."""
+    return {f"input[{place}]": shards_of([entry], suffixes=(".parquet",)) for place, entry in enumerate(config.input)}
+
+
+def train_folder(config: TrainConfig, sources: Sources) -> JobFolder:
+    files = input_files([shard for shards in sources.values() for shard in shards])
+    return job_folder("train", config, {"input": input_identity(files), "model": model_identity(config.model)}, files)
 
 
 def check(config: TrainConfig) -> None:
@@ -92,9 +95,7 @@ def check(config: TrainConfig) -> None:
             raise ConfigError(f"loss.matryoshka_dims: {dim} does not fit vectors of width {width}")
 
 
-def _map_samples(
-    config: TrainConfig, sources: dict[str, list[AnyPath]], folder: JobFolder
-) -> tuple[list[Rejected], int]:
+def _map_samples(config: TrainConfig, sources: Sources, folder: JobFolder) -> tuple[list[Rejected], int]:
     """The samples as one mapped file, made once; what was refused on the way is kept beside it."""
     file, refusals = folder.work / "samples.arrow", folder.work / "refused.json"
     if not refusals.is_file():

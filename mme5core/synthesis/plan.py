@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mme5core.languages import LANGUAGES, language_weight
 
@@ -112,7 +113,8 @@ class PairRules:
 class PlanSettings:
     """What samples are drawn from.
 
-    `combinations` weighs the modality combinations within their task, 1 where it names none.
+    `combinations` weighs the modality combinations within their task: those that it names, and no others; all alike in
+    a task of which it names none.
     `languages` None means all 93, high-resource ones more often; given ones are equally likely.
     `holdout` maps a picture to the languages that no sample with it may be in.
 
@@ -141,13 +143,35 @@ class PlanSettings:
         for combination, weight in self.combinations.items():
             if combination not in known or weight < 0:
                 raise ValueError(f"combinations: {combination!r}: {weight}; weights >= 0 for any of {', '.join(known)}")
+        for task, weight in self.tasks.items():
+            if weight > 0 and not sum(self.weights_of(task).values()):
+                raise ValueError(f"combinations: those of {task} have no weight; tasks.{task}=0 leaves it out")
         for language in self.languages or ():
             if language not in LANGUAGES:
                 raise ValueError(f"unknown language {language!r}; known: {' '.join(LANGUAGES)}")
         if self.languages is not None and not self.languages:
             raise ValueError("languages is empty; null means all")
 
-    @property
+    def weights_of(self, task: str) -> dict[str, float]:
+        """The weight of each modality combination within a task.
+
+        >>> PlanSettings(combinations={"T2I": 2, "I2T": 1}).weights_of("classification")
+        {'I2T': 1, 'IT2T': 0.0}
+        >>> PlanSettings(combinations={"T2I": 2}).weights_of("vqa")
+        {'IT2T': 1.0}
+        """
+        names = COMBINATIONS[task]
+        rest = 0.0 if any(name in self.combinations for name in names) else 1.0
+        return {name: self.combinations.get(name, rest) for name in names}
+
+    @cached_property
+    def language_weights(self) -> dict[str, float]:
+        """Of every language that may be drawn."""
+        if self.languages:
+            return dict.fromkeys(self.languages, 1.0)
+        return {code: language_weight(code) for code in LANGUAGES}
+
+    @cached_property
     def digest(self) -> str:
         """What the draws depend on besides the picture; neighbours, pair rules and holdout act per picture."""
         text = json.dumps(
@@ -170,21 +194,46 @@ def plan_image(image_id: str, settings: PlanSettings, neighbours: Sequence[Neigh
     Args:
         neighbours: of the picture, nearest first within each source.
     """
-    others = [neighbour for neighbour in neighbours if neighbour.id != image_id]
-    drawn = (_draw(image_id, index, settings, others) for index in range(settings.samples_per_image))
+    near = _Near.of([neighbour for neighbour in neighbours if neighbour.id != image_id], settings.pairs)
+    drawn = (_draw(image_id, index, settings, near) for index in range(settings.samples_per_image))
     return [plan for plan in drawn if plan is not None]
 
 
-def _draw(image_id: str, index: int, settings: PlanSettings, neighbours: Sequence[Neighbour]) -> PlannedSample | None:
+@dataclass(frozen=True, slots=True)
+class _Near:
+    """What a picture's neighbours may be in a sample, by id: its positive, a hard negative, one where those run out."""
+
+    positives: Sequence[str]
+    negatives: Sequence[str]
+    in_any_band: Sequence[str]
+
+    @classmethod
+    def of(cls, neighbours: Sequence[Neighbour], rules: PairRules) -> _Near:
+        if not neighbours:
+            return cls((), (), ())
+        return cls(rules.positives(neighbours), rules.negatives(neighbours), rules.in_any_band(neighbours))
+
+    def suffices(self, combination: str, settings: PlanSettings) -> bool:
+        """Whether there are enough of them for a combination."""
+        if not combination.endswith(("2I", "2IT")):
+            return True
+        wanted = settings.num_negatives - _own_negative(combination, settings)
+        if combination.startswith("T2"):
+            return len(self.in_any_band) >= wanted
+        # Whichever of the positives is drawn, enough others must be left.
+        is_one_less = any(positive in self.in_any_band for positive in self.positives)
+        return bool(self.positives) and len(self.in_any_band) - is_one_less >= wanted
+
+
+def _draw(image_id: str, index: int, settings: PlanSettings, near: _Near) -> PlannedSample | None:
     key = f"{settings.digest} {image_id} {index}"
     random_ = random.Random(hashlib.sha256(key.encode()).digest())
     tasks = {task: weight for task, weight in sorted(settings.tasks.items()) if weight > 0}
     task = random_.choices(list(tasks), weights=list(tasks.values()))[0]
-    possible = [c for c in COMBINATIONS[task] if _is_possible(c, settings, neighbours)]
-    weights = [settings.combinations.get(combination, 1.0) for combination in possible]
-    if not sum(weights):
+    possible = {c: weight for c, weight in settings.weights_of(task).items() if near.suffices(c, settings)}
+    if not sum(possible.values()):
         return None
-    combination = random_.choices(possible, weights=weights)[0]
+    combination = random_.choices(list(possible), weights=list(possible.values()))[0]
     query_image: str | None = image_id
     positive_image: str | None = None
     negative_images: tuple[str, ...] = ()
@@ -192,12 +241,12 @@ def _draw(image_id: str, index: int, settings: PlanSettings, neighbours: Sequenc
         if combination.startswith("T2"):
             query_image, positive_image = None, image_id
         else:
-            positive_image = random_.choice(settings.pairs.positives(neighbours))
+            positive_image = random_.choice(near.positives)
         own = _own_negative(combination, settings)
         wanted = settings.num_negatives - own
-        far = [other for other in settings.pairs.negatives(neighbours) if other != positive_image]
-        near = [other for other in settings.pairs.in_any_band(neighbours) if other != positive_image]
-        drawn = random_.sample(far if len(far) >= wanted else near, wanted)
+        far = [other for other in near.negatives if other != positive_image]
+        nearest = [other for other in near.in_any_band if other != positive_image]
+        drawn = random_.sample(far if len(far) >= wanted else nearest, wanted)
         negative_images = (image_id, *drawn) if own else tuple(drawn)
     shown = [image for image in (query_image, positive_image, *negative_images) if image]
     language = _draw_language(shown, settings, random_)
@@ -206,18 +255,6 @@ def _draw(image_id: str, index: int, settings: PlanSettings, neighbours: Sequenc
     return PlannedSample(
         f"{image_id}-{index}", task, combination, language, query_image, positive_image, negative_images
     )
-
-
-def _is_possible(combination: str, settings: PlanSettings, neighbours: Sequence[Neighbour]) -> bool:
-    if not combination.endswith(("2I", "2IT")):
-        return True
-    wanted = settings.num_negatives - _own_negative(combination, settings)
-    near = settings.pairs.in_any_band(neighbours)
-    if combination.startswith("T2"):
-        return len(near) >= wanted
-    # Whichever of the positives is drawn, enough others must be left.
-    positives = settings.pairs.positives(neighbours)
-    return bool(positives) and len(near) - any(positive in near for positive in positives) >= wanted
 
 
 def _own_negative(combination: str, settings: PlanSettings) -> int:
@@ -243,9 +280,8 @@ def _chosen(neighbours: Sequence[Neighbour], ranks: tuple[int, int], scores: Ban
 
 
 def _draw_language(image_ids: Sequence[str], settings: PlanSettings, random_: random.Random) -> str | None:
-    held_out = frozenset[str]().union(*(settings.holdout.get(image, frozenset()) for image in image_ids))
-    codes = [code for code in (settings.languages or LANGUAGES) if code not in held_out]
-    if not codes:
-        return None
-    weights = [1.0 if settings.languages else language_weight(code) for code in codes]
-    return random_.choices(codes, weights=weights)[0]
+    weights = settings.language_weights
+    held_out = frozenset[str]().union(*(settings.holdout.get(image, ()) for image in image_ids))
+    if held_out:
+        weights = {code: weight for code, weight in weights.items() if code not in held_out}
+    return random_.choices(list(weights), weights=list(weights.values()))[0] if weights else None

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayjobs.external import first_of_equal, keys_of, sort_tables
+from rayjobs.external import KeyTable, first_of_equal, keys_of, sort_tables
 
 
 def rows(count: int, *, distinct: int) -> list[tuple[str, int]]:
@@ -53,6 +53,25 @@ def test_the_first_row_of_a_key_is_found_across_parts_and_rows_without_key_have_
         expected[row] = first.setdefault(tuple(keys[row]), row)
     assert np.array_equal(found, expected)
     assert [file.name for file in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("rows_in_memory", [1 << 20, 300, 7])
+def test_a_table_of_keys_finds_the_row_of_each_and_of_no_other(rows_in_memory: int, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    # Many share a half with others.
+    keys = np.stack(np.unravel_index(draw.permutation(400 * 9)[:2_000], (400, 9)), 1).astype(np.uint64)
+    rows = np.sort(draw.permutation(5_000)[:2_000])
+    parts = ((rows[start : start + 90], keys[start : start + 90]) for start in range(0, len(rows), 90))
+    table = KeyTable.write(parts, 2_000, tmp_path / "keys", rows_in_memory=rows_in_memory)
+    asked = np.stack(np.unravel_index(draw.permutation(410 * 10), (410, 10)), 1).astype(np.uint64)
+    row_of = {tuple(key): row for key, row in zip(keys.tolist(), rows.tolist(), strict=True)}
+    assert table.rows_of(asked).tolist() == [row_of.get(tuple(key), -1) for key in asked.tolist()]
+    assert [file.name for file in tmp_path.iterdir()] == ["keys"]
+
+
+def test_a_table_without_keys_finds_nothing(tmp_path: Path) -> None:
+    table = KeyTable.write([], 0, tmp_path / "keys")
+    assert table.rows_of(np.ones((3, 2), np.uint64)).tolist() == [-1, -1, -1]
 
 
 def test_keys_of_a_sliced_column_are_its_own() -> None:

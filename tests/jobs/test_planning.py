@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from PIL import Image
 from mme5core.images import to_jpeg
 from mme5core.readers import AS_IT_IS
 from mme5core.schemas import NEIGHBOURS
-from mme5core.synthesis.plan import PairRules, PlanSettings
+from mme5core.storage import AnyPath
+from mme5core.synthesis.plan import Neighbour, PairRules, PlanSettings, plan_image
+from rayjobs import neighbour_pairs, planning
+from rayjobs.cluster import Item, Runner, Task, here
 from rayjobs.config import ConfigError, FilterConfig
 from rayjobs.contents import number_contents
 from rayjobs.picture_filters import PictureKey
@@ -43,21 +48,21 @@ def corpus(tmp_path: Path) -> tuple[Index, dict[str, bytes]]:
     return indexed(tmp_path, shards, PictureKey(FilterConfig().model_dump())), images
 
 
-def neighbours(*pairs: tuple[str, str, int]) -> Any:
-    def tables() -> Iterator[pa.Table]:
-        for start in range(0, len(pairs), 3):
-            rows = [
-                {"query_id": query, "candidate_id": candidate, "rank": rank, "score": 1 - rank / 10, "source": "clip"}
-                for query, candidate, rank in pairs[start : start + 3]
-            ]
-            yield pa.Table.from_pylist(rows, NEIGHBOURS)
+def neighbours(folder: Path, *pairs: tuple[str, str, int]) -> list[AnyPath]:
+    """Two files of small row groups."""
+    rows = [
+        {"query_id": query, "candidate_id": candidate, "rank": rank, "score": 1 - rank / 10, "source": "clip"}
+        for query, candidate, rank in pairs
+    ]
+    files: list[AnyPath] = [folder / "near-0.parquet", folder / "near-1.parquet"]
+    for place, file in enumerate(files):
+        pq.write_table(pa.Table.from_pylist(rows[place::2], NEIGHBOURS), file, row_group_size=3)
+    return files
 
-    return tables
 
-
-def planned(index: Index, work: Path, near: Any = None, **settings: Any) -> Plan:
+def planned(index: Index, work: Path, near: list[AnyPath] | None = None, run: Runner = here, **settings: Any) -> Plan:
     plan_settings = PlanSettings(tasks=PAIRS_ONLY, **settings)
-    return make_plan(index, plan_settings, work, neighbours=near, num_workers=1)
+    return make_plan(index, plan_settings, work, neighbours=near, num_workers=1, run=run)
 
 
 def records_of(plan: Plan) -> list[dict[str, Any]]:
@@ -79,7 +84,7 @@ def test_samples_come_in_the_order_of_the_corpus_and_of_doubles_once(
 def test_every_picture_of_a_sample_is_found_again(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
     index, images = corpus
     keys = [key for key in images if key != "b1"]
-    pairs = neighbours(*((query, other, rank + 1) for query in keys for rank, other in enumerate(keys)))
+    pairs = neighbours(tmp_path, *((query, other, rank + 1) for query in keys for rank, other in enumerate(keys)))
     plan = planned(index, tmp_path, pairs, samples_per_image=30, num_negatives=2, pairs=PairRules((1, 3), (3, 9)))
     pictures = Pictures(plan.shards, ("", ""), AS_IT_IS)
     combinations = set()
@@ -97,6 +102,7 @@ def test_neighbours_that_are_not_usable_pictures_are_left_out(
 ) -> None:
     index, _ = corpus
     pairs = neighbours(
+        tmp_path,
         ("b0", "b1", 1), ("b0", "nowhere", 2), ("b0", "bad", 3), ("b0", "a3", 4), ("b0", "b0", 5), ("b1", "a0", 1),
         ("b0", "a1", 6), ("b0", "b2", 7),
     )  # fmt: skip
@@ -112,7 +118,44 @@ def test_neighbours_that_are_not_usable_pictures_are_left_out(
 
 def test_neighbours_of_another_corpus_are_refused(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none of its 2 pairs .* 'x y'.* another corpus"):
-        planned(corpus[0], tmp_path, neighbours(("x", "y", 1), ("a0", "z", 1)))
+        planned(corpus[0], tmp_path, neighbours(tmp_path, ("x", "y", 1), ("a0", "z", 1)))
+
+
+def test_neighbours_without_a_pair_are_refused(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not one pair"):
+        planned(corpus[0], tmp_path, neighbours(tmp_path))
+
+
+def test_the_plan_is_what_each_picture_and_its_neighbours_give_however_the_tasks_are_cut(
+    corpus: tuple[Index, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, images = corpus
+    keys = [key for key in images if key != "b1"]
+    draw = random.Random(0)
+    pairs = [(query, other, rank) for query in keys for rank, other in enumerate(draw.sample(keys, 7), start=1)]
+    draw.shuffle(pairs)
+    expected = []
+    settings = PlanSettings(tasks=PAIRS_ONLY, samples_per_image=20)
+    for key in keys:
+        near = sorted((rank, other) for query, other, rank in pairs if query == key != other)
+        expected += plan_image(key, settings, [Neighbour(other, 1 - rank / 10, "clip") for rank, other in near])
+
+    def backwards(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+        assert len(items) > 2
+        return reversed([task(item) for item in items])
+
+    for name in ("FEWEST_PER_FILE", "PICTURES_PER_TASK"):
+        monkeypatch.setattr(planning, name, 1)
+    monkeypatch.setattr(planning, "FILES_PER_WORKER", 1000)
+    for name in ("ROWS_PER_TASK", "ROWS_PER_RUN"):
+        monkeypatch.setattr(neighbour_pairs, name, 2)
+    plan = planned(index, tmp_path, neighbours(tmp_path, *pairs), backwards, samples_per_image=20)
+    assert plan.num_files == len(keys) and plan.num_pairs == sum(query != other for query, other, _ in pairs)
+    assert [planning.planned(row) for row in records_of(plan)] == expected
+    kinds = Counter(f"{one.task} {one.modality_combination}" for one in expected)
+    languages = Counter(one.language for one in expected)
+    assert plan.counts == {"kinds": kinds, "languages": languages}
+    assert not (tmp_path / "planning").exists()
 
 
 def test_a_plan_that_is_there_is_taken(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:

@@ -242,7 +242,8 @@ def test_a_server_that_fails_every_call_is_given_up_and_named(work: Work, serve:
 def test_a_server_that_fails_every_call_after_a_while_is_given_up_too(work: Work, serve: Any) -> None:
     served = serve(lambda request, n: ANSWER if n <= 10 else (503, {}, {}))
     counts, stop = work.ask(served.base_url, max_attempts=1)
-    assert stop.code == cli.RESUMABLE and counts["kept"] == 10 and len(served.requests) <= 10 + 8
+    # Four in flight: three may fail before the last answer comes, then four in a row, beside three more.
+    assert stop.code == cli.RESUMABLE and counts["kept"] == 10 and len(served.requests) <= 10 + 3 + 4 + 3
 
 
 def test_calls_that_reached_nobody_cost_no_budget(work: Work) -> None:

@@ -129,13 +129,20 @@ def test_tasks_are_drawn_by_weight_and_never_at_weight_0() -> None:
     assert abs(counts["retrieval"] - 300) < 4 * (MANY * 0.75 * 0.25) ** 0.5
 
 
-def test_combinations_are_drawn_by_weight_within_their_task() -> None:
+def test_combinations_are_drawn_by_weight_within_their_task_and_only_those_that_are_named() -> None:
     counts = Counter(plan.modality_combination for plan in plans(combinations={"T2I": 6, "I2T": 2, "T2IT": 0}))
-    # 6, 2 and four of weight 1.
-    assert counts["T2IT"] == 0 and len(counts) == 6
-    assert abs(counts["T2I"] - MANY / 2) < 4 * (MANY / 4) ** 0.5
-    assert plans(combinations={"T2I": 0}, neighbours={}, tasks=RETRIEVAL) != []
-    assert plans(combinations={"I2T": 0, "T2I": 0, "T2IT": 0, "IT2T": 0}, neighbours={}, tasks=RETRIEVAL) == []
+    assert set(counts) == {"T2I", "I2T"}
+    assert abs(counts["T2I"] - MANY * 0.75) < 4 * (MANY * 0.75 * 0.25) ** 0.5
+    # Named, and not possible without neighbours.
+    assert plans(combinations={"T2I": 1}, neighbours={}) == []
+
+
+def test_a_task_of_which_no_combination_is_named_keeps_all_of_its_own() -> None:
+    found = plans(tasks={"classification": 1, "retrieval": 1}, combinations={"IT2I": 1})
+    by_task = {
+        task: {p.modality_combination for p in found if p.task == task} for task in ("classification", "retrieval")
+    }
+    assert by_task == {"classification": {"I2T", "IT2T"}, "retrieval": {"IT2I"}}
 
 
 def test_languages_that_are_given_are_equally_likely() -> None:
@@ -178,6 +185,7 @@ def test_the_digest_covers_what_every_draw_depends_on() -> None:
         ({"tasks": {}}, "sum > 0"),
         ({"tasks": {"vqa": 0.0}}, "sum > 0"),
         ({"tasks": {"vqa": 2.0, "retrieval": -1.0}}, "weights >= 0"),
+        ({"combinations": {"I2T": 0, "IT2T": 0}}, "those of classification have no weight; tasks.classification=0"),
         ({"languages": ["it", "xx"]}, "unknown language 'xx'"),
         ({"languages": []}, "languages is empty"),
     ],
