@@ -10,11 +10,13 @@ drafts.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -203,14 +205,30 @@ def main() -> None:
 
 
 def memory(root: Path, common: list[str]) -> list[dict[str, Any]]:
-    """Peak of the job as the input grows sixteenfold: samples of the same pictures, and so of the plan and the log."""
+    """Peak of the job as the input grows sixteenfold, and as the samples of the same pictures do."""
+    write_copies(root / "corpus", root / "copies", 16)
     found = []
     with Server(root / "corpus", Faults()) as server:
-        for per_image in (1, 16):
-            args = [*common, f"teacher.base_url={server.base_url}", f"samples_per_image={per_image}"]
-            summary, _, peak = job(args, root / f"memory{per_image}", with_memory=True)
-            found.append({"samples": summary["counters"]["read"], "peak_mb": peak >> 20})
+        for name, per_image in (("corpus", 1), ("copies", 1), ("corpus", 16)):
+            args = [*common, f"input={root}/{name}/*.tar"]
+            args += [f"teacher.base_url={server.base_url}", f"samples_per_image={per_image}"]
+            summary, _, peak = job(args, root / f"memory-{name}{per_image}", with_memory=True)
+            samples = summary["counters"]["read"]
+            found.append({"pictures": samples // per_image, "samples": samples, "peak_mb": peak >> 20})
     return found
+
+
+def write_copies(corpus: Path, folder: Path, count: int) -> None:
+    """Every picture so many times, each time with other bytes behind its own: more pictures, which look the same."""
+    folder.mkdir()
+    for tar in sorted(corpus.glob("*.tar")):
+        rows = [(row.id, row.image) for row in read_rows(tar) if row.image]
+        for copy in range(count):
+            with tarfile.open(folder / f"{copy:02d}-{tar.name}", "w") as out:
+                for image_id, data in rows:
+                    member = tarfile.TarInfo(f"{copy:02d}{image_id}.{'png' if data[1:4] == b'PNG' else 'jpg'}")
+                    member.size = len(data) + 1
+                    out.addfile(member, io.BytesIO(data + bytes([copy])))
 
 
 def faults(root: Path, common: list[str]) -> dict[str, Any]:

@@ -47,13 +47,21 @@ class AnswerWriter:
     def __init__(self, folder: Path, plan_file: int, worker: str) -> None:
         self._path = folder / f"{plan_file:06d}-{worker}.answers"
         self._file: RawIOBase | None = None
+        self._has_unsynced = False
 
     def close(self) -> None:
         """What is written after it opens the file again."""
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
-            self._file = None
+            self._file, self._has_unsynced = None, False
+
+    def unsynced(self) -> int | None:
+        """A descriptor of the file, for `sync`, where something was written since the last one."""
+        if self._file is None or not self._has_unsynced:
+            return None
+        self._has_unsynced = False
+        return os.dup(self._file.fileno())
 
     def write(self, entry: Entry) -> None:
         """One write, so that a kill leaves whole lines and at most one broken one, the last.
@@ -67,9 +75,18 @@ class AnswerWriter:
         head = f"{entry.number}\t{entry.status}\t{took}\t{entry.key}"
         line = f"{head}\t{json.dumps(entry.value, ensure_ascii=False)}\n".encode(errors="backslashreplace")
         start = self._file.tell()
+        self._has_unsynced = True
         if self._file.write(line) != len(line):
             os.ftruncate(self._file.fileno(), start)
             raise OSError(28, "No space left on device", str(self._path))
+
+
+def sync(descriptor: int) -> None:
+    """Wait until a file is on the disk, or with the server of a shared one, and close the descriptor."""
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def settled(folder: Path, plan_file: int) -> set[int]:

@@ -17,6 +17,7 @@ from mme5core.synthesis.prompts import build_prompt, prompt_hash
 from mme5core.synthesis.teacher import (
     SCHEMA,
     BudgetSpent,
+    OutOfMoney,
     TeacherMisconfigured,
     TeacherUnavailable,
     answer_of,
@@ -289,12 +290,16 @@ class AskInBatches(AskTeacher):
                     await self._client.forget(state)
                     if state.is_queue_full:
                         return state.problem
+                    if state.is_unpaid:
+                        raise OutOfMoney(400)
                     raise TeacherMisconfigured(f"the teacher refuses a batch ({state.problem})")
                 if state.is_over:
                     self._take(file, record, await self._client.replies(state), calls)
                     await self._client.forget(state)
                     return None
                 num_failed = 0
+            except OutOfMoney:
+                raise
             except TeacherUnavailable as error:
                 num_failed += 1
                 if num_failed == FAILED_POLLS_IN_A_ROW:

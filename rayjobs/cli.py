@@ -42,11 +42,12 @@ DONE, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: its exit code, why in a few words, and its counters."""
+    """How a job ended: its exit code, why in a few words, its counters, and what it wrote if not `output`."""
 
     counters: dict[str, Any] = field(default_factory=dict)
     code: int = DONE
     reason: str = "done"
+    output: str = ""
 
 
 class JobFailed(RuntimeError):
@@ -96,7 +97,7 @@ def _run(job: str, verbs: dict[str, Verb], argv: list[str]) -> tuple[Outcome, st
         outcome = verbs[verb](config)
         if outcome.code:
             outcome = replace(outcome, reason=_end(job, outcome.code, outcome.reason).reason)
-        return outcome, output
+        return outcome, outcome.output or output
     except ConfigError as error:
         return _end(job, BAD_INPUT, str(error)), output
     except JobFailed as error:

@@ -9,6 +9,7 @@ from typing import TextIO
 
 LOG_EVERY_S = 5.0
 REDRAW_EVERY_S = 0.2
+FEWEST_FOR_ESTIMATE = 20
 
 
 class Progress:
@@ -52,7 +53,8 @@ class Progress:
             text += f" {self.unit}"
         if rate > 0:
             text += f", {rate:,.1f}/s"
-            if self.total > self._done:
+            # Of the first few nobody can tell how long the others take.
+            if self.total > self._done and self._done - self._first_done >= min(FEWEST_FOR_ESTIMATE, self.total / 10):
                 text += f", {duration((self.total - self._done) / rate)} left"
         return text + (f", {self._extra}" if self._extra else "")
 
@@ -68,6 +70,8 @@ class Progress:
     ) -> None:
         if error is None:
             self.close()
+        elif not isinstance(error, Exception):  # somebody stopped the job: this is how far it came
+            self._show(self.line(), end="\n")
         elif self._is_terminal:
             self._stream.write("\n")
 

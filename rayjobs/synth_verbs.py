@@ -50,7 +50,8 @@ def gallery(config: GalleryConfig) -> cli.Outcome:
     except OSError as error:
         raise ConfigError(f"output {str(output)!r} cannot be written ({error.strerror})") from None
     counters = {"read": len(kinds), "shown": len(rows), "refusals_shown": sum(map(len, refused.values()))}
-    return cli.Outcome(counters, reason=f"{len(rows):,} samples in {output}{_unfinished(config.input)}")
+    reason = f"{len(rows):,} samples in {output}{_unfinished(config.input)}"
+    return cli.Outcome(counters, reason=reason, output=str(output))
 
 
 def _unfinished(folder: str) -> str:

@@ -25,6 +25,7 @@ from mme5core.synthesis.requests import build_request
 from mme5core.synthesis.teacher import (
     Answer,
     BudgetSpent,
+    OutOfMoney,
     Request,
     Teacher,
     TeacherMisconfigured,
@@ -33,7 +34,7 @@ from mme5core.synthesis.teacher import (
 )
 from mme5core.types import ImageRef, Rejected
 from rayjobs import cli
-from rayjobs.answers import ANSWERED, FAILED, REJECTED, AnswerCache, AnswerWriter, Entry, settled
+from rayjobs.answers import ANSWERED, FAILED, REJECTED, AnswerCache, AnswerWriter, Entry, settled, sync
 from rayjobs.gate import SharedGate
 from rayjobs.output import write_json
 from rayjobs.planning import Plan, planned
@@ -43,6 +44,7 @@ from rayjobs.planning import Plan, planned
 UNAVAILABLE_IN_A_ROW = 3
 # Then it is the request that is wrong, or the account, and not the pictures: before any answer, and after one.
 REJECTED_IN_A_ROW, REJECTED_AFTER_AN_ANSWER = 16, 64
+SYNC_EVERY_S = 1.0
 NOT_THE_CLIENTS = ("concurrency", "batch_size", "batch_poll_s")
 MODE_FILE = "teacher.json"
 BUDGET_SPENT = "the budget is spent; raise budget.calls or budget.usd to go on"
@@ -134,6 +136,9 @@ class PlanFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._log.close()
 
     def missing(self) -> list[int]:
@@ -146,6 +151,11 @@ class PlanFile:
 
     def write(self, entry: Entry) -> None:
         self._log.write(entry)
+
+    async def sync(self) -> None:
+        """Until what was written so far outlives this machine, as far as that is in our hands."""
+        if (descriptor := self._log.unsynced()) is not None:
+            await asyncio.to_thread(sync, descriptor)
 
 
 class AskTeacher:
@@ -166,7 +176,9 @@ class AskTeacher:
         self._teacher = Teacher(**settings, api_key=asking.api_key, gate=self._gate, mode=asking.mode)
         self._slots = asyncio.Semaphore(asking.teacher["concurrency"])
         self._known_mode = asking.mode
-        self._num_open = self._num_unavailable = 0
+        self._open: set[PlanFile] = set()
+        self._syncing: asyncio.Task[None] | None = None
+        self._num_unavailable = 0
         self._has_answer = asking.has_answer
         # Rejections since the last answer.
         self._held: list[tuple[PlanFile, Entry]] = []
@@ -175,22 +187,41 @@ class AskTeacher:
 
     async def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         """Whether to stop, and why; the counts go to the governor, and the answers into the log."""
-        self._num_open += 1
         for number in batch["file"].to_pylist():
             if self._stop is not None:
                 break
             try:
-                with PlanFile(self._asking, number, self._worker) as file:
+                with self._opened(number) as file:
                     await self._work_through(file)
             except OSError as error:
                 self._stop_on(error)
-        self._num_open -= 1
-        if not self._num_open:  # nobody says which file is the last
+        if not self._open:  # nobody says which file is the last
             self._write_rejections()
             await self._teacher.close()
         await self._gate.tell()
         stop = self._stop or Stop(0, "")
         return {"stop_code": [stop.code], "stop_reason": [stop.reason]}
+
+    @contextlib.contextmanager
+    def _opened(self, number: int) -> Iterator[PlanFile]:
+        with PlanFile(self._asking, number, self._worker) as file:
+            self._open.add(file)
+            if self._syncing is None or self._syncing.done():
+                self._syncing = asyncio.get_running_loop().create_task(self._sync_while_open())
+            try:
+                yield file
+            finally:
+                self._open.remove(file)
+
+    async def _sync_while_open(self) -> None:
+        """A machine that is lost takes the answers of a second with it, not those of a file of the plan."""
+        while self._open:
+            await asyncio.sleep(SYNC_EVERY_S)
+            for file in list(self._open):
+                try:
+                    await file.sync()
+                except OSError as error:
+                    self._stop_on(error)
 
     async def _work_through(self, file: PlanFile) -> None:
         await asyncio.gather(*(self._one(file, number) for number in file.missing()))
@@ -218,6 +249,8 @@ class AskTeacher:
                 self._halt(cli.RESUMABLE, BUDGET_SPENT)
             elif isinstance(error, TeacherMisconfigured):
                 self._halt(cli.BAD_INPUT, f"{error}: teacher.base_url={self._base_url}")
+            elif isinstance(error, OutOfMoney):
+                self._halt(cli.RESUMABLE, f"{error} at {self._base_url}; pay in, then run again")
             else:
                 self._count_unavailable(error)
 
@@ -308,13 +341,15 @@ class AskTeacher:
         self._rejects_all |= all_are or not self._has_answer
         if self._rejects_all:
             self._halt(cli.BAD_INPUT, f"the teacher rejects every request ({self._held[0][1].value['detail']})")
-        while self._held:
-            file, entry = self._held.pop()
+        held, self._held = self._held, []
+        for file, entry in held:
             if self._rejects_all:
                 self._note(file, replace(entry, status=FAILED))
                 continue
             file.write(entry)
             self._gate.counts.update({REFUSED: 1, PENDING: -1})
+        for file in {file for file, _ in held} - self._open:
+            file.close()  # it was, and these lines opened it again
 
     def _stop_on(self, error: OSError) -> None:
         where = error.filename or self._asking.answers

@@ -14,7 +14,16 @@ from typing import Any, Final
 import openai
 
 from mme5core.errors import first_line
-from mme5core.synthesis.teacher import TeacherMisconfigured, TeacherUnavailable, backoff_s, wrong_key
+from mme5core.synthesis.teacher import (
+    OUT_OF_MONEY,
+    OutOfMoney,
+    TeacherMisconfigured,
+    TeacherUnavailable,
+    backoff_s,
+    is_unpaid,
+    may_pass,
+    wrong_key,
+)
 
 MAX_FILE_BYTES = 150 << 20  # OpenAI takes 200 MB
 ENDPOINT: Final = "/v1/chat/completions"
@@ -29,14 +38,24 @@ class NotThere(TeacherMisconfigured):
 
 @dataclass(frozen=True, slots=True)
 class BatchState:
-    """Where a batch stands; `problem` is why it failed as a whole, and `is_queue_full` that it may pass later."""
+    """Where a batch stands; `problem` is why it failed as a whole, and `codes` are the server's names for that."""
 
     id: str
     status: str
     input_file: str = ""
     files: tuple[str, ...] = ()
     problem: str = ""
-    is_queue_full: bool = False
+    codes: tuple[str, ...] = ()
+
+    @property
+    def is_queue_full(self) -> bool:
+        """Whether it may pass when other batches are done."""
+        return "token_limit_exceeded" in self.codes
+
+    @property
+    def is_unpaid(self) -> bool:
+        """Whether it may pass when somebody has paid into the account."""
+        return any(code in OUT_OF_MONEY for code in self.codes)
 
     @property
     def is_over(self) -> bool:
@@ -112,7 +131,7 @@ class BatchClient:
             batch.input_file_id,
             tuple(file for file in (batch.output_file_id, batch.error_file_id) if file),
             (errors[0].message or errors[0].code or "")[:200] if errors else "",
-            any(error.code == "token_limit_exceeded" for error in errors),
+            tuple(error.code for error in errors if error.code),
         )
 
     async def replies(self, batch: BatchState) -> list[Reply]:
@@ -141,11 +160,15 @@ class BatchClient:
             raise TeacherUnavailable(
                 f"a file of answers that is not of the protocol ({first_line(error)})", 0
             ) from None
-        except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
-            message = f"no Batch API now ({first_line(error)[:200]})"
-            raise TeacherUnavailable(message, 0, unreachable=isinstance(error, openai.APIConnectionError)) from None
         except openai.APIStatusError as error:
-            raise TeacherMisconfigured(f"the teacher refuses the batch ({first_line(error)[:200]})") from None
+            if is_unpaid(error):
+                raise OutOfMoney(error.status_code) from None
+            if not may_pass(error.status_code):
+                raise TeacherMisconfigured(f"the teacher refuses the batch ({first_line(error)[:200]})") from None
+            raise TeacherUnavailable(f"no Batch API now ({first_line(error)[:200]})", 0) from None
+        except openai.APIConnectionError as error:
+            message = f"no Batch API now ({first_line(error)[:200]})"
+            raise TeacherUnavailable(message, 0, unreachable=True) from None
 
 
 def _reply(line: dict[str, Any]) -> Reply:

@@ -19,6 +19,8 @@ from mme5core.images import picture_size
 from mme5core.synthesis.pricing import expected_tokens, text_tokens
 
 FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 600.0
+# What OpenAI says, with 429, 400 or of a whole batch, of an account that must be paid into.
+OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 # How an answer's form is asked for, the strictest first.
 SCHEMA, JSON_MODE, PLAIN = MODES = ("json_schema", "json_object", "plain")
 
@@ -95,6 +97,13 @@ class TeacherUnavailable(Exception):
         super().__init__(message)
         self.calls = calls
         self.unreachable = unreachable
+
+
+class OutOfMoney(TeacherUnavailable):
+    """The account is empty: nothing is answered until somebody pays in."""
+
+    def __init__(self, status_code: int, calls: int = 0) -> None:
+        super().__init__(f"the teacher's account has no money left ({status_code})", calls)
 
 
 class TeacherMisconfigured(Exception):
@@ -206,7 +215,7 @@ class Teacher:
         """One answer to a prompt with pictures.
 
         Raises:
-            TeacherRejected, TeacherUnavailable, TeacherMisconfigured, BudgetSpent: see there.
+            TeacherRejected, TeacherUnavailable, OutOfMoney, TeacherMisconfigured, BudgetSpent: see there.
         """
         if self._form.is_proven:
             return await self._ask(request, 0)
@@ -288,14 +297,12 @@ class Teacher:
             message = f"the teacher knows no model {self.model!r} at this address"
             raise TeacherMisconfigured(message, calls) from None
         except openai.APIStatusError as error:
-            if error.status_code == 402:
-                raise TeacherMisconfigured("the teacher's account has no money left (402)", calls) from None
+            if is_unpaid(error):
+                raise OutOfMoney(error.status_code, calls) from None
             if not may_pass(error.status_code):
                 raise TeacherRejected(f"{error.status_code}: {first_line(error)[:200]}", calls) from None
             wait_s = _retry_after(error)
             if error.status_code == 429:
-                if _is_out_of_money(error):
-                    raise TeacherMisconfigured("the teacher's account has no money left (429)", calls) from None
                 told = {"retry_after_s": wait_s or 0.0}
             return _Failure(f"{error.status_code} from the teacher", wait_s)
         except openai.APIConnectionError as error:
@@ -367,6 +374,11 @@ def may_pass(status_code: int) -> bool:
     return status_code in (408, 409, 429) or status_code >= 500
 
 
+def is_unpaid(error: openai.APIStatusError) -> bool:
+    """Whether the account must be paid into first."""
+    return error.status_code == 402 or error.code in OUT_OF_MONEY
+
+
 def data_url(data: bytes) -> str:
     kind = "png" if data.startswith(b"\x89PNG") else "webp" if data[8:12] == b"WEBP" else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
@@ -391,7 +403,3 @@ def _is_connection_lost(error: openai.APITimeoutError) -> bool:
 
 def _was_never_connected(error: openai.APIConnectionError) -> bool:
     return isinstance(error.__cause__ and error.__cause__.__cause__, aiohttp.ClientConnectorError)
-
-
-def _is_out_of_money(error: openai.APIStatusError) -> bool:
-    return getattr(error, "code", None) == "insufficient_quota"

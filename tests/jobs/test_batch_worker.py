@@ -10,6 +10,7 @@ import pytest
 
 from mme5core.synthesis.batches import BatchClient
 from mme5core.synthesis.pricing import Price
+from mme5core.synthesis.teacher import TeacherUnavailable
 from rayjobs import batch_worker, cli
 from rayjobs.answers import ANSWERED, REJECTED
 from rayjobs.batch_worker import AskInBatches, Record, batch_folder, num_with_server
@@ -203,6 +204,57 @@ def test_a_batch_that_the_server_refuses_stops_the_job_and_says_why(work: Work, 
     _, stop = work.ask(served.base_url, batch_size=50)
     assert stop.code == cli.BAD_INPUT and "refuses a batch (invalid_model!)" in stop.reason
     assert work.log().usage.calls == 1 == work.governor.used.calls and not num_with_server(work.root)
+
+
+def test_an_account_without_money_leaves_the_batches_to_the_next_run(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    failing(served, "billing_hard_limit_reached", 1)
+    counts, stop = work.ask(served.base_url, batch_size=50)
+    assert stop.code == cli.RESUMABLE and "no money left" in stop.reason and counts["kept"] == 1
+    assert work.log().usage.calls == 1 == work.governor.used.calls and not num_with_server(work.root)
+    counts, stop = work.ask(served.base_url, batch_size=50, mode="json_schema")
+    assert counts == {"kept": NUM_PICTURES - 1} and len(batches_of(served)) == 2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (402, {"error": {"message": "pay"}}),
+        (429, {"error": {"message": "pay", "code": "insufficient_quota"}}),
+        (400, {"error": {"message": "pay", "code": "billing_hard_limit_reached"}}),
+    ],
+)
+def test_an_account_without_money_for_a_batch_is_resumable_too(reply: Any, work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    served.batches.post = lambda *_: reply
+    counts, stop = work.ask(served.base_url, batch_size=50, max_attempts=1)
+    assert stop.code == cli.RESUMABLE and f"no money left ({reply[0]})" in stop.reason and counts["kept"] == 1
+
+
+def test_a_batch_of_which_nobody_knows_whether_it_was_sent_is_looked_for_by_the_next_run(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    post = served.batches.post
+    find = BatchClient.find
+
+    def made_and_failed(path: str, *args: Any) -> Any:
+        made = post(path, *args)
+        return (500, {"error": {"message": "broke"}}) if path == "/v1/batches" else made
+
+    async def not_now(*_: Any, **__: Any) -> None:
+        raise TeacherUnavailable("no Batch API now", 0)
+
+    served.batches.post = made_and_failed
+    monkeypatch.setattr("mme5core.synthesis.batches.backoff_s", lambda attempt: 0.01)
+    monkeypatch.setattr(BatchClient, "find", not_now)
+    counts, stop = work.ask(served.base_url, batch_size=50)
+    assert counts["kept"] == 1 and num_with_server(work.root) == NUM_PICTURES - 1
+    monkeypatch.setattr(BatchClient, "find", find)
+    served.batches.post = post
+    counts, stop = work.ask(served.base_url, batch_size=50, mode="json_schema")
+    assert counts == {"kept": NUM_PICTURES - 1} and stop.code == 0
+    assert len(batches_of(served)) == 1 and len(served.requests) == NUM_PICTURES
 
 
 def test_a_job_that_must_stop_does_not_wait_for_its_other_batches(work: Work, serve: Any) -> None:

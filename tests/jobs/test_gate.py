@@ -195,3 +195,30 @@ def test_a_worker_that_must_wait_long_says_meanwhile_that_it_lives(monkeypatch: 
         return len(handle.reports)
 
     assert asyncio.run(run()) > 10
+
+
+def test_a_report_waits_for_the_answer_to_the_one_before() -> None:
+    """Else it would say that nothing is in flight while leave for calls is on its way, and the governor forget them."""
+    handle = LocalGovernor(Governor(max_in_flight=4))
+    answer, num_under_way, most = handle.exchange.remote, 0, 0
+
+    async def slowly(*told: Any) -> Grant:
+        nonlocal num_under_way, most
+        num_under_way += 1
+        most = max(most, num_under_way)
+        grant = await answer(*told)
+        await asyncio.sleep(0.02)
+        num_under_way -= 1
+        return grant
+
+    handle.exchange.remote = slowly
+
+    async def run() -> None:
+        shared = SharedGate(handle, "a")
+        entering = asyncio.ensure_future(shared.enter_many(4))
+        await asyncio.sleep(0.01)  # its question is under way
+        await shared.tell()  # as a worker does when one of its files is done
+        assert await entering == 4 == handle.governor.in_flight == handle.governor.used.calls
+
+    asyncio.run(run())
+    assert most == 1

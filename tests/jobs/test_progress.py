@@ -87,3 +87,28 @@ def test_a_terminal_gets_one_line_that_is_drawn_over(clock: Clock) -> None:
             progress.update(done)
     assert stream.getvalue().count("\n") == 1 and stream.getvalue().endswith("took 4 s\n")
     assert stream.getvalue().count("\r") == 5
+
+
+def test_how_long_is_left_is_told_once_a_few_are_done(clock: Clock) -> None:
+    progress = Progress("synth", 5_000, "samples", stream=io.StringIO())
+    clock.now += 2
+    progress.update(19)
+    assert "left" not in progress.line()
+    progress.update(20)
+    assert progress.line().endswith("10.0/s, 8 min 18 s left")
+    few = Progress("parts", 30, "parts", stream=io.StringIO())
+    clock.now += 2
+    few.update(3)
+    assert "18 s left" in few.line()
+
+
+def test_a_job_that_is_stopped_says_how_far_it_came_and_one_that_failed_does_not(clock: Clock) -> None:
+    stopped = ["a: 1 of 9 rows (11 %), 0.5/s, 16 s left", "a: 4 of 9 rows (44 %), 2.0/s, 2 s left"]
+    for error, said in ((KeyboardInterrupt(), stopped), (ValueError(), stopped[:1])):
+        stream = io.StringIO()
+        with pytest.raises(type(error)), Progress("a", 9, "rows", stream=stream) as progress:
+            clock.now += 2
+            progress.update(1)
+            progress.update(4)
+            raise error
+        assert stream.getvalue().splitlines() == said

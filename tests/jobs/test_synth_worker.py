@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from mme5core.images import BadImage
 from mme5core.readers import read_rows
 from mme5core.storage import locate
 from mme5core.synthesis.pricing import Price
-from rayjobs import cli
+from rayjobs import cli, synth_worker
 from rayjobs.answers import ANSWERED, REJECTED
 from rayjobs.config import FilterConfig
 from rayjobs.picture_filters import PictureKey
@@ -46,7 +48,6 @@ def test_every_answer_is_in_the_log_with_what_it_took(work: Work, serve: Any) ->
         ((401, {"error": {"message": "no"}}, {}), "sk-secret", "refused the key (401)"),
         ((404, {"error": {"message": "no"}}, {}), None, "knows no model 'm' at this address"),
         ((200, "<html>Welcome</html>", {}), None, "answers, but not with chat completions"),
-        ((429, {"error": {"message": "no", "code": "insufficient_quota"}}, {}), None, "no money left"),
     ],
 )
 def test_what_no_request_can_mend_stops_at_once(
@@ -57,6 +58,68 @@ def test_what_no_request_can_mend_stops_at_once(
     assert stop.code == cli.BAD_INPUT and message in stop.reason and "secret" not in stop.reason
     assert counts == {"pending": NUM_PICTURES} and len(served.requests) <= 8
     assert work.statuses() == {None: NUM_PICTURES}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (402, {"error": {"message": "Insufficient Balance"}}, {}),
+        (429, {"error": {"message": "no", "code": "insufficient_quota"}}, {"retry-after": "60"}),
+        (400, {"error": {"message": "no", "code": "billing_hard_limit_reached"}}, {}),
+    ],
+)
+def test_an_account_without_money_stops_the_job_at_once_and_the_next_run_goes_on(
+    reply: Reply, work: Work, serve: Any
+) -> None:
+    served = serve(lambda request, n: ANSWER if n <= 5 else reply)
+    counts, stop = work.ask(served.base_url)
+    assert stop.code == cli.RESUMABLE and f"no money left ({reply[0]}) at {served.base_url}" in stop.reason
+    assert counts == {"kept": 5, "pending": NUM_PICTURES - 5} and len(served.requests) <= 5 + 8
+    served.reply = lambda request, n: ANSWER
+    assert work.ask(served.base_url)[0] == {"kept": NUM_PICTURES - 5}
+
+
+def test_answers_are_on_the_disk_long_before_their_file_is_done(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synth_worker, "SYNC_EVERY_S", 0.02)
+    fsync, synced = os.fsync, []
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr("rayjobs.answers.os.fsync", noted)
+
+    def slowly(request: dict[str, Any], n: int) -> Reply:
+        time.sleep(0.02)
+        return ANSWER
+
+    served = serve(slowly)
+    work.ask(served.base_url)
+    (file,) = work.answers.iterdir()
+    assert len(synced) >= 3 and 0 < synced[0] < synced[1] < file.stat().st_size == synced[-1]
+
+
+def test_a_disk_that_does_not_take_the_answers_stops_the_job(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synth_worker, "SYNC_EVERY_S", 0.02)
+
+    def full(descriptor: int) -> None:
+        os.close(descriptor)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(synth_worker, "sync", full)
+
+    def slowly(request: dict[str, Any], n: int) -> Reply:
+        time.sleep(0.05)
+        return ANSWER
+
+    served = serve(slowly)
+    _, stop = work.ask(served.base_url)
+    assert stop.code == cli.FAILED and stop.reason == f"{work.answers}: Input/output error"
+    assert len(served.requests) < NUM_PICTURES
 
 
 def test_a_server_that_rejects_everything_stops_early_and_nothing_is_refused_for_it(work: Work, serve: Any) -> None:
@@ -254,8 +317,8 @@ def test_calls_that_reached_nobody_cost_no_budget(work: Work) -> None:
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        ((402, {"error": {"message": "Insufficient Balance"}}, {}), "no money left (402)"),
         ((400, {"error": {"message": "credit balance is too low"}}, {}), "credit balance is too low"),
+        ((422, {"error": {"message": "no more of these"}}, {}), "422"),
     ],
 )
 def test_a_server_that_refuses_all_from_some_time_on_refuses_no_sample(

@@ -142,6 +142,14 @@ def test_calls_without_asking_are_counted_and_stop_where_they_could_pass_the_bud
     assert num_asked < 60  # five calls or more for a question
 
 
+def test_money_for_calls_that_may_start_without_asking_is_not_granted_to_others() -> None:
+    before = Usage(calls=100, num_answered=100, prompt_tokens=100, usd=25.0)
+    governor = Governor(max_in_flight=10_000, budget_usd=25.0 + 65.0, used={"before": before})  # of 260 calls more
+    first = Worker(governor, "a").wants(10)
+    assert (first.count, first.swaps) == (10, 40)
+    assert Worker(governor, "b").wants(10_000).count == 260 - 10 - 40
+
+
 def test_nobody_starts_without_asking_where_rates_are_set_or_the_ceiling_is_passed() -> None:
     for rates in ({"requests_per_minute": 6_000}, {"tokens_per_minute": 1e9}):
         assert Worker(Governor(max_in_flight=10, **rates)).wants(5).swaps == 0  # type: ignore[arg-type]
