@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayjobs.config import ConfigError, TrainConfig
+from rayjobs.config import ConfigError, SynthConfig, TrainConfig
 from rayjobs.dry_run import describe
+from rayjobs.synth import synth_folder, synth_shards
+from tests.jobs.asking import NUM_PICTURES, write_pictures
 
 
 @pytest.fixture
@@ -61,3 +65,60 @@ def test_a_training_that_cannot_begin_is_refused(
 def test_a_file_without_a_column_of_samples_is_named(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigError, match=r"samples.parquet: no column 'positive'; it has id, query, pos, negatives"):
         describe("train", config(samples(tmp_path, 40, positive="pos"), model))
+
+
+def synthesis(tmp_path: Path, **changes: object) -> SynthConfig:
+    values = {"input": str(tmp_path / "pictures"), "output": str(tmp_path / "out"), "tasks": {"vqa": 1}} | changes
+    return SynthConfig.model_validate(values | {"prices": {"prompt": 10.0, "completion": 50.0}})
+
+
+def cost(text: str) -> tuple[int, float]:
+    """Calls and money expected."""
+    (line,) = [line for line in text.splitlines() if line.startswith("cost expected")]
+    calls, money = re.findall(r"([\d,]+) calls.* about ([\d.,]+) USD", line)[0]
+    return int(calls.replace(",", "")), float(money)
+
+
+def test_a_synthesis_is_told_with_what_an_earlier_run_has_left_of_it(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    config = synthesis(tmp_path)
+    text = describe("synth", config)
+    assert f"output {tmp_path}/out: new" in text and cost(text)[0] == NUM_PICTURES
+    whole = cost(text)[1]
+    assert not (tmp_path / "out").exists()
+
+    folder = synth_folder(config, synth_shards(config))
+    folder.open()
+    begun = "begun by an earlier run, which was stopped: the same command goes on"
+    assert f"output {tmp_path}/out: {begun}" in describe("synth", config)
+    spent = {"calls": 31, "usd": 1.5}
+    refused = Counter({"cut_off": 2})
+    folder.finish(unit="planned samples", num_read=40, num_kept=28, refused=refused, pending=10, extra_counters=spent)
+    text = describe("synth", config)
+    assert "which left 28 planned samples kept, 2 refused and 10 pending: the same command goes on" in text
+    assert "an earlier run has spent 31 calls, 1.50 USD" in text
+    assert cost(text) == (10, pytest.approx(whole / 4, abs=0.01))
+
+    folder.finish(unit="planned samples", num_read=40, num_kept=38, refused=refused, pending=0, extra_counters=spent)
+    text = describe("synth", config)
+    assert "finished already: a run would say so and do nothing" in text and cost(text) == (0, 0.0)
+
+
+def test_a_dry_run_refuses_the_output_that_the_run_would_refuse(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    config = synthesis(tmp_path)
+    folder = synth_folder(config, synth_shards(config))
+    folder.open()
+    folder.finish(unit="planned samples", num_read=1, num_kept=1, refused=Counter(), pending=0)
+    with pytest.raises(ConfigError, match=r"holds a run of another configuration \(seed: 0 there, 1 here\)"):
+        describe("synth", synthesis(tmp_path, seed=1))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is not a folder"):
+        describe("synth", synthesis(tmp_path, output=str(tmp_path / "file")))
+    with pytest.raises(ConfigError, match="is not empty"):
+        describe("synth", synthesis(tmp_path, output=str(tmp_path / "pictures")))
+
+
+def test_a_training_is_told_with_its_output(tmp_path: Path, model: Path) -> None:
+    text = describe("train", config(samples(tmp_path, 40), model, output=str(tmp_path / "out")))
+    assert f"output {tmp_path}/out: new" in text

@@ -79,17 +79,23 @@ def test_an_account_without_money_stops_the_job_at_once_and_the_next_run_goes_on
     assert work.ask(served.base_url)[0] == {"kept": NUM_PICTURES - 5}
 
 
-def test_answers_are_on_the_disk_long_before_their_file_is_done(
-    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(synth_worker, "SYNC_EVERY_S", 0.02)
-    fsync, synced = os.fsync, []
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The size of the log whenever it is synced."""
+    fsync, sizes = os.fsync, list[int]()
 
     def noted(descriptor: int) -> None:
         fsync(descriptor)
-        synced.append(os.fstat(descriptor).st_size)
+        sizes.append(os.fstat(descriptor).st_size)
 
     monkeypatch.setattr("rayjobs.answers.os.fsync", noted)
+    return sizes
+
+
+def test_answers_are_on_the_disk_long_before_their_file_is_done(
+    work: Work, serve: Any, synced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synth_worker, "SYNC_EVERY_S", 0.02)
 
     def slowly(request: dict[str, Any], n: int) -> Reply:
         time.sleep(0.02)
@@ -332,10 +338,12 @@ def test_a_server_that_refuses_all_from_some_time_on_refuses_no_sample(
     assert work.log().usage.calls == len(served.requests) == work.governor.used.calls
 
 
-def test_rejections_at_the_end_are_written_and_not_paid_again(work: Work, serve: Any) -> None:
+def test_rejections_at_the_end_are_written_and_not_paid_again(work: Work, serve: Any, synced: list[int]) -> None:
     served = serve(lambda request, n: ANSWER if n <= 35 else (400, {"error": {"message": "too small"}}, {}))
     counts, _ = work.ask(served.base_url)
     assert counts == {"kept": 35, "refused": 5} and work.statuses() == {ANSWERED: 35, REJECTED: 5}
+    (file,) = work.answers.iterdir()
+    assert file.stat().st_size in synced
     work.ask(served.base_url)
     assert len(served.requests) == NUM_PICTURES
 

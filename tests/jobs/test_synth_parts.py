@@ -1,0 +1,130 @@
+"""The parts of a synthesis: a later run writes those whose answers have changed, and takes the others as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from mme5core.readers import AS_IT_IS
+from rayjobs import planning, synth_parts
+from rayjobs.answers import ANSWERED, REJECTED, AnswerWriter, Entry
+from rayjobs.cluster import Item, Task
+from rayjobs.output import describe, part_name
+from rayjobs.synth_parts import WriteSamples, refused_name, write_parts
+from rayjobs.synth_worker import Pictures, Rules
+from tests.jobs.asking import GOOD, NUM_PICTURES, Work
+
+NUM_FILES, NUM_PARTS = 8, 4
+VALUE = {"text": json.dumps(GOOD), "finish_reason": "stop", "model": "m", "prompt_sha256": "", "seed": 1, "usd": None}
+
+
+class Parts:
+    """Four parts of a plan of eight files of five samples, and which of them a run has written."""
+
+    def __init__(self, work: Work, folder: Path) -> None:
+        self.work, self.folder, self.output = work, folder / "parts", folder / "out"
+        self.output.mkdir(parents=True)
+        self.written: list[int] = []
+
+    def write(self) -> list[dict[str, Any]]:
+        """As a run does it, which then moves them to the output."""
+        log = self.work.log()
+        pictures = Pictures(self.work.plan.shards, ("",), AS_IT_IS)
+        task = WriteSamples(self.work.plan, log.reader(), pictures, Rules(1, None), None, self.folder)
+        self.written = []
+
+        def run(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+            self.written = [item["part"] for item in items]
+            return (task(item) for item in reversed(items))
+
+        told = write_parts(task, log, self.output, run)
+        for file in self.folder.glob("part-*"):
+            file.rename(self.output / file.name)
+        return told
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for file in sorted(self.output.glob("part-*")) for row in pq.read_table(file).to_pylist()]
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
+    for name, value in (("FEWEST_PER_FILE", 1), ("FILES_PER_WORKER", NUM_FILES)):
+        monkeypatch.setattr(planning, name, value)
+    monkeypatch.setattr(synth_parts, "PLANS_PER_PART", NUM_PICTURES // NUM_PARTS)
+    work = Work(tmp_path)
+    assert work.plan.num_files == NUM_FILES
+    return Parts(work, tmp_path / "run")
+
+
+def answer(work: Work, numbers: Sequence[int], *, worker: str = "a", status: str = ANSWERED) -> None:
+    for number in numbers:
+        writer = AnswerWriter(work.answers, number * NUM_FILES // NUM_PICTURES, worker)
+        value = VALUE if status == ANSWERED else {"reason": "teacher_rejected", "detail": "400"}
+        writer.write(Entry(number, status, 1, 9, 9, 0.0, "-", value))
+        writer.close()
+
+
+def test_counts_and_entries_are_told_in_the_order_of_the_parts(parts: Parts) -> None:
+    answer(parts.work, range(12))
+    answer(parts.work, [12, 39], status=REJECTED)
+    told = parts.write()
+    assert [(part["part"], part["kept"], part["pending"]) for part in told] == [
+        (0, 10, 0),
+        (1, 2, 7),
+        (2, 0, 10),
+        (3, 0, 9),
+    ]
+    assert [part["file"] for part in told] == [describe(parts.output / part_name(n), parts.output) for n in range(4)]
+    assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(12)]
+    refused = [row for n in range(4) for row in pq.read_table(parts.folder / refused_name(n)).to_pylist()]
+    assert [(row["id"], row["reason"]) for row in refused] == [(f"{n}.png-0", "teacher_rejected") for n in (12, 39)]
+
+
+def test_only_parts_with_other_answers_are_written_again(parts: Parts) -> None:
+    answer(parts.work, range(12))
+    parts.write()
+    assert parts.written == [0, 1, 2, 3]
+    parts.write()
+    assert parts.written == []
+    # By a worker whose files come before the others' in the log.
+    answer(parts.work, range(12, 25), worker="0")
+    told = parts.write()
+    assert parts.written == [1, 2]
+    assert [(part["kept"], part["pending"]) for part in told] == [(10, 0), (10, 0), (5, 5), (0, 10)]
+    assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(25)]
+
+
+def test_a_second_answer_that_does_not_count_writes_nothing_again(parts: Parts) -> None:
+    answer(parts.work, range(12))
+    parts.write()
+    answer(parts.work, [3], worker="b")
+    parts.write()
+    assert parts.written == []
+
+
+@pytest.mark.parametrize("harm", ["remove", "cut", "forget"])
+def test_a_part_that_is_not_whole_any_more_is_written_again(parts: Parts, harm: str) -> None:
+    answer(parts.work, range(12))
+    parts.write()
+    rows, part = parts.rows(), parts.output / part_name(1)
+    if harm == "remove":
+        part.unlink()
+    elif harm == "cut":
+        part.write_bytes(part.read_bytes()[:-1])
+    else:
+        (parts.folder / "told-00001.json").unlink()
+    parts.write()
+    assert parts.written == [1] and parts.rows() == rows
+
+
+def test_a_part_that_a_killed_run_left_beside_the_output_is_taken(parts: Parts) -> None:
+    answer(parts.work, range(12))
+    parts.write()
+    (parts.output / part_name(2)).rename(parts.folder / part_name(2))
+    parts.write()
+    assert parts.written == [] and (parts.output / part_name(2)).is_file()
