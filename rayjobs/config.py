@@ -396,7 +396,7 @@ def load_config(job: str, recipe: str | None, overrides: Sequence[str]) -> JobCo
     if " " in job:
         values = {"input": values["output"]} if "output" in values else {}
     for override in overrides:
-        _apply(values, override)
+        _apply(values, override, config_of(job))
     try:
         return config_of(job).model_validate(values)
     except ValidationError as error:
@@ -488,7 +488,7 @@ def _read_recipe(job: str, recipe: str) -> dict[str, Any]:
     return section
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, model: type[BaseModel]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"cannot read {override!r}: overrides are key=value or key.sub=value")
@@ -497,12 +497,21 @@ def _apply(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         value = text
     *parents, last = key.split(".")
-    for parent in parents:
-        inner = values.setdefault(parent, {})
+    for depth, parent in enumerate(parents, start=1):
+        inner = values.setdefault(parent, _default_weights(model, parents[:depth]))
         if not isinstance(inner, dict):
             raise ConfigError(f"cannot set {key!r}: {parent!r} is not a section")
         values = inner
     values[last] = value
+
+
+def _default_weights(model: type[BaseModel], path: Sequence[str]) -> dict[str, Any]:
+    """What a key that holds a mapping has by default, so that `tasks.vqa=0` leaves the other tasks as they are."""
+    field = model.model_fields.get(path[0])
+    for name in path[1:]:
+        inner = field.annotation if field else None
+        field = inner.model_fields.get(name) if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    return dict(field.default) if field is not None and isinstance(field.default, dict) else {}
 
 
 def _explain(error: ValidationError, job: str, overrides: Sequence[str]) -> str:
@@ -516,6 +525,10 @@ def _explain(error: ValidationError, job: str, overrides: Sequence[str]) -> str:
         key = next((name for name in typed if name.startswith(f"{key}.")), key)
         # Below a name that people choose (also.NAME.key) the known keys are those of its section.
         return f"unknown key {key!r}{_nearest(key, known)}"
+    last = problem["loc"][-1]
+    if problem["input"] is None and isinstance(last, str) and ":" in last:
+        name, _, value = last.partition(":")
+        return f"{key.removesuffix('.' + last)}: {last!r} has no value; YAML wants a space, as in {{{name}: {value}}}"
     # Pydantic adds the alternatives that it tried behind the key.
     while key and key not in known and "." in key:
         key = key.rpartition(".")[0]

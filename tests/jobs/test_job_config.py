@@ -229,3 +229,18 @@ def test_moving_what_further_scores_read_does_not_change_the_fingerprint() -> No
 def test_a_value_of_the_wrong_kind_is_refused_with_how_to_write_it(override: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=hint):
         load_config("embed-corpus", None, ["input=x", "model=m", override])
+
+
+def test_a_weight_that_is_set_alone_leaves_the_others_as_they_are() -> None:
+    config = load_config("synth", None, ["input=a", "tasks.vqa=0", "combinations.T2I=2", "teacher.model=m"])
+    assert isinstance(config, SynthConfig)
+    assert config.tasks == {"classification": 1.0, "vqa": 0.0, "retrieval": 2.0}
+    assert config.combinations == {"T2I": 2.0} and config.teacher.model == "m"
+    whole = load_config("synth", None, ["input=a", "tasks={vqa: 3}"])
+    assert isinstance(whole, SynthConfig) and whole.tasks == {"vqa": 3.0}
+    assert SynthConfig(input=["a"]).tasks == {"classification": 1.0, "vqa": 1.0, "retrieval": 2.0}
+
+
+def test_a_mapping_without_a_space_behind_the_colon_is_explained() -> None:
+    with pytest.raises(ConfigError, match=r"^tasks: 'vqa:0' has no value; YAML wants a space, as in \{vqa: 0\}$"):
+        load_config("synth", None, ["input=a", "tasks={vqa:0}"])
