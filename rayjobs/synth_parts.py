@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ def write_parts(task: WriteSamples, log: AnswerLog, output: Path, run: Runner) -
     A part that was written before, from the same answers, is taken: it lies there, or in `output` already.
     """
     task.folder.mkdir(exist_ok=True)
+    for left_over in task.folder.glob(".*"):  # of tasks that were killed
+        left_over.unlink()
     items = list(_parts_of(task.plan, log))
     told = {item["part"]: found for item in items if (found := _written(task.folder, output, item)) is not None}
     missing = [item for item in items if item["part"] not in told]
@@ -86,8 +89,9 @@ class WriteSamples:
         """The item, with the counts "kept", "pending" and "repaired", and the manifest's entry of the part."""
         part, counts = item["part"], Counter[str]()
         refused: list[Rejected] = []
-        staged = self.folder / f".{part_name(part)}"
-        with pq.ParquetWriter(staged, SAMPLES, compression="zstd") as writer:
+        # A task may run twice at once, where its node was thought dead.
+        staged = [self.folder / f".{uuid.uuid4().hex}" for _ in range(2)]
+        with pq.ParquetWriter(staged[0], SAMPLES, compression="zstd") as writer:
             group: list[dict[str, Any]] = []
             for row in self._rows(item["files"], refused, counts):
                 group.append(row)
@@ -97,8 +101,9 @@ class WriteSamples:
             if group:
                 writer.write_table(pa.Table.from_pylist(group, SAMPLES))
         rows = [{"id": r.id, "reason": r.reason, "detail": r.detail} for r in refused]
-        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), self.folder / refused_name(part))
-        staged.rename(self.folder / part_name(part))
+        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), staged[1])
+        for file, name in zip(staged, (part_name(part), refused_name(part)), strict=True):
+            file.rename(self.folder / name)
         told = item | {name: counts[name] for name in ("kept", "pending", "repaired")}
         told["file"] = describe(self.folder / part_name(part), self.folder)
         write_json(self.folder / _told_name(part), told)  # last: it says that the others are whole
