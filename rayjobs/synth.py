@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -20,7 +19,7 @@ from mme5core.synthesis.pricing import Price, price_of
 from mme5core.synthesis.rates import Usage
 from mme5core.types import Rejected
 from rayjobs import cli
-from rayjobs.answers import AnswerLog
+from rayjobs.answers import AnswerCache, AnswerLog
 from rayjobs.batch_worker import AskInBatches, num_with_server
 from rayjobs.cluster import Runner, actor_cpus, connected, in_tasks, rows_to_tables
 from rayjobs.config import ConfigError, SynthConfig
@@ -257,8 +256,8 @@ def _finish(
     }
     if price(config) is not None or usage.usd:
         extra["usd"] = usage.usd
-    if not totals["pending"] and config.teacher.cache:
-        _keep_answers(log, Path(config.teacher.cache))
+    if config.teacher.cache:
+        AnswerCache.keep(log.files, Path(config.teacher.cache))
     counters = folder.finish(
         unit="planned samples",
         num_read=len(plan) + totals["without_picture"],
@@ -288,14 +287,6 @@ def _budget_line(config: SynthConfig, usage: Usage) -> str:
     if config.budget.usd is not None:
         spent.append(f"{usage.usd:,.2f} USD of budget.usd={config.budget.usd:g}")
     return f"the budget is spent ({', '.join(spent)}); raise it to go on"
-
-
-def _keep_answers(log: AnswerLog, cache: Path) -> None:
-    """Copy the answers to where other runs find them."""
-    for file in log.files:
-        temporary = cache / f".{file.name}"
-        shutil.copyfile(file, temporary)
-        temporary.rename(cache / file.name)
 
 
 def main() -> None:

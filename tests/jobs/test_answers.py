@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,23 @@ def test_a_file_that_another_job_is_copying_is_not_read(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("*.answers")
     file.rename(tmp_path / f".{file.name}")
     assert len(AnswerCache(tmp_path)) == 0
+
+
+def test_a_cache_takes_what_was_paid_for_and_later_what_has_come_since(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "cache"
+    log.mkdir()
+    folder.mkdir()
+    writer, other = AnswerWriter(log, 0, "a"), AnswerWriter(log, 1, "a")
+    other.write(entry(9))
+    for one in (entry(1), entry(2, calls=0), entry(3, FAILED), entry(4, REJECTED)):
+        writer.write(one)
+    AnswerCache.keep(log_of(log).files, folder)
+    assert len(AnswerCache(folder)) == 2
+    cache = AnswerCache(folder)
+    assert cache.get(f"{1:032x}") and not cache.get(f"{2:032x}")  # it came from there
+    inode = (folder / "000001-a.answers").stat().st_ino
+    time.sleep(0.05)  # more than a tick of the file system's clock
+    writer.write(entry(5))
+    AnswerCache.keep(log_of(log).files, folder)
+    assert len(AnswerCache(folder)) == 3 and (folder / "000001-a.answers").stat().st_ino == inode
+    assert len(list(folder.iterdir())) == 2
