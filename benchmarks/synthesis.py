@@ -213,7 +213,8 @@ def memory(root: Path, common: list[str]) -> list[dict[str, Any]]:
             args = [*common, f"input={root}/{name}/*.tar"]
             args += [f"teacher.base_url={server.base_url}", f"samples_per_image={per_image}"]
             summary, _, peak = job(args, root / f"memory-{name}{per_image}", with_memory=True)
-            samples = summary["counters"]["read"]
+            counters = summary["counters"]
+            samples = counters["read"] - counters["refused"].get("failed_to_download", 0)
             found.append({"pictures": samples // per_image, "samples": samples, "peak_mb": peak >> 20})
     return found
 
