@@ -22,6 +22,7 @@ from mme5core.synthesis.teacher import (
     TeacherUnavailable,
     answer_of,
     estimated_prompt_tokens,
+    is_unpaid,
     may_pass,
     with_tokens,
 )
@@ -228,8 +229,11 @@ class AskInBatches(AskTeacher):
                 record.save(self._folder)
                 try:
                     record.batch_id = await self._client.submit(Path(lines.name), record.name)
-                except TeacherMisconfigured as error:
+                except OutOfMoney:
                     record.remove(self._folder)  # refused: the server has no such batch
+                    raise
+                except TeacherMisconfigured as error:
+                    record.remove(self._folder)  # as above
                     hint = ": set teacher.batch_size=null" if isinstance(error, NotThere) else ""
                     raise TeacherMisconfigured(f"{error}{hint}") from None
         calls.were_sent = True
@@ -336,9 +340,12 @@ class AskInBatches(AskTeacher):
             calls.end(answer.prompt_tokens, answer.completion_tokens)
             system, user = build_prompt(plan, num_negatives=self._asking.rules.num_negatives)
             return self._keep(file, number, key, answer, plan, prompt_hash(system, user))
-        problem = reply.body.get("error")
-        message = problem.get("message") if isinstance(problem, dict) else problem
-        detail = f"{reply.status_code}: {str(message)[:200]}"
+        found = reply.body.get("error")
+        problem = found if isinstance(found, dict) else {"message": found}
+        detail = f"{reply.status_code}: {str(problem.get('message'))[:200]}"
+        if is_unpaid(reply.status_code, problem.get("code")):
+            self._halt_unpaid(OutOfMoney(reply.status_code))
+            return self._failed(file, number, detail, calls)
         if may_pass(reply.status_code):
             return self._failed(file, number, detail, calls)
         calls.end()

@@ -250,7 +250,7 @@ class AskTeacher:
             elif isinstance(error, TeacherMisconfigured):
                 self._halt(cli.BAD_INPUT, f"{error}: teacher.base_url={self._base_url}")
             elif isinstance(error, OutOfMoney):
-                self._halt(cli.RESUMABLE, f"{error} at {self._base_url}; pay in, then run again")
+                self._halt_unpaid(error)
             else:
                 self._count_unavailable(error)
 
@@ -258,6 +258,9 @@ class AskTeacher:
         """Ask for nothing more; the first reason stays."""
         self._stop = self._stop or Stop(code, reason)
         self._gate.close()
+
+    def _halt_unpaid(self, error: OutOfMoney) -> None:
+        self._halt(cli.RESUMABLE, f"{error} at {self._base_url}; pay in, then run again")
 
     def _count_unavailable(self, error: TeacherUnavailable) -> None:
         self._num_unavailable += 1

@@ -103,8 +103,9 @@ class BatchClient:
                         input_file_id=sent.id, endpoint=ENDPOINT, completion_window="24h", metadata={_NAME: name}
                     )
                     return batch.id
-                except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError):
-                    if attempt == self._max_attempts:
+                except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+                    is_empty = isinstance(error, openai.APIStatusError) and is_unpaid(error.status_code, error.code)
+                    if is_empty or attempt == self._max_attempts:
                         raise
                 await asyncio.sleep(backoff_s(attempt))
                 if found := await self.find(name, since_s=started_s - CLOCKS_DIFFER_S):
@@ -161,7 +162,7 @@ class BatchClient:
                 f"a file of answers that is not of the protocol ({first_line(error)})", 0
             ) from None
         except openai.APIStatusError as error:
-            if is_unpaid(error):
+            if is_unpaid(error.status_code, error.code):
                 raise OutOfMoney(error.status_code) from None
             if not may_pass(error.status_code):
                 raise TeacherMisconfigured(f"the teacher refuses the batch ({first_line(error)[:200]})") from None

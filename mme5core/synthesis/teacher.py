@@ -297,7 +297,7 @@ class Teacher:
             message = f"the teacher knows no model {self.model!r} at this address"
             raise TeacherMisconfigured(message, calls) from None
         except openai.APIStatusError as error:
-            if is_unpaid(error):
+            if is_unpaid(error.status_code, error.code):
                 raise OutOfMoney(error.status_code, calls) from None
             if not may_pass(error.status_code):
                 raise TeacherRejected(f"{error.status_code}: {first_line(error)[:200]}", calls) from None
@@ -374,9 +374,9 @@ def may_pass(status_code: int) -> bool:
     return status_code in (408, 409, 429) or status_code >= 500
 
 
-def is_unpaid(error: openai.APIStatusError) -> bool:
-    """Whether the account must be paid into first."""
-    return error.status_code == 402 or error.code in OUT_OF_MONEY
+def is_unpaid(status_code: int, code: str | None) -> bool:
+    """Whether an error, by its HTTP status and the code in its body, says that the account must be paid into first."""
+    return status_code == 402 or code in OUT_OF_MONEY
 
 
 def data_url(data: bytes) -> str:

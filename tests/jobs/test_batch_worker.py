@@ -231,6 +231,41 @@ def test_an_account_without_money_for_a_batch_is_resumable_too(reply: Any, work:
     served.batches.post = lambda *_: reply
     counts, stop = work.ask(served.base_url, batch_size=50, max_attempts=1)
     assert stop.code == cli.RESUMABLE and f"no money left ({reply[0]})" in stop.reason and counts["kept"] == 1
+    assert not num_with_server(work.root)  # another endpoint may do the rest
+
+
+@pytest.mark.parametrize(
+    "unpaid",
+    [
+        (402, {"error": {"message": "pay"}}, {}),
+        (429, {"error": {"message": "pay", "code": "insufficient_quota"}}, {}),
+        (400, {"error": {"message": "pay", "code": "billing_hard_limit_reached"}}, {}),
+    ],
+)
+def test_lines_for_which_the_money_did_not_suffice_are_asked_again(unpaid: Reply, work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER if n <= 12 else unpaid)
+    counts, stop = work.ask(served.base_url, batch_size=20)
+    assert stop.code == cli.RESUMABLE and f"no money left ({unpaid[0]})" in stop.reason
+    assert counts == {"kept": 12, "pending": NUM_PICTURES - 12} and work.statuses()[REJECTED] == 0
+    assert not num_with_server(work.root) and work.governor.in_flight == 0
+    served.reply = lambda request, n: ANSWER
+    counts, stop = work.ask(served.base_url, batch_size=20, mode="json_schema")
+    assert counts == {"kept": NUM_PICTURES - 12} and stop.code == 0
+
+
+def test_a_batch_is_not_asked_for_again_and_again_where_there_is_no_money(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    post, asked = served.batches.post, []
+
+    def no_money(path: str, *args: Any) -> Any:
+        if path != "/v1/batches":
+            return post(path, *args)
+        asked.append(path)
+        return 429, {"error": {"message": "pay", "code": "insufficient_quota"}}
+
+    served.batches.post = no_money
+    _, stop = work.ask(served.base_url, batch_size=50, max_attempts=5)
+    assert stop.code == cli.RESUMABLE and "no money left (429)" in stop.reason and len(asked) == 1
 
 
 def test_a_batch_of_which_nobody_knows_whether_it_was_sent_is_looked_for_by_the_next_run(
