@@ -102,6 +102,8 @@ class JobFolder:
             return "finished already: a run would say so and do nothing"
         if not (started or manifest):
             return "new"
+        if self._is_locked():
+            raise self._is_being_written()
         counters = manifest.get("counters")
         if not counters:
             return "begun by an earlier run, which was stopped: the same command goes on"
@@ -187,7 +189,8 @@ class JobFolder:
             described: the entries (`describe`) of parts that need not be read again for it.
 
         Raises:
-            AssertionError: the counters do not add up, which would mean that rows were lost.
+            AssertionError: the counters do not add up, or a part is not as it was described, which would mean that
+                rows were lost.
         """
         counters: dict[str, Any] = {
             "read": num_read,
@@ -198,6 +201,8 @@ class JobFolder:
         if num_read != num_kept + sum(refused.values()) + pending:
             raise AssertionError(f"rows do not add up: {counters}")
         known = {entry["name"]: entry for entry in described}
+        if changed := [name for name, entry in known.items() if not has_file(self.path, entry)]:
+            raise AssertionError(f"not as they were written: {', '.join(changed[:3])}")
         manifest = self._identity() | {
             "finished": pending == 0,
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -258,9 +263,8 @@ class JobFolder:
             ConfigError: naming the first that is not as it was.
         """
         for entry in manifest.get("files", []):
-            file = self.path / entry["name"]
-            if not file.is_file() or file.stat().st_size != entry["bytes"]:
-                what = "has changed" if file.is_file() else "is gone"
+            if not has_file(self.path, entry):
+                what = "has changed" if (self.path / entry["name"]).is_file() else "is gone"
                 raise ConfigError(
                     f"output {str(self.path)!r} was finished, and since then {entry['name']} {what}: put it back, or "
                     "remove the folder to make it anew"
@@ -274,14 +278,21 @@ class JobFolder:
             return False
         if any(f.stat().st_size for f in self.work.glob("answers/*.answers")):
             return False
+        return self._is_locked() is False
+
+    def _is_locked(self) -> bool | None:
+        """Whether another run is writing the folder; None: that cannot be known."""
         try:
             with (self.work / "lock").open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return True
+        except (FileNotFoundError, BlockingIOError) as error:
+            return isinstance(error, BlockingIOError)
+        except OSError:  # a file system without locks
+            return None
+        return False
+
+    def _is_being_written(self) -> ConfigError:
+        return ConfigError(f"output {str(self.path)!r} is being written by another run")
 
     def _take_lock(self) -> None:
         # Held by the process: gone with it however it ends, so that a killed run leaves nothing to clean up.
@@ -289,7 +300,7 @@ class JobFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"output {str(self.path)!r} is being written by another run") from None
+            raise self._is_being_written() from None
         except OSError:
             pass  # a file system without locks
 
@@ -352,6 +363,14 @@ def describe(file: Path, root: Path) -> dict[str, Any]:
     if file.suffix == ".parquet":
         entry["rows"] = pq.read_metadata(file).num_rows
     return entry
+
+
+def has_file(root: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file that was described (`describe`) is below `root`, of its size."""
+    try:
+        return (root / entry["name"]).stat().st_size == int(entry["bytes"])
+    except FileNotFoundError:
+        return False
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,9 @@ from mme5core.synthesis.answer import Parsed
 from mme5core.synthesis.near_duplicates import Seen
 from mme5core.synthesis.plan import PlannedSample
 from mme5core.types import Content, Rejected, Sample
-from rayjobs.answers import ANSWERED, AnswerLog, AnswerReader, Entry
+from rayjobs.answers import ANSWERED, AnswerLog, AnswerReader, Entry, sync
 from rayjobs.cluster import Runner
-from rayjobs.output import describe, part_name, write_json
+from rayjobs.output import describe, has_file, part_name, write_json
 from rayjobs.planning import Plan, planned
 from rayjobs.progress import Progress
 from rayjobs.scan import wait_until_seen
@@ -34,19 +35,27 @@ def write_parts(task: WriteSamples, log: AnswerLog, output: Path, run: Runner) -
     """Write what there is of every part into the task's folder; what the task tells of each, in their order.
 
     A part that was written before, from the same answers, is taken: it lies there, or in `output` already.
+
+    Raises:
+        JobFailed: this machine does not see what the tasks have written.
     """
-    task.folder.mkdir(exist_ok=True)
-    for left_over in task.folder.glob(".*"):  # of tasks that were killed
+    folder = task.folder
+    folder.mkdir(exist_ok=True)
+    for left_over in folder.glob(".*"):  # of tasks that were killed
         left_over.unlink()
     items = list(_parts_of(task.plan, log))
-    told = {item["part"]: found for item in items if (found := _written(task.folder, output, item)) is not None}
+    told = {item["part"]: found for item in items if (found := _written(folder, output, item)) is not None}
     missing = [item for item in items if item["part"] not in told]
+    for part in (item["part"] for item in missing):
+        # Of other answers: they must not be taken for those that another machine is about to write.
+        for name in (_told_name(part), part_name(part), refused_name(part)):
+            (folder / name).unlink(missing_ok=True)
     with Progress("synth: writing", len(items), "parts", done=len(told)) as progress:
-        for one in run(task, missing) if missing else ():
+        for one in run(task, missing):
             told[one["part"]] = one
             progress.update(len(told))
-    names = {refused_name(item["part"]) for item in items}
-    wait_until_seen(lambda: names <= {file.name for file in task.folder.iterdir()}, task.folder)
+    new = [told[item["part"]] for item in missing]
+    wait_until_seen(lambda: all(_is_there(one, [folder], folder) for one in new), folder)
     return [told[item["part"]] for item in items]
 
 
@@ -67,11 +76,12 @@ def _written(folder: Path, output: Path, item: dict[str, Any]) -> dict[str, Any]
         told: dict[str, Any] = json.loads((folder / _told_name(item["part"])).read_text())
     except FileNotFoundError:
         return None
-    name, num_bytes = told["file"]["name"], told["file"]["bytes"]
-    is_there = any(
-        (place / name).is_file() and (place / name).stat().st_size == num_bytes for place in (folder, output)
-    )
-    return told if is_there and told["answers"] == item["answers"] else None
+    return told if told["answers"] == item["answers"] and _is_there(told, [folder, output], folder) else None
+
+
+def _is_there(told: dict[str, Any], places: Sequence[Path], folder: Path) -> bool:
+    """Whether this machine sees a part in one of some places, and its refusals in `folder`, as they were written."""
+    return any(has_file(place, told["file"]) for place in places) and has_file(folder, told["refusals"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +96,13 @@ class WriteSamples:
     folder: Path
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """The item, with the counts "kept", "pending" and "repaired", and the manifest's entry of the part."""
+        """The item, with the counts "kept", "pending" and "repaired", and what describes the part ("file") and its
+        refusals ("refusals").
+        """
         part, counts = item["part"], Counter[str]()
         refused: list[Rejected] = []
         # A task may run twice at once, where its node was thought dead.
-        staged = [self.folder / f".{uuid.uuid4().hex}" for _ in range(2)]
+        staged = [self.folder / f".{uuid.uuid4().hex}.parquet" for _ in range(2)]
         with pq.ParquetWriter(staged[0], SAMPLES, compression="zstd") as writer:
             group: list[dict[str, Any]] = []
             for row in self._rows(item["files"], refused, counts):
@@ -102,10 +114,11 @@ class WriteSamples:
                 writer.write_table(pa.Table.from_pylist(group, SAMPLES))
         rows = [{"id": r.id, "reason": r.reason, "detail": r.detail} for r in refused]
         pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), staged[1])
-        for file, name in zip(staged, (part_name(part), refused_name(part)), strict=True):
-            file.rename(self.folder / name)
         told = item | {name: counts[name] for name in ("kept", "pending", "repaired")}
-        told["file"] = describe(self.folder / part_name(part), self.folder)
+        for what, file, name in zip(("file", "refusals"), staged, (part_name(part), refused_name(part)), strict=True):
+            sync(os.open(file, os.O_RDONLY))
+            told[what] = describe(file, self.folder) | {"name": name}
+            file.rename(self.folder / name)
         write_json(self.folder / _told_name(part), told)  # last: it says that the others are whole
         return told
 

@@ -18,7 +18,7 @@ import pytest
 from mme5core.schemas import QUARANTINE
 from mme5core.types import Rejected
 from rayjobs.config import ConfigError
-from rayjobs.output import JobFolder, Run
+from rayjobs.output import JobFolder, Run, describe
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
 
@@ -208,9 +208,11 @@ def test_an_empty_folder_that_exists_may_be_used(tmp_path: Path) -> None:
 def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
     first = folder_of(tmp_path / "out")
     first.open()
-    with pytest.raises(ConfigError, match="another run"):
-        folder_of(tmp_path / "out").open()
+    for look in (JobFolder.open, JobFolder.look):
+        with pytest.raises(ConfigError, match="is being written by another run"):
+            look(folder_of(tmp_path / "out"))
     del first
+    assert "which was stopped" in folder_of(tmp_path / "out").look()
     assert folder_of(tmp_path / "out").open() is None
 
 
@@ -271,3 +273,17 @@ def test_a_finished_folder_that_has_lost_a_part_is_not_done(tmp_path: Path, harm
         part.write_bytes(part.read_bytes() + b" ")
     with pytest.raises(ConfigError, match=rf"part-00001.parquet (is|has) {harm}"):
         folder().open()
+
+
+def test_a_part_that_is_not_as_it_was_described_does_not_pass(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.open()
+    folder.write_parts(tables(3), SCHEMA, rows_per_file=9)
+    entry = describe(folder.path / "part-00000.parquet", folder.path)
+    counts: dict[str, Any] = {"unit": "rows", "num_read": 3, "num_kept": 3, "refused": Counter(), "pending": 0}
+    for changed in ({"bytes": entry["bytes"] + 1}, {"name": "part-00001.parquet"}):
+        with pytest.raises(AssertionError, match=r"not as they were written: part-0000\d.parquet"):
+            folder.finish(**counts, described=[entry | changed])
+    assert not (folder.path / "_SUCCESS").exists() and folder.work.is_dir()
+    folder.finish(**counts, described=[entry])
+    assert manifest_of(folder.path)["files"] == [entry]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,8 +18,8 @@ import pytest
 from mme5core.readers import AS_IT_IS
 from rayjobs import planning, synth_parts
 from rayjobs.answers import ANSWERED, REJECTED, AnswerWriter, Entry
-from rayjobs.cluster import Item, Task
-from rayjobs.output import describe, part_name
+from rayjobs.cluster import Item, Runner, Task
+from rayjobs.output import JobFolder, Run, describe, part_name
 from rayjobs.synth_parts import WriteSamples, refused_name, write_parts
 from rayjobs.synth_worker import Pictures, Rules
 from tests.jobs.asking import GOOD, NUM_PICTURES, Work
@@ -23,32 +28,50 @@ NUM_FILES, NUM_PARTS = 8, 4
 VALUE = {"text": json.dumps(GOOD), "finish_reason": "stop", "model": "m", "prompt_sha256": "", "seed": 1, "usd": None}
 
 
+def backwards(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+    return (task(item) for item in reversed(items))
+
+
 class Parts:
     """Four parts of a plan of eight files of five samples, and which of them a run has written."""
 
     def __init__(self, work: Work, folder: Path) -> None:
-        self.work, self.folder, self.output = work, folder / "parts", folder / "out"
-        self.output.mkdir(parents=True)
+        self.work, self.job = work, JobFolder(folder, Run("synth", {}, "same", {}, {}))
+        self.job.open()
+        self.folder, self.output = self.job.work / "parts", self.job.path
         self.written: list[int] = []
 
-    def write(self) -> list[dict[str, Any]]:
-        """As a run does it, which then moves them to the output."""
+    def write(self, run: Runner = backwards) -> list[dict[str, Any]]:
+        """As a run does it, which then takes them to the output."""
         log = self.work.log()
         pictures = Pictures(self.work.plan.shards, ("",), AS_IT_IS)
         task = WriteSamples(self.work.plan, log.reader(), pictures, Rules(1, None), None, self.folder)
         self.written = []
 
-        def run(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+        def watched(task: Task, items: Sequence[Item]) -> Iterator[Item]:
             self.written = [item["part"] for item in items]
-            return (task(item) for item in reversed(items))
+            return run(task, items)
 
-        told = write_parts(task, log, self.output, run)
-        for file in self.folder.glob("part-*"):
-            file.rename(self.output / file.name)
+        told = write_parts(task, log, self.output, watched)
+        files = [part["file"] for part in told]
+        self.job.take_parts(self.folder, kept=[file["name"] for file in files])
+        kept, pending, refused = (sum(counts) for counts in zip(*map(_counts, told), strict=True))
+        self.job.finish(
+            unit="planned samples",
+            num_read=NUM_PICTURES,
+            num_kept=kept,
+            refused=Counter({"some": refused}),
+            pending=pending,
+            described=files,
+        )
         return told
 
     def rows(self) -> list[dict[str, Any]]:
         return [row for file in sorted(self.output.glob("part-*")) for row in pq.read_table(file).to_pylist()]
+
+
+def _counts(told: dict[str, Any]) -> tuple[int, int, int]:
+    return told["kept"], told["pending"], told["refusals"]["rows"]
 
 
 @pytest.fixture
@@ -58,7 +81,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(synth_parts, "PLANS_PER_PART", NUM_PICTURES // NUM_PARTS)
     work = Work(tmp_path)
     assert work.plan.num_files == NUM_FILES
-    return Parts(work, tmp_path / "run")
+    return Parts(work, tmp_path / "out")
 
 
 def answer(work: Work, numbers: Sequence[int], *, worker: str = "a", status: str = ANSWERED) -> None:
@@ -80,6 +103,8 @@ def test_counts_and_entries_are_told_in_the_order_of_the_parts(parts: Parts) -> 
         (3, 0, 9),
     ]
     assert [part["file"] for part in told] == [describe(parts.output / part_name(n), parts.output) for n in range(4)]
+    manifest = json.loads((parts.output / "_manifest.json").read_text())
+    assert manifest["files"] == [part["file"] for part in told]
     assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(12)]
     refused = [row for n in range(4) for row in pq.read_table(parts.folder / refused_name(n)).to_pylist()]
     assert [(row["id"], row["reason"]) for row in refused] == [(f"{n}.png-0", "teacher_rejected") for n in (12, 39)]
@@ -107,7 +132,7 @@ def test_a_second_answer_that_does_not_count_writes_nothing_again(parts: Parts) 
     assert parts.written == []
 
 
-@pytest.mark.parametrize("harm", ["remove", "cut", "forget"])
+@pytest.mark.parametrize("harm", ["remove", "cut", "forget", "lose the refusals"])
 def test_a_part_that_is_not_whole_any_more_is_written_again(parts: Parts, harm: str) -> None:
     answer(parts.work, range(12))
     parts.write()
@@ -116,6 +141,8 @@ def test_a_part_that_is_not_whole_any_more_is_written_again(parts: Parts, harm: 
         part.unlink()
     elif harm == "cut":
         part.write_bytes(part.read_bytes()[:-1])
+    elif harm == "lose the refusals":
+        (parts.folder / refused_name(1)).unlink()
     else:
         (parts.folder / "told-00001.json").unlink()
     parts.write()
@@ -128,3 +155,43 @@ def test_a_part_that_a_killed_run_left_beside_the_output_is_taken(parts: Parts) 
     (parts.output / part_name(2)).rename(parts.folder / part_name(2))
     parts.write()
     assert parts.written == [] and (parts.output / part_name(2)).is_file()
+
+
+def test_what_a_killed_task_left_half_written_is_removed(parts: Parts) -> None:
+    answer(parts.work, range(12))
+    parts.folder.mkdir()
+    (parts.folder / ".0123.parquet").write_bytes(b"half")
+    parts.write()
+    assert not list(parts.folder.glob(".*"))
+
+
+def test_parts_of_earlier_answers_are_not_taken_for_those_that_another_machine_is_writing(
+    parts: Parts, tmp_path: Path
+) -> None:
+    answer(parts.work, range(12))
+    parts.write()
+    # A run that was killed after it had written its parts, before it took them.
+    for file in parts.output.glob("part-*"):
+        file.rename(parts.folder / file.name)
+    answer(parts.work, range(12, 25))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def seen_late(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+        """On a machine whose files come to be seen here some time after they are said to be written."""
+        assert isinstance(task, WriteSamples)
+        # Those that are to come may be as large.
+        assert {file.stem[-1] for file in parts.folder.iterdir()} == {"0", "3"}
+        told = [replace(task, folder=elsewhere)(item) for item in items]
+
+        def show() -> None:
+            for file in sorted(elsewhere.iterdir(), reverse=True):  # "told" first, the part last of all
+                time.sleep(0.2)
+                shutil.move(file, parts.folder / file.name)
+
+        Thread(target=show).start()
+        yield from told
+
+    parts.write(seen_late)
+    assert parts.written == [1, 2]
+    assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(25)]
