@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from mme5core.errors import first_line
 from rayjobs.cli import JobFailed
+from rayjobs.config import ConfigError
 
 OBJECT_STORE_BYTES = 1 << 30
 
@@ -110,13 +111,18 @@ def here(task: Task, items: Sequence[Item]) -> Iterator[Item]:
 def in_tasks(ray: Any) -> Runner:
     """A `Runner` on the cluster, an item to a task.
 
-    What it gives raises JobFailed where a task meets a file or a disk that it cannot use.
+    What it gives raises ConfigError as a task does, and JobFailed where a task meets a file or a disk that it cannot
+    use.
     """
 
     def run(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+        if not items:
+            return
         dataset = ray.data.from_items([{"item": json.dumps(item)} for item in items], override_num_blocks=len(items))
         for table in rows_to_tables(dataset.map_batches(_OfEach(task), batch_size=1, batch_format="pyarrow")):
             for row in table.to_pylist():
+                if row["misused"]:
+                    raise ConfigError(row["misused"])
                 if row["failure"]:
                     raise JobFailed(row["failure"])
                 yield json.loads(row["told"])
@@ -131,13 +137,16 @@ class _OfEach:
     task: Task
 
     def __call__(self, batch: pa.Table) -> dict[str, list[str]]:
-        told: dict[str, list[str]] = {"told": [], "failure": []}
+        rows: dict[str, list[str]] = {"told": [], "misused": [], "failure": []}
         for text in batch["item"].to_pylist():
-            answer, failure = {}, ""
+            row = dict.fromkeys(rows, "")
             try:
-                answer = self.task(json.loads(text))
-            except OSError as error:
-                failure = f"{error.filename}: {error.strerror}" if error.filename else first_line(error)
-            told["told"].append(json.dumps(answer))
-            told["failure"].append(failure)
-        return told
+                row["told"] = json.dumps(self.task(json.loads(text)))
+            except ConfigError as error:
+                row["misused"] = str(error)
+            except (OSError, pa.ArrowException) as error:
+                where = getattr(error, "filename", None) or getattr(self.task, "folder", "a task")
+                row["failure"] = f"{where}: {getattr(error, 'strerror', None) or first_line(error)}"
+            for name, values in rows.items():
+                values.append(row[name])
+        return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +127,15 @@ class JoinPairs:
             table = pa.concat_tables(waiting).sort_by(_ORDER)
             if len(table):
                 name = f"{item['number']:06d}-{len(told['runs']):04d}.arrow"
-                temporary = self.folder / f".{name}"
+                # A task may run twice at once, where its node was thought dead.
+                temporary = self.folder / f".{uuid.uuid4().hex}"
                 write_table(table, temporary)
                 temporary.rename(self.folder / name)
                 told["runs"].append([name, table["query"][0].as_py(), table["query"][-1].as_py()])
             del waiting[1:]
             num_waiting = 0
 
-        for read in column_tables(locate(item["path"]), NEIGHBOURS, groups=item["groups"]):
+        for read in column_tables(locate(item["path"]), NEIGHBOURS, "neighbours", groups=item["groups"]):
             if len(read) and not told["first"]:
                 told["first"] = f"{read['query_id'][0]} {read['candidate_id'][0]}"
             pairs = self._joined(read)

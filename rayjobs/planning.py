@@ -33,7 +33,7 @@ from rayjobs.progress import Progress
 from rayjobs.scan import Index, wait_until_seen
 
 PLANS_PER_FILE, FEWEST_PER_FILE, FILES_PER_WORKER = 4096, 64, 8
-PICTURES_PER_TASK = 1 << 15
+SAMPLES_PER_TASK = 1 << 15
 MADE = "plan.json"
 
 PICTURE = pa.struct([("id", pa.string()), ("shard", pa.int32()), ("offset", pa.int64()), ("num_bytes", pa.int64())])
@@ -107,24 +107,36 @@ def make_plan(
     Raises:
         ConfigError: not one of the neighbours' pictures is in the corpus.
     """
-    folder, scratch = work / "plan", work / "planning"
+    folder = work / "plan"
     made = folder / MADE
     if not made.is_file():
-        for left in (folder, scratch):
+        for left in work.glob("planning-*"):
             shutil.rmtree(left, ignore_errors=True)
-            left.mkdir()
+        # Named by chance: tasks of a run that was killed may still write into theirs.
+        scratch = work / f"planning-{uuid.uuid4().hex}"
+        staged = scratch / "plan"
+        staged.mkdir(parents=True)
         corpus, keys = Corpus.write(index, number_contents(index, work), scratch)
         pairs = join_pairs(neighbours, keys, scratch / "pairs", run) if neighbours and len(corpus) else None
         # So that each worker has files to take, and a killed one leaves little.
         expected = len(corpus) * settings.samples_per_image
         size = min(PLANS_PER_FILE, max(FEWEST_PER_FILE, expected // (FILES_PER_WORKER * num_workers)))
-        task = WritePlans(corpus, settings, pairs, folder, max(1, size // settings.samples_per_image))
+        task = WritePlans(corpus, settings, pairs, staged, max(1, size // settings.samples_per_image))
         written = _write_plans(task, run)
-        write_json(made, written | {"pairs": 0 if pairs is None else pairs.num_pairs})
-    shutil.rmtree(scratch, ignore_errors=True)
+        write_json(staged / MADE, written | {"pairs": 0 if pairs is None else pairs.num_pairs})
+        staged.rename(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
     found = json.loads(made.read_text())
     paths = tuple(str(shard) for shard in index.shards)
     return Plan(folder, np.array(found["starts"]), paths, found["counts"], found["pairs"])
+
+
+def num_planned(work: Path) -> int | None:
+    """How many samples an earlier run has planned; None: it has not come to that."""
+    try:
+        return int(json.loads((work / "plan" / MADE).read_text())["starts"][-1])
+    except FileNotFoundError:
+        return None
 
 
 def refused_samples(index: Index, contents: Contents, samples_per_image: int) -> Iterator[Rejected]:
@@ -200,7 +212,7 @@ class Corpus:
         """(row, id) of pictures, whose rows rise."""
         shards = range(self._index.shard_of(rows[0]), self._index.shard_of(rows[-1]) + 1) if len(rows) else ()
         for shard in shards:
-            for numbers, table in self._index.tables(["id"], shard=shard, usable=True):
+            for numbers, table in self._index.tables(["id"], shard=shard, usable=True, within=(rows[0], rows[-1] + 1)):
                 is_wanted = np.isin(numbers, rows, assume_unique=True)
                 yield from zip(
                     numbers[is_wanted].tolist(), table["id"].filter(pa.array(is_wanted)).to_pylist(), strict=True
@@ -274,7 +286,8 @@ class WritePlans:
 def _write_plans(task: WritePlans, run: Runner) -> dict[str, Any]:
     """All files of the plan: where each starts, and counts for people."""
     num_files = max(1, -(-len(task.corpus) // task.pictures_per_file))
-    files_per_task = max(1, PICTURES_PER_TASK // task.pictures_per_file)
+    samples_per_file = task.pictures_per_file * task.settings.samples_per_image
+    files_per_task = max(1, SAMPLES_PER_TASK // samples_per_file)
     items = [
         {"first": first, "stop": min(first + files_per_task, num_files)}
         for first in range(0, num_files, files_per_task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -74,7 +75,12 @@ class Index:
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
     def tables(
-        self, columns: Sequence[str], *, shard: int | None = None, usable: bool | None = None
+        self,
+        columns: Sequence[str],
+        *,
+        shard: int | None = None,
+        usable: bool | None = None,
+        within: tuple[int, int] | None = None,
     ) -> Iterator[tuple[np.ndarray, pa.Table]]:
         """(row numbers, rows), a part at a time, of the whole corpus or of one shard.
 
@@ -83,9 +89,10 @@ class Index:
         Args:
             columns: of INDEX.
             usable: only rows that can be used, or only refused ones; None: all.
+            within: what has none of the rows from the first to the second of these may be left out.
         """
         for number in range(len(self.shards)) if shard is None else [shard]:
-            yield from rows_of(self.folder, number, int(self.starts[number]), columns, usable)
+            yield from rows_of(self.folder, number, int(self.starts[number]), columns, usable, within)
 
     def refused(self) -> Iterator[Rejected]:
         """Every row that cannot be used, and why."""
@@ -95,7 +102,12 @@ class Index:
 
 
 def rows_of(
-    folder: Path, shard: int, start: int, columns: Sequence[str], usable: bool | None = None
+    folder: Path,
+    shard: int,
+    start: int,
+    columns: Sequence[str],
+    usable: bool | None = None,
+    within: tuple[int, int] | None = None,
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
     """`Index.tables` of one shard, whose first row has the number `start`."""
     file = _file_of(folder, shard)
@@ -103,7 +115,14 @@ def rows_of(
         return  # beyond the limit
     again = np.load(folder / DUPLICATES, mmap_mode="r")
     names = list(dict.fromkeys([*columns, "reason", "detail"]))
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
+    parquet = pq.ParquetFile(file)
+    groups = list(range(parquet.num_row_groups))
+    if within is not None:
+        sizes = np.array([parquet.metadata.row_group(group).num_rows for group in groups], np.int64)
+        ends = start + np.cumsum(sizes)
+        groups = np.flatnonzero((ends > within[0]) & (ends - sizes < within[1])).tolist()
+        start = int((ends - sizes)[groups[0]]) if groups else start
+    for batch in parquet.iter_batches(batch_size=ROWS_PER_GROUP, row_groups=groups, columns=names):
         table = pa.table(batch)
         numbers = np.arange(start, start + len(table))
         here = again[slice(*np.searchsorted(again, [start, start + len(table)]))]
@@ -345,24 +364,54 @@ def files_with(path: str, schema: pa.Schema, key: str) -> list[AnyPath]:
     """The files of a Parquet file or folder that has the columns of a schema; `key` names the setting.
 
     Raises:
-        ConfigError: there is none, a file cannot be read, or it lacks a column.
+        ConfigError: there is none, a file cannot be read, lacks a column, or has one of another kind.
     """
     try:
         files = shards_of([path], suffixes=(".parquet",))
     except ConfigError as error:
         raise ConfigError(str(error).replace("input", key, 1)) from None
     for file in files:
-        try:
-            found = parquet_file(file).schema_arrow.names
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ConfigError(f"{key} {str(file)!r} cannot be read ({first_line(error)})") from None
-        for name in schema.names:
-            if name not in found:
-                raise ConfigError(f"{key} {str(file)!r} has no column {name!r}; it has {', '.join(found)}")
+        with _told_as(key, file):
+            found = parquet_file(file).schema_arrow
+            for name in schema.names:
+                if name not in found.names:
+                    raise ConfigError(f"{key} {str(file)!r} has no column {name!r}; it has {', '.join(found.names)}")
+            _cast(found.empty_table(), schema)
     return files
 
 
-def column_tables(file: AnyPath, schema: pa.Schema, *, groups: Sequence[int] | None = None) -> Iterator[pa.Table]:
-    """The columns of a schema, a part at a time, of some row groups or of all."""
-    for batch in parquet_file(file).iter_batches(COLUMNS_AT_ONCE, row_groups=groups, columns=schema.names):
-        yield pa.table(batch).select(schema.names).cast(schema)
+def column_tables(
+    file: AnyPath, schema: pa.Schema, key: str, *, groups: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """The columns of a schema, a part at a time, of some row groups or of all; `key` names the setting.
+
+    Raises:
+        ConfigError: a part cannot be read, or a value cannot be what the schema says.
+    """
+    with _told_as(key, file):
+        for batch in parquet_file(file).iter_batches(COLUMNS_AT_ONCE, row_groups=groups, columns=schema.names):
+            yield _cast(pa.table(batch), schema)
+
+
+def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema, of its types.
+
+    Raises:
+        pa.ArrowInvalid: naming the column that cannot be one.
+    """
+    columns = []
+    for field in schema:
+        try:
+            columns.append(table[field.name].cast(field.type))
+        except pa.ArrowException as error:
+            raise pa.ArrowInvalid(f"column {field.name!r}: {first_line(error)}") from None
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+@contextlib.contextmanager
+def _told_as(key: str, file: AnyPath) -> Iterator[None]:
+    """Errors of reading a file as errors of the setting that names it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"{key} {str(file)!r} cannot be read ({first_line(error)})") from None

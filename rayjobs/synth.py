@@ -133,7 +133,7 @@ def plan_settings(config: SynthConfig) -> PlanSettings:
         ConfigError: it cannot be planned so.
     """
     holdout: dict[str, set[str]] = defaultdict(set)
-    for table in chain.from_iterable(column_tables(file, HOLDOUT) for file in holdout_files(config) or ()):
+    for table in chain.from_iterable(column_tables(file, HOLDOUT, "holdout") for file in holdout_files(config) or ()):
         for row in table.to_pylist():
             holdout[row["image_id"]].add(row["language"])
     try:

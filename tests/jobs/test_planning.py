@@ -19,7 +19,7 @@ from mme5core.readers import AS_IT_IS
 from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import Neighbour, PairRules, PlanSettings, plan_image
-from rayjobs import neighbour_pairs, planning
+from rayjobs import neighbour_pairs, planning, scan
 from rayjobs.cluster import Item, Runner, Task, here
 from rayjobs.config import ConfigError, FilterConfig
 from rayjobs.contents import number_contents
@@ -37,8 +37,9 @@ def jpeg(number: int) -> bytes:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> tuple[Index, dict[str, bytes]]:
-    """Two shards; b1 has the bytes of a2, one row holds no picture."""
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Index, dict[str, bytes]]:
+    """Two shards, three rows of their index in a group; b1 has the bytes of a2, one row holds no picture."""
+    monkeypatch.setattr(scan, "ROWS_PER_GROUP", 3)
     images = {f"a{n}": jpeg(n) for n in range(6)} | {f"b{n}": jpeg(10 + n) for n in range(4)} | {"b1": jpeg(2)}
     for name in "ab":
         rows = [{"id": key, "image": data} for key, data in images.items() if key.startswith(name)]
@@ -48,11 +49,11 @@ def corpus(tmp_path: Path) -> tuple[Index, dict[str, bytes]]:
     return indexed(tmp_path, shards, PictureKey(FilterConfig().model_dump())), images
 
 
-def neighbours(folder: Path, *pairs: tuple[str, str, int]) -> list[AnyPath]:
+def neighbours(folder: Path, *pairs: tuple[str, str, int] | tuple[str, str, int, str]) -> list[AnyPath]:
     """Two files of small row groups."""
     rows = [
-        {"query_id": query, "candidate_id": candidate, "rank": rank, "score": 1 - rank / 10, "source": "clip"}
-        for query, candidate, rank in pairs
+        {"query_id": query, "candidate_id": candidate, "rank": rank, "score": 1 - rank / 10, "source": source}
+        for query, candidate, rank, source in ((*pair, "clip")[:4] for pair in pairs)
     ]
     files: list[AnyPath] = [folder / "near-0.parquet", folder / "near-1.parquet"]
     for place, file in enumerate(files):
@@ -132,38 +133,61 @@ def test_the_plan_is_what_each_picture_and_its_neighbours_give_however_the_tasks
     index, images = corpus
     keys = [key for key in images if key != "b1"]
     draw = random.Random(0)
-    pairs = [(query, other, rank) for query in keys for rank, other in enumerate(draw.sample(keys, 7), start=1)]
+    pairs = [
+        (query, other, rank, source)
+        for query in keys
+        for source in ("clip", "dino", "bow")
+        for rank, other in enumerate(draw.sample(keys, 7), start=1)
+    ]
     draw.shuffle(pairs)
     expected = []
     settings = PlanSettings(tasks=PAIRS_ONLY, samples_per_image=20)
     for key in keys:
-        near = sorted((rank, other) for query, other, rank in pairs if query == key != other)
-        expected += plan_image(key, settings, [Neighbour(other, 1 - rank / 10, "clip") for rank, other in near])
+        near = sorted((rank, source, other) for query, other, rank, source in pairs if query == key != other)
+        expected += plan_image(key, settings, [Neighbour(other, 1 - rank / 10, source) for rank, source, other in near])
 
     def backwards(task: Task, items: Sequence[Item]) -> Iterator[Item]:
         assert len(items) > 2
         return reversed([task(item) for item in items])
 
-    for name in ("FEWEST_PER_FILE", "PICTURES_PER_TASK"):
+    for name in ("FEWEST_PER_FILE", "SAMPLES_PER_TASK"):
         monkeypatch.setattr(planning, name, 1)
     monkeypatch.setattr(planning, "FILES_PER_WORKER", 1000)
     for name in ("ROWS_PER_TASK", "ROWS_PER_RUN"):
         monkeypatch.setattr(neighbour_pairs, name, 2)
     plan = planned(index, tmp_path, neighbours(tmp_path, *pairs), backwards, samples_per_image=20)
-    assert plan.num_files == len(keys) and plan.num_pairs == sum(query != other for query, other, _ in pairs)
+    assert plan.num_files == len(keys) and plan.num_pairs == sum(query != other for query, other, _, _ in pairs)
     assert [planning.planned(row) for row in records_of(plan)] == expected
     kinds = Counter(f"{one.task} {one.modality_combination}" for one in expected)
     languages = Counter(one.language for one in expected)
     assert plan.counts == {"kinds": kinds, "languages": languages}
-    assert not (tmp_path / "planning").exists()
+    assert not list(tmp_path.glob("planning-*"))
+
+
+def test_of_the_index_only_what_has_the_rows_that_are_asked_for_is_read(
+    corpus: tuple[Index, dict[str, bytes]],
+) -> None:
+    index, images = corpus
+    ids = [*(key for key in images if key < "b"), "bad", *(key for key in images if key >= "b")]
+    for start in range(len(ids)):
+        for stop in range(start + 1, len(ids) + 1):
+            read = {}
+            for numbers, table in index.tables(["id"], within=(start, stop)):
+                read |= dict(zip(numbers.tolist(), table["id"].to_pylist(), strict=True))
+            assert all(ids[number] == name for number, name in read.items())
+            assert set(range(start, stop)) <= read.keys()
+            # Whole groups of three rows of a shard.
+            group_of = [number // 3 if number < 7 else 3 + (number - 7) // 3 for number in range(len(ids))]
+            assert {group_of[number] for number in read} == {group_of[number] for number in range(start, stop)}
 
 
 def test_a_plan_that_is_there_is_taken(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
     index, _ = corpus
     first = records_of(planned(index, tmp_path))
     assert records_of(planned(index, tmp_path, seed=99)) == first
-    (tmp_path / "plan" / "plan.json").unlink()  # as after a kill
-    assert records_of(planned(index, tmp_path)) == first
+    left = tmp_path / "planning-of-a-killed-run"
+    (tmp_path / "plan").rename(left)
+    assert records_of(planned(index, tmp_path)) == first and not left.exists()
 
 
 def test_files_hold_all_samples_of_a_picture(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:

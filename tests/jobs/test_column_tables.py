@@ -1,0 +1,70 @@
+"""Files that a setting names (neighbours, holdout): each that cannot be used is named with its setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mme5core.schemas import NEIGHBOURS
+from rayjobs.config import ConfigError
+from rayjobs.scan import column_tables, files_with
+
+ROW = {"query_id": "a", "candidate_id": "b", "rank": 1, "score": 0.5, "source": "clip"}
+
+
+def write(file: Path, **changes: Any) -> str:
+    pq.write_table(pa.Table.from_pylist([ROW | changes] * 4), file, row_group_size=2)
+    return str(file)
+
+
+def test_columns_of_another_width_are_taken(tmp_path: Path) -> None:
+    (file,) = files_with(write(tmp_path / "near.parquet", rank=1.0, more="x"), NEIGHBOURS, "neighbours")
+    (table,) = column_tables(file, NEIGHBOURS, "neighbours")
+    assert table.schema == NEIGHBOURS and table.to_pylist() == [ROW] * 4
+    assert sum(len(table) for table in column_tables(file, NEIGHBOURS, "neighbours", groups=[1])) == 2
+
+
+def test_a_file_without_rows_is_one_without_pairs(tmp_path: Path) -> None:
+    pq.ParquetWriter(tmp_path / "near.parquet", NEIGHBOURS).close()
+    (file,) = files_with(str(tmp_path / "near.parquet"), NEIGHBOURS, "neighbours")
+    assert list(column_tables(file, NEIGHBOURS, "neighbours")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"query_id": [1]}, "column 'query_id': Unsupported cast from list"),
+        ({"rank": {"of": 1}}, "column 'rank': Unsupported cast from struct"),
+    ],
+)
+def test_a_column_of_another_kind_is_told_before_anything_is_read(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read \({said}"):
+        files_with(write(tmp_path / "near.parquet", **changes), NEIGHBOURS, "neighbours")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank": 1.5}, "column 'rank': Float value 1.50* was truncated"),
+        ({"score": "high"}, "column 'score': Failed to parse string: 'high'"),
+    ],
+)
+def test_a_value_that_cannot_be_one_is_told_with_its_file(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (file,) = files_with(write(tmp_path / "near.parquet", **changes), NEIGHBOURS, "neighbours")
+    with pytest.raises(ConfigError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read \({said}"):
+        list(column_tables(file, NEIGHBOURS, "neighbours"))
+
+
+def test_a_page_that_is_broken_is_told_with_its_file(tmp_path: Path) -> None:
+    (file,) = files_with(write(tmp_path / "near.parquet"), NEIGHBOURS, "neighbours")
+    data = bytearray((tmp_path / "near.parquet").read_bytes())
+    data[4:80] = bytes(76)
+    (tmp_path / "near.parquet").write_bytes(data)
+    with pytest.raises(ConfigError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read"):
+        list(column_tables(file, NEIGHBOURS, "neighbours"))
