@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import RawIOBase
 from pathlib import Path
@@ -93,6 +94,13 @@ def settled(folder: Path, plan_file: int) -> set[int]:
     """The planned samples of a file of the plan that have an answer, or never will, whoever asked for them."""
     heads = (_Head.of(line) for file in folder.glob(f"{plan_file:06d}-*.answers") for _, line in _lines(file))
     return {head.number for head in heads if head.is_settled}
+
+
+def so_far(folder: Path) -> tuple[int, Usage]:
+    """How many planned samples have an answer, or never will, and what all requests took."""
+    plan_files = {file.name.partition("-")[0] for file in folder.glob("*.answers")}
+    num_settled = sum(len(settled(folder, int(plan_file))) for plan_file in plan_files)
+    return num_settled, sum(used_by_worker(folder).values(), Usage())
 
 
 def used_by_worker(folder: Path) -> dict[str, Usage]:
@@ -188,46 +196,58 @@ class AnswerCache:
     """Answers of other runs by what was asked, in a folder of their own.
 
     Memory holds 24 bytes of each.
+
+    Args:
+        without: names of files that are left out: what a run has copied here itself is in its own log.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, without: Collection[str] = ()) -> None:
         # pathlib's glob takes hidden files too: those that another job is copying.
-        self._files = sorted(file for file in folder.glob("*.answers") if not file.name.startswith("."))
-        keys, places = [], []
+        self._files = sorted(
+            file for file in folder.glob("*.answers") if not file.name.startswith(".") and file.name not in without
+        )
+        keys, places = bytearray(), array("q")
         for number, file in enumerate(self._files):
             for offset, line in _lines(file):
                 head = _Head.of(line)
                 if head.status == ANSWERED:
-                    keys.append(bytes.fromhex(head.key))
+                    keys += bytes.fromhex(head.key)
                     places.append((number << _SHIFT) + offset)
-        found = np.array(keys, "V16") if keys else np.zeros(0, "V16")
-        order = np.argsort(found.view(">u8").reshape(-1, 2)[:, 0], kind="stable")
-        self._keys, self._places = found[order], np.array(places, np.int64)[order]
-        self._heads = self._keys.view(">u8").reshape(-1, 2)[:, 0]
+        halves = np.frombuffer(keys, ">u8").reshape(-1, 2)
+        order = np.argsort(halves[:, 0], kind="stable")
+        # Each in memory as a search wants it: of anything else numpy would make a copy for every search.
+        self._first, self._second = (halves[order, half].astype(np.uint64) for half in (0, 1))
+        self._places = np.frombuffer(places, np.int64)[order]
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._places)
 
     @staticmethod
     def keep(files: Sequence[Path], folder: Path) -> None:
-        """Copy the answers that were paid for to where other runs find them, from files that have changed since."""
+        """Copy the answers that were paid for to where other runs find them, from files that have changed since.
+
+        Raises:
+            OSError: they cannot be written there.
+        """
         for file in files:
             copy, written = folder / file.name, file.stat().st_mtime_ns
             if copy.is_file() and copy.stat().st_mtime_ns == written:
                 continue
             temporary = folder / f".{file.name}"
-            with temporary.open("wb") as stream:
-                stream.writelines(line for _, line in _lines(file) if _Head.of(line).usage.num_answered)
-            os.utime(temporary, ns=(written, written))
-            temporary.rename(copy)
+            try:
+                with temporary.open("wb") as stream:
+                    stream.writelines(line for _, line in _lines(file) if _Head.of(line).usage.num_answered)
+                os.utime(temporary, ns=(written, written))
+                temporary.rename(copy)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
 
     def get(self, key: str) -> Entry | None:
         """The answer to a request of this key, if there is one."""
-        wanted = bytes.fromhex(key)
-        head = int.from_bytes(wanted[:8])
-        start, stop = (int(np.searchsorted(self._heads, head, side)) for side in ("left", "right"))  # type: ignore[call-overload]
-        for n in range(start, stop):
-            if self._keys[n].tobytes() == wanted:
+        first, second = (np.uint64(int(half, 16)) for half in (key[:16], key[16:]))
+        for n in range(np.searchsorted(self._first, first), np.searchsorted(self._first, first, "right")):
+            if self._second[n] == second:
                 place = int(self._places[n])
                 with self._files[place >> _SHIFT].open("rb") as stream:
                     stream.seek(place & ((1 << _SHIFT) - 1))

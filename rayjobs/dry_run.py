@@ -163,14 +163,25 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
         own = sizes[plan.image_ids[0]] if plan.image_ids[0] in sizes else next(iter(sizes.values()))
         found = expected_tokens(user, [sizes.get(shown_id, own) for shown_id in plan.image_ids], config.teacher.model)
         prompt_tokens, completion_tokens = prompt_tokens + found[0], completion_tokens + found[1]
-    if counters := folder.counters() if config.output else {}:
-        spent = f", {counters['usd']:,.2f} USD" if "usd" in counters else ""
-        lines.append(
-            f"an earlier run has spent {counters['calls']:,} calls{spent}; what follows is for what is pending"
-        )
-        scale *= counters["pending"] / max(1.0, len(plans) * scale)
+    if config.output and (earlier := _earlier(folder)):
+        num_pending, calls, usd = earlier
+        spent = f", {usd:,.2f} USD" if usd else ""
+        lines.append(f"an earlier run has spent {calls:,} calls{spent}; what follows is for what is pending")
+        scale = num_pending / max(1, len(plans))
     lines.append(_cost(config, len(plans) * scale, prompt_tokens * scale, completion_tokens * scale))
     return lines + _three_prompts(config, plans, shown)
+
+
+def _earlier(folder: JobFolder) -> tuple[int, int, float] | None:
+    """Of a synthesis that was begun: how many samples are pending, the calls that were made, and their USD."""
+    from rayjobs.answers import so_far
+    from rayjobs.planning import num_planned
+
+    if (planned := num_planned(folder.work)) is not None:
+        num_settled, usage = so_far(folder.work / "answers")
+        return planned - num_settled, usage.calls, usage.usd
+    counters = folder.counters()
+    return (counters["pending"], counters["calls"], counters.get("usd", 0.0)) if counters else None
 
 
 def _rows_of(shards: list[AnyPath], options: ReadOptions) -> Iterator[CorpusRow]:
@@ -182,14 +193,16 @@ def _neighbours_of(config: SynthConfig, image_ids: Collection[str], *, is_all: b
     """The neighbours of these pictures, nearest first; where these are all that there are, among them."""
     from rayjobs.synth import neighbour_files
 
-    found: dict[str, list[tuple[int, Neighbour]]] = defaultdict(list)
-    for table in chain.from_iterable(column_tables(file, NEIGHBOURS) for file in neighbour_files(config) or ()):
-        chosen = pc.is_in(table["query_id"], pa.array(image_ids, pa.string()))
-        for row in table.filter(chosen).to_pylist():
-            if not is_all or row["candidate_id"] in image_ids:
-                neighbour = Neighbour(row["candidate_id"], row["score"] or 0.0, row["source"] or "")
-                found[row["query_id"]].append((row["rank"], neighbour))
-    return {query: [near for _, near in sorted(pairs, key=lambda pair: pair[0])] for query, pairs in found.items()}
+    ids = pa.array(image_ids, pa.string())
+    near = [NEIGHBOURS.empty_table()]
+    files = neighbour_files(config) or ()
+    for table in chain.from_iterable(column_tables(file, NEIGHBOURS, "neighbours") for file in files):
+        chosen = table.filter(pc.is_in(table["query_id"], ids))
+        near.append(chosen.filter(pc.is_in(chosen["candidate_id"], ids)) if is_all else chosen)
+    found: dict[str, list[Neighbour]] = defaultdict(list)
+    for row in pa.concat_tables(near).sort_by([("rank", "ascending"), ("source", "ascending")]).to_pylist():
+        found[row["query_id"]].append(Neighbour(row["candidate_id"], row["score"] or 0.0, row["source"] or ""))
+    return found
 
 
 def _plan_table(plans: Sequence[PlannedSample], scale: float) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -10,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from mme5core.errors import first_line
 from mme5core.readers import ReadOptions, input_files, input_identity
 from mme5core.readers.shards import labels
 from mme5core.schemas import HOLDOUT, NEIGHBOURS
@@ -257,7 +259,10 @@ def _finish(
     if price(config) is not None or usage.usd:
         extra["usd"] = usage.usd
     if config.teacher.cache:
-        AnswerCache.keep(log.files, Path(config.teacher.cache))
+        try:
+            AnswerCache.keep(log.files, Path(config.teacher.cache))
+        except OSError as error:  # the samples are there all the same
+            print(f"teacher.cache: this run's answers are not all kept in it ({first_line(error)})", file=sys.stderr)
     counters = folder.finish(
         unit="planned samples",
         num_read=len(plan) + totals["without_picture"],

@@ -170,7 +170,8 @@ class AskTeacher:
         settings = {name: value for name, value in asking.teacher.items() if name not in NOT_THE_CLIENTS}
         self._base_url = settings["base_url"]
         self._worker = uuid.uuid4().hex
-        self._cache = None if asking.cache is None else AnswerCache(Path(asking.cache))
+        own = {file.name for file in asking.answers.glob("*.answers")}
+        self._cache = None if asking.cache is None else AnswerCache(Path(asking.cache), without=own)
         self._is_remote = asking.pictures.are_remote()
         self._gate = SharedGate(governor, self._worker, price=asking.price, least_wait_s=least_wait_s)
         self._teacher = Teacher(**settings, api_key=asking.api_key, gate=self._gate, mode=asking.mode)

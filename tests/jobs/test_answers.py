@@ -137,3 +137,39 @@ def test_a_cache_takes_what_was_paid_for_and_later_what_has_come_since(tmp_path:
     AnswerCache.keep(log_of(log).files, folder)
     assert len(AnswerCache(folder)) == 3 and (folder / "000001-a.answers").stat().st_ino == inode
     assert len(list(folder.iterdir())) == 2
+
+
+def test_answers_have_the_same_digest_where_they_lie_in_the_same_lines(tmp_path: Path) -> None:
+    writer = AnswerWriter(tmp_path, 1, "b")
+    for number in range(4):
+        writer.write(entry(number))
+    digests = [log_of(tmp_path).digest(*span) for span in ((0, 2), (2, 4), (4, 6))]
+    assert len(set(digests)) == 3
+    AnswerWriter(tmp_path, 0, "a").write(entry(4))  # a file before it; the second answer to 3 does not count
+    writer.write(entry(3))
+    assert [log_of(tmp_path).digest(*span) for span in ((0, 2), (2, 4))] == digests[:2]
+    assert log_of(tmp_path).digest(4, 6) != digests[2]
+    (tmp_path / "000001-b.answers").rename(tmp_path / "000001-c.answers")  # as long, and of somebody else
+    assert not {log_of(tmp_path).digest(*span) for span in ((0, 2), (2, 4))} & set(digests)
+
+
+def test_what_a_run_has_copied_into_the_cache_is_left_out_when_it_goes_on(tmp_path: Path) -> None:
+    AnswerWriter(tmp_path, 0, "own").write(entry(1))
+    AnswerWriter(tmp_path, 0, "other").write(entry(2))
+    cache = AnswerCache(tmp_path, without={"000000-own.answers"})
+    assert len(cache) == 1 and cache.get(f"{2:032x}") and not cache.get(f"{1:032x}")
+
+
+def test_a_cache_that_cannot_be_written_has_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, folder = tmp_path / "log", tmp_path / "cache"
+    log.mkdir()
+    folder.mkdir()
+    AnswerWriter(log, 0, "a").write(entry(1))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.utime", full)
+    with pytest.raises(OSError, match="No space"):
+        AnswerCache.keep(log_of(log).files, folder)
+    assert not list(folder.iterdir())

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mme5core.schemas import NEIGHBOURS
+from rayjobs.answers import ANSWERED, FAILED, AnswerWriter, Entry
 from rayjobs.config import ConfigError, SynthConfig, TrainConfig
-from rayjobs.dry_run import describe
+from rayjobs.dry_run import _neighbours_of, describe
 from rayjobs.synth import synth_folder, synth_shards
 from tests.jobs.asking import NUM_PICTURES, write_pictures
 
@@ -89,8 +91,10 @@ def test_a_synthesis_is_told_with_what_an_earlier_run_has_left_of_it(tmp_path: P
 
     folder = synth_folder(config, synth_shards(config))
     folder.open()
+    folder = synth_folder(config, synth_shards(config))  # the run is over
     begun = "begun by an earlier run, which was stopped: the same command goes on"
     assert f"output {tmp_path}/out: {begun}" in describe("synth", config)
+    assert cost(describe("synth", config)) == (NUM_PICTURES, pytest.approx(whole))
     spent = {"calls": 31, "usd": 1.5}
     refused = Counter({"cut_off": 2})
     folder.finish(unit="planned samples", num_read=40, num_kept=28, refused=refused, pending=10, extra_counters=spent)
@@ -104,11 +108,44 @@ def test_a_synthesis_is_told_with_what_an_earlier_run_has_left_of_it(tmp_path: P
     assert "finished already: a run would say so and do nothing" in text and cost(text) == (0, 0.0)
 
 
+def test_what_a_killed_run_has_paid_for_is_told_though_it_left_no_manifest(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    config = synthesis(tmp_path)
+    whole = cost(describe("synth", config))[1]
+    folder = synth_folder(config, synth_shards(config))
+    folder.open()
+    (folder.work / "plan").mkdir()
+    (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, 30, NUM_PICTURES]}))
+    (folder.work / "answers").mkdir()
+    for plan_file, numbers in enumerate((range(24), range(30, 36))):
+        writer = AnswerWriter(folder.work / "answers", plan_file, "a")
+        for number in numbers:
+            writer.write(Entry(number, ANSWERED, 2, 9, 9, 0.05, "-", {}))
+    writer.write(Entry(36, FAILED, 5, 0, 0, 0.0, "-", {}))
+    del folder
+    text = describe("synth", config)
+    assert "an earlier run has spent 65 calls, 1.50 USD; what follows is for what is pending" in text
+    assert cost(text) == (10, pytest.approx(whole / 4, abs=0.01))
+
+
+def test_neighbours_without_a_rank_come_last(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    pairs = [("00.png", f"{n:02d}.png", rank, 0.9, "a") for n, rank in ((1, None), (2, 2), (3, 1), (99, 1))]
+    rows = [dict(zip(NEIGHBOURS.names, pair, strict=True)) for pair in pairs]
+    pq.write_table(pa.Table.from_pylist(rows, NEIGHBOURS), tmp_path / "near.parquet")
+    config = synthesis(tmp_path, neighbours=str(tmp_path / "near.parquet"))
+    for is_all, expected in ((True, "03.png 02.png 01.png"), (False, "03.png 99.png 02.png 01.png")):
+        found = _neighbours_of(config, [f"{n:02d}.png" for n in range(NUM_PICTURES)], is_all=is_all)
+        assert [neighbour.id for neighbour in found.pop("00.png")] == expected.split() and not found
+
+
 def test_a_dry_run_refuses_the_output_that_the_run_would_refuse(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     config = synthesis(tmp_path)
     folder = synth_folder(config, synth_shards(config))
     folder.open()
+    with pytest.raises(ConfigError, match="is being written by another run"):
+        describe("synth", config)
     folder.finish(unit="planned samples", num_read=1, num_kept=1, refused=Counter(), pending=0)
     with pytest.raises(ConfigError, match=r"holds a run of another configuration \(seed: 0 there, 1 here\)"):
         describe("synth", synthesis(tmp_path, seed=1))
