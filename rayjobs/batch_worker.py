@@ -252,7 +252,7 @@ class AskInBatches(AskTeacher):
                 continue
             _, request, key = prepared
             name = f"{number}-{key}-{estimated_prompt_tokens(request, self._teacher.model)}"
-            line = batch_line(name, request.body(self._teacher.model, self._teacher.settings, mode))
+            line = batch_line(name, self._teacher.body(request, mode))
             if sent and lines.tell() + len(line) > MAX_FILE_BYTES:
                 lines.flush()
                 return sent, num_written
@@ -299,6 +299,8 @@ class AskInBatches(AskTeacher):
                     raise TeacherMisconfigured(f"the teacher refuses a batch ({state.problem})")
                 if state.is_over:
                     self._take(file, record, await self._client.replies(state), calls)
+                    await file.sync()  # before that is gone which would bring them again
+                    record.remove(self._folder)
                     await self._client.forget(state)
                     return None
                 num_failed = 0
@@ -323,7 +325,6 @@ class AskInBatches(AskTeacher):
                 status = self._write(file, int(number), key, int(prompt_tokens), record.mode, reply, calls)
                 self._gate.counts[status] += 1
         self._gate.counts[PENDING] += len(waiting)
-        record.remove(self._folder)
 
     def _write(
         self, file: PlanFile, number: int, key: str, prompt_tokens: int, mode: str, reply: Reply, calls: _Calls

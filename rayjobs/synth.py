@@ -45,7 +45,7 @@ from rayjobs.synth_worker import (
     Rules,
     Stop,
     api_key,
-    remembered_mode,
+    remembered_form,
 )
 
 CALLS_AT_ONCE = 2  # files of the plan that a worker has open: the last calls of one go beside the first of the next
@@ -102,13 +102,15 @@ def neighbour_files(config: SynthConfig) -> list[AnyPath] | None:
 def check_teacher(config: SynthConfig) -> None:
     """
     Raises:
-        ConfigError: no endpoint or model, or a budget in money without prices.
+        ConfigError: no endpoint or model, a password in the address, or a budget in money without prices.
     """
     if not config.teacher.base_url or not config.teacher.model:
         missing = "base_url" if not config.teacher.base_url else "model"
         raise ConfigError(f"'teacher.{missing}' is required: an OpenAI-compatible endpoint and a model's name there")
     if not config.teacher.base_url.startswith(("http://", "https://")):
         raise ConfigError(f"'teacher.base_url' must begin with http:// or https://, got {config.teacher.base_url!r}")
+    if "@" in config.teacher.base_url.partition("://")[2].partition("/")[0]:
+        raise ConfigError("'teacher.base_url' holds a name or a password: put a key into OPENAI_API_KEY instead")
     if config.budget.usd is not None and price(config) is None:
         raise ConfigError(
             f"'budget.usd' needs 'prices.prompt' and 'prices.completion' (USD per million tokens): nobody knows what "
@@ -179,6 +181,7 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
         requests_per_minute=None if config.teacher.batch_size else config.teacher.requests_per_minute,
         tokens_per_minute=None if config.teacher.batch_size else config.teacher.tokens_per_minute,
     )
+    mode, limit = remembered_form(work, config.teacher.base_url, config.teacher.model)
     asking = Asking(
         teacher,
         plan,
@@ -188,7 +191,8 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
         answers,
         config.teacher.cache,
         api_key(),
-        remembered_mode(work, config.teacher.base_url, config.teacher.model),
+        mode,
+        limit,
         has_answer=any(used.num_answered for used in log.used_by_worker.values()),
     )
     told = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -273,7 +277,7 @@ def _finish(
         described=files,
         details={
             "plan": plan.counts | {"neighbour_pairs": plan.num_pairs},
-            "answer_form": remembered_mode(folder.work, config.teacher.base_url, config.teacher.model),
+            "answer_form": remembered_form(folder.work, config.teacher.base_url, config.teacher.model)[0],
         },
     )
     if totals["pending"]:

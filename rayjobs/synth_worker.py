@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,9 +45,12 @@ from rayjobs.planning import Plan, planned
 UNAVAILABLE_IN_A_ROW = 3
 # Then it is the request that is wrong, or the account, and not the pictures: before any answer, and after one.
 REJECTED_IN_A_ROW, REJECTED_AFTER_AN_ANSWER = 16, 64
+# Answers of which none can be kept, before a worker's first that can, and after one: then it is the model or a setting,
+# and each is paid for.
+USELESS_IN_A_ROW, USELESS_AFTER_A_SAMPLE = 32, 128
 SYNC_EVERY_S = 1.0
 NOT_THE_CLIENTS = ("concurrency", "batch_size", "batch_poll_s")
-MODE_FILE = "teacher.json"
+FORM_FILE = "teacher.json"
 BUDGET_SPENT = "the budget is spent; raise budget.calls or budget.usd to go on"
 KEPT, REFUSED, PENDING = "kept", "refused", "pending"
 
@@ -106,7 +110,7 @@ class Asking:
     Args:
         teacher: arguments of `Teacher`, and those of its section that are not the client's.
         answers: the folder of the log.
-        mode: the form in which the server answered an earlier run.
+        mode, limit: the form in which the server answered an earlier run, and its name of the limit of tokens.
         has_answer: whether it has answered anything at all.
     """
 
@@ -119,6 +123,7 @@ class Asking:
     cache: str | None
     api_key: str | None = field(repr=False)
     mode: str | None = None
+    limit: str | None = None
     has_answer: bool = False
 
 
@@ -131,6 +136,7 @@ class PlanFile:
         self._start = int(asking.plan.starts[number])
         self._records = asking.plan.rows(number)
         self._log = AnswerWriter(asking.answers, number, worker)
+        self._syncing = asyncio.Lock()
 
     def __enter__(self) -> PlanFile:
         return self
@@ -154,8 +160,9 @@ class PlanFile:
 
     async def sync(self) -> None:
         """Until what was written so far outlives this machine, as far as that is in our hands."""
-        if (descriptor := self._log.unsynced()) is not None:
-            await asyncio.to_thread(sync, descriptor)
+        async with self._syncing:  # one that has begun before may not have ended
+            if (descriptor := self._log.unsynced()) is not None:
+                await asyncio.to_thread(sync, descriptor)
 
 
 class AskTeacher:
@@ -174,13 +181,18 @@ class AskTeacher:
         self._cache = None if asking.cache is None else AnswerCache(Path(asking.cache), without=own)
         self._is_remote = asking.pictures.are_remote()
         self._gate = SharedGate(governor, self._worker, price=asking.price, least_wait_s=least_wait_s)
-        self._teacher = Teacher(**settings, api_key=asking.api_key, gate=self._gate, mode=asking.mode)
+        self._teacher = Teacher(
+            **settings, api_key=asking.api_key, gate=self._gate, mode=asking.mode, limit=asking.limit
+        )
         self._slots = asyncio.Semaphore(asking.teacher["concurrency"])
         self._known_mode = asking.mode
         self._open: set[PlanFile] = set()
         self._syncing: asyncio.Task[None] | None = None
         self._num_unavailable = 0
         self._has_answer = asking.has_answer
+        self._has_sample = False
+        # Refused answers since the last that was a sample, by reason.
+        self._useless: Counter[str] = Counter()
         # Rejections since the last answer.
         self._held: list[tuple[PlanFile, Entry]] = []
         self._rejects_all = False
@@ -282,7 +294,7 @@ class AskTeacher:
         status = self._keep(file, number, key, answer, plan, prompt_hash(request.system, request.user))
         if self._known_mode != self._teacher.mode:
             self._known_mode = self._teacher.mode
-            remember_mode(self._asking.answers.parent, self._base_url, self._teacher.model, answer.mode)
+            remember_form(self._asking.answers.parent, self._base_url, self._teacher, answer.mode)
         return status
 
     async def _prepared(self, file: PlanFile, number: int) -> tuple[PlannedSample, Request, str] | str:
@@ -300,7 +312,7 @@ class AskTeacher:
         usd = None if self._asking.price is None else 0.0
         value = known.value | {"usd": usd}
         file.write(Entry(number, ANSWERED, 0, 0, 0, 0.0, key, value))
-        return self._status(value, plan)
+        return KEPT if self._refused(value, plan) is None else REFUSED
 
     async def _request(self, file: PlanFile, number: int) -> tuple[PlannedSample, Request]:
         record = file.record(number)
@@ -323,12 +335,30 @@ class AskTeacher:
         self._num_unavailable = 0
         self._has_answer = True
         self._write_rejections()
-        return self._status(value, plan)
+        refused = self._refused(value, plan)
+        self._count_useless(refused)
+        return KEPT if refused is None else REFUSED
 
-    def _status(self, value: dict[str, Any], plan: PlannedSample) -> str:
+    def _refused(self, value: dict[str, Any], plan: PlannedSample) -> Rejected | None:
         # The pictures do not matter here: their names stand for them.
         images = {image_id: image_id for image_id in plan.image_ids}
-        return REFUSED if isinstance(self._asking.rules.judge(value, plan, images), Rejected) else KEPT
+        found = self._asking.rules.judge(value, plan, images)
+        return found if isinstance(found, Rejected) else None
+
+    def _count_useless(self, refused: Rejected | None) -> None:
+        """Stop where answer upon answer is refused: nobody wants to pay for all of them."""
+        if refused is None:
+            self._has_sample = True
+            self._useless.clear()
+            return
+        self._useless[refused.reason] += 1
+        most = USELESS_AFTER_A_SAMPLE if self._has_sample else USELESS_IN_A_ROW
+        if self._useless.total() >= most:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self._useless.most_common())
+            line = (
+                f"of {most} answers in a row none could be kept ({reasons}; the last: {refused.detail.splitlines()[0]})"
+            )
+            self._halt(cli.BAD_INPUT, f"{line}: is it the right model, is teacher.max_tokens enough?")
 
     def _reject(self, file: PlanFile, number: int, key: str, detail: str, calls: int) -> str:
         """Keep a rejection back until the next answer: many without one are the server's or the recipe's fault."""
@@ -378,18 +408,20 @@ def answer_value(answer: Answer, prompt_sha256: str, seed: int, price: Price | N
     }
 
 
-def remember_mode(work: Path, base_url: str, model: str, mode: str) -> None:
-    """Tell later runs in which form this server answers."""
-    write_json(work / MODE_FILE, {"base_url": base_url, "model": model, "mode": mode})
+def remember_form(work: Path, base_url: str, teacher: Teacher, mode: str) -> None:
+    """Tell later runs in which form this server answers, and by which name it takes the limit of tokens."""
+    told = {"base_url": base_url, "model": teacher.model, "mode": mode, "limit": teacher.limit}
+    write_json(work / FORM_FILE, told)
 
 
-def remembered_mode(work: Path, base_url: str, model: str) -> str | None:
-    """The form in which this server answered an earlier run, if that is known."""
+def remembered_form(work: Path, base_url: str, model: str) -> tuple[str | None, str | None]:
+    """(form, name of the limit) in which this server answered an earlier run, if that is known."""
     try:
-        found = json.loads((work / MODE_FILE).read_text())
+        found = json.loads((work / FORM_FILE).read_text())
     except FileNotFoundError:
-        return None
-    return found["mode"] if (found["base_url"], found["model"]) == (base_url, model) else None
+        return None, None
+    is_it = (found["base_url"], found["model"]) == (base_url, model)
+    return (found["mode"], found.get("limit")) if is_it else (None, None)
 
 
 def api_key() -> str | None:

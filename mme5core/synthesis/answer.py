@@ -52,7 +52,7 @@ def parse_answer(
     if finish_reason == "length":
         return Rejected(plan.id, "cut_off", f"the answer ended after {len(text)} characters")
     if finish_reason == "content_filter" or not text.strip():
-        return Rejected(plan.id, "refusal", "the teacher gave no answer")
+        return Rejected(plan.id, "refusal", text.strip()[:80] or "the teacher gave no answer")
     try:
         answer, repaired = read_json(text)
     except ValueError as error:

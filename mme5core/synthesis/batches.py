@@ -103,12 +103,21 @@ class BatchClient:
                         input_file_id=sent.id, endpoint=ENDPOINT, completion_window="24h", metadata={_NAME: name}
                     )
                     return batch.id
-                except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
-                    is_empty = isinstance(error, openai.APIStatusError) and is_unpaid(error.status_code, error.code)
-                    if is_empty or attempt == self._max_attempts:
+                except openai.APIStatusError as error:
+                    if is_unpaid(error.status_code, error.code) or not may_pass(error.status_code):
+                        await self._remove_file(sent.id)  # there is no batch of it, and will be none
+                        raise
+                    if attempt == self._max_attempts:
+                        raise
+                except openai.APIConnectionError:
+                    if attempt == self._max_attempts:
                         raise
                 await asyncio.sleep(backoff_s(attempt))
-                if found := await self.find(name, since_s=started_s - CLOCKS_DIFFER_S):
+                try:
+                    found = await self.find(name, since_s=started_s - CLOCKS_DIFFER_S)
+                except (OutOfMoney, TeacherMisconfigured) as error:  # which says nothing of the batch
+                    raise TeacherUnavailable(f"nobody knows whether a batch was made ({error})", 0) from None
+                if found is not None:
                     return found
         raise AssertionError("unreachable: every attempt returns or raises")
 
@@ -146,8 +155,11 @@ class BatchClient:
 
     async def forget(self, batch: BatchState) -> None:
         """Remove the file of requests from the server, as far as it lets us: accounts hold so many bytes."""
+        await self._remove_file(batch.input_file)
+
+    async def _remove_file(self, file_id: str) -> None:
         with contextlib.suppress(openai.OpenAIError):
-            await self._client.with_options(max_retries=0).files.delete(batch.input_file)
+            await self._client.with_options(max_retries=0).files.delete(file_id)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -173,5 +185,10 @@ class BatchClient:
 
 
 def _reply(line: dict[str, Any]) -> Reply:
-    response = line.get("response") or {}
-    return Reply(line["custom_id"], response.get("status_code") or 0, response.get("body") or {})
+    response = line.get("response")
+    if not isinstance(response, dict):  # null, where it was never sent
+        return Reply(line["custom_id"], 0, {})
+    body = response.get("body") or {}
+    # Of a server behind another one it may be a page.
+    body = body if isinstance(body, dict) else {"error": {"message": str(body)}}
+    return Reply(line["custom_id"], int(response.get("status_code") or 0), body)

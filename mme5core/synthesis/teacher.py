@@ -23,6 +23,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 0.5, 30.0, 600.0
 OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 # How an answer's form is asked for, the strictest first.
 SCHEMA, JSON_MODE, PLAIN = MODES = ("json_schema", "json_object", "plain")
+# The names of the limit of an answer's tokens: everybody's, and that of OpenAI's reasoning models.
+MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +168,10 @@ class _Failure:
 
 @dataclass(slots=True)
 class _Form:
-    """The strictest form of answer that the server takes, found out by its first rejections."""
+    """The strictest form of answer that the server takes, and its name of the limit: found by its first rejections."""
 
     mode: str = SCHEMA
+    limit: str = MAX_TOKENS
     is_proven: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -177,12 +180,12 @@ class Teacher:
     """Asks, and retries what may pass: here, and nowhere else.
 
     A server that refuses a strict schema is asked for JSON, and one that refuses that in words alone; `mode` says what
-    works.
+    works, and `limit` by which name it takes the limit of tokens.
 
     Args:
         base_url: such as http://localhost:8000/v1.
         api_key: servers without keys take any; never logged.
-        mode: what an earlier run found out; None: not known.
+        mode, limit: what an earlier run found out; None: not known.
     """
 
     def __init__(
@@ -197,12 +200,13 @@ class Teacher:
         max_attempts: int = 5,
         gate: Gate | None = None,
         mode: str | None = None,
+        limit: str | None = None,
     ) -> None:
         self.model = model
         self.settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
         self._max_attempts, self._timeout_s = max_attempts, timeout_s
         self._gate, self._has_key = gate or OpenGate(), bool(api_key)
-        self._form = _Form(mode or SCHEMA, is_proven=mode is not None)
+        self._form = _Form(mode or SCHEMA, limit or MAX_TOKENS, is_proven=mode is not None)
         self._base_url, self._api_key = base_url, api_key or "none"
         self._client: openai.AsyncOpenAI | None = None
 
@@ -210,6 +214,16 @@ class Teacher:
     def mode(self) -> str | None:
         """The form in which the server answers; None until it has."""
         return self._form.mode if self._form.is_proven else None
+
+    @property
+    def limit(self) -> str:
+        """By which name the limit of an answer's tokens is sent."""
+        return self._form.limit
+
+    def body(self, request: Request, mode: str) -> dict[str, Any]:
+        """The body of a chat completion, as this server takes it."""
+        settings = {self.limit if name == MAX_TOKENS else name: value for name, value in self.settings.items()}
+        return request.body(self.model, settings, mode)
 
     async def ask(self, request: Request) -> Answer:
         """One answer to a prompt with pictures.
@@ -246,13 +260,15 @@ class Teacher:
     async def _find_form(self, request: Request) -> Answer:
         """Ask in the strictest form, then in the next; a request rejected in all is at fault itself."""
         calls, first = 0, self._form.mode
+        position = MODES.index(first)
         try:
-            for mode in MODES[MODES.index(first) :]:
-                self._form.mode = mode
+            while position < len(MODES):
+                self._form.mode, limit = MODES[position], self.limit
                 try:
                     answer = await self._ask(request, calls)
                 except TeacherRejected as error:
                     calls, rejected = error.calls, error
+                    position += self.limit == limit  # else it was not for the form
                     continue
                 self._form.is_proven = True
                 return answer
@@ -286,7 +302,7 @@ class Teacher:
         mode = self._form.mode
         try:
             # As `chat.completions.create`, without its walk through every value of the request: a third of a call.
-            body = request.body(self.model, self.settings, mode)
+            body = self.body(request, mode)
             response = await self._connected().post("/chat/completions", body=body, cast_to=object)
             answer = self._read(response, request, calls, mode)
             told = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
@@ -294,12 +310,16 @@ class Teacher:
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise wrong_key(error, self._has_key, calls) from None
         except openai.NotFoundError:
-            message = f"the teacher knows no model {self.model!r} at this address"
+            message = (
+                f"the teacher knows no model {self.model!r}, or no chat completions (404; most addresses end in /v1)"
+            )
             raise TeacherMisconfigured(message, calls) from None
         except openai.APIStatusError as error:
             if is_unpaid(error.status_code, error.code):
                 raise OutOfMoney(error.status_code, calls) from None
             if not may_pass(error.status_code):
+                if MAX_COMPLETION_TOKENS in str(error):  # OpenAI says so of its reasoning models
+                    self._form.limit = MAX_COMPLETION_TOKENS
                 raise TeacherRejected(f"{error.status_code}: {first_line(error)[:200]}", calls) from None
             wait_s = _retry_after(error)
             if error.status_code == 429:
@@ -324,20 +344,20 @@ class Teacher:
 
 
 def answer_of(completion: dict[str, Any], model: str, *, calls: int = 1, mode: str = SCHEMA) -> Answer:
-    """The answer in the body of a chat completion. A refusal of the server's own counts as filtered.
+    """The answer in the body of a chat completion. A refusal of the server's own counts as filtered; its text is kept.
 
     Raises:
         LookupError, TypeError, ValueError, AttributeError: it is none.
     """
     choice, usage = completion["choices"][0], completion.get("usage") or {}
     message = choice["message"]
-    is_refused = bool(message.get("refusal"))
-    content = message.get("content") or ""
+    refusal = message.get("refusal")
+    content = refusal or message.get("content") or ""
     if not isinstance(content, str):  # parts, of models that think aloud
         content = "".join(part["text"] for part in content if part["type"] == "text")
     return Answer(
-        "" if is_refused else content.encode(errors="backslashreplace").decode(),  # half a character is no text
-        "content_filter" if is_refused else choice.get("finish_reason"),
+        content.encode(errors="backslashreplace").decode(),  # half a character is no text
+        "content_filter" if refusal else choice.get("finish_reason"),
         int(usage.get("prompt_tokens") or 0),
         int(usage.get("completion_tokens") or 0),
         str(completion.get("model") or model),
@@ -365,7 +385,7 @@ def backoff_s(attempt: int) -> float:
 
 def wrong_key(error: openai.APIStatusError, has_key: bool, calls: int = 0) -> TeacherMisconfigured:
     """What to say of a 401 or 403."""
-    what = "refused the key" if has_key else "wants a key, and OPENAI_API_KEY is not set"
+    what = "refused the key in OPENAI_API_KEY" if has_key else "wants a key, and OPENAI_API_KEY is not set"
     return TeacherMisconfigured(f"the teacher {what} ({error.status_code})", calls)
 
 

@@ -158,6 +158,7 @@ class Work:
         batch_size: int | None = None,
         budget: Mapping[str, Any] | None = None,
         mode: str | None = None,
+        limit: str | None = None,
         kind: type[AskTeacher] | None = None,
         **more: Any,
     ) -> tuple[Counter[str], Stop]:
@@ -179,6 +180,7 @@ class Work:
             None if cache is None else str(cache),
             key,
             mode,
+            limit,
             any(usage.num_answered for usage in used.values()),
         )
         handle = LocalGovernor(self.governor)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ from mme5core.synthesis.batches import BatchClient
 from mme5core.synthesis.pricing import Price
 from mme5core.synthesis.teacher import TeacherUnavailable
 from rayjobs import batch_worker, cli
-from rayjobs.answers import ANSWERED, REJECTED
+from rayjobs.answers import ANSWERED, REJECTED, Entry
 from rayjobs.batch_worker import AskInBatches, Record, batch_folder, num_with_server
+from rayjobs.synth_worker import PlanFile
 from tests.jobs.asking import ANSWER, NUM_PICTURES, Reply, Served, Work
 
 
@@ -292,6 +295,87 @@ def test_a_batch_of_which_nobody_knows_whether_it_was_sent_is_looked_for_by_the_
     counts, stop = work.ask(served.base_url, batch_size=50, mode="json_schema")
     assert counts == {"kept": NUM_PICTURES - 1} and stop.code == 0
     assert len(batches_of(served)) == 1 and len(served.requests) == NUM_PICTURES
+
+
+@pytest.mark.parametrize("status", [402, 401, 404])
+def test_what_a_server_says_to_a_search_tells_nothing_of_the_batch(
+    status: int, work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    post, get = served.batches.post, served.batches.get
+
+    def made_and_failed(path: str, *args: Any) -> Any:
+        made = post(path, *args)
+        return (500, {"error": {"message": "broke"}}) if path == "/v1/batches" else made
+
+    served.batches.post = made_and_failed
+    served.batches.get = lambda path, query: (status, {"error": {"message": "no"}})
+    monkeypatch.setattr("mme5core.synthesis.batches.backoff_s", lambda attempt: 0.01)
+    counts, stop = work.ask(served.base_url, batch_size=50)
+    assert counts["kept"] == 1 and num_with_server(work.root) == NUM_PICTURES - 1
+    served.batches.post, served.batches.get = post, get
+    counts, stop = work.ask(served.base_url, batch_size=50, mode="json_schema")
+    assert counts == {"kept": NUM_PICTURES - 1} and stop.code == 0 and len(batches_of(served)) == 1
+
+
+def test_answers_of_a_batch_are_on_the_disk_before_its_record_is_gone(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    seen: list[str] = []
+    remove, fsync = Record.remove, os.fsync
+
+    def remove_seen(self: Record, folder: Path) -> None:
+        seen.append("removed")
+        remove(self, folder)
+
+    def fsync_seen(descriptor: int) -> None:
+        fsync(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".answers"):
+            seen.append("synced")
+
+    write = PlanFile.write
+
+    def write_seen(self: PlanFile, entry: Entry) -> None:
+        seen.append("written")
+        write(self, entry)
+
+    monkeypatch.setattr(Record, "remove", remove_seen)
+    monkeypatch.setattr(PlanFile, "write", write_seen)
+    monkeypatch.setattr("os.fsync", fsync_seen)
+    work.ask(served.base_url, batch_size=50)
+    place = seen.index("removed")
+    last_written = max(n for n, what in enumerate(seen[:place]) if what == "written")
+    assert seen[:place].count("written") == NUM_PICTURES and "synced" in seen[last_written:place]
+
+
+@pytest.mark.parametrize("response", [{"status_code": 502, "body": "<html>bad gateway</html>"}, "error", None])
+def test_a_line_that_is_not_of_the_protocol_leaves_its_sample_pending(response: Any, work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    get = served.batches.get
+
+    def odd(path: str, query: str) -> Any:
+        found = get(path, query)
+        if isinstance(found, bytes):
+            lines = [json.loads(line) for line in found.splitlines()]
+            lines[3]["response"] = response
+            return "\n".join(json.dumps(line) for line in lines).encode()
+        return found
+
+    served.batches.get = odd
+    counts, stop = work.ask(served.base_url, batch_size=50)
+    assert counts == {"kept": NUM_PICTURES - 1, "pending": 1} and stop.code == 0 and not num_with_server(work.root)
+
+
+def test_the_file_of_a_batch_that_is_refused_does_not_stay_with_the_server(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    post, delete, deleted = served.batches.post, served.batches.delete, []
+    served.batches.post = lambda path, *args: (
+        (400, {"error": {"message": "no such endpoint"}}) if path == "/v1/batches" else post(path, *args)
+    )
+    served.batches.delete = lambda path: deleted.append(path) or delete(path)  # type: ignore[func-returns-value]
+    _, stop = work.ask(served.base_url, batch_size=50)
+    assert stop.code == cli.BAD_INPUT and "no such endpoint" in stop.reason and len(deleted) == 1
 
 
 def test_a_job_that_must_stop_does_not_wait_for_its_other_batches(work: Work, serve: Any) -> None:

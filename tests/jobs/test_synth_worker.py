@@ -20,11 +20,18 @@ from mme5core.images import BadImage
 from mme5core.readers import read_rows
 from mme5core.storage import locate
 from mme5core.synthesis.pricing import Price
-from rayjobs import cli, synth_worker
+from mme5core.types import Rejected
+from rayjobs import cli, planning, synth_worker
 from rayjobs.answers import ANSWERED, REJECTED
 from rayjobs.config import FilterConfig
 from rayjobs.picture_filters import PictureKey
-from rayjobs.synth_worker import REJECTED_IN_A_ROW, remembered_mode
+from rayjobs.synth_worker import (
+    REJECTED_IN_A_ROW,
+    USELESS_AFTER_A_SAMPLE,
+    USELESS_IN_A_ROW,
+    Rules,
+    remembered_form,
+)
 from tests.jobs.asking import ANSWER, GOOD, NUM_PICTURES, Reply, Work, completion, write_pictures
 from tests.stores import below, put
 
@@ -45,8 +52,8 @@ def test_every_answer_is_in_the_log_with_what_it_took(work: Work, serve: Any) ->
     ("reply", "key", "message"),
     [
         ((401, {"error": {"message": "no"}}, {}), None, "wants a key, and OPENAI_API_KEY is not set (401)"),
-        ((401, {"error": {"message": "no"}}, {}), "sk-secret", "refused the key (401)"),
-        ((404, {"error": {"message": "no"}}, {}), None, "knows no model 'm' at this address"),
+        ((401, {"error": {"message": "no"}}, {}), "sk-secret", "refused the key in OPENAI_API_KEY (401)"),
+        ((404, {"error": {"message": "no"}}, {}), None, "knows no model 'm', or no chat completions (404"),
         ((200, "<html>Welcome</html>", {}), None, "answers, but not with chat completions"),
     ],
 )
@@ -171,8 +178,8 @@ def test_a_server_without_schemas_is_asked_in_a_form_that_it_takes(
     assert len(served.requests) == NUM_PICTURES + len(refused)  # found out once
     entry = work.log().reader().entries(5, 6)[0]
     assert entry and entry.value["mode"] == mode
-    assert remembered_mode(work.root, served.base_url, "m") == mode
-    assert remembered_mode(work.root, "http://elsewhere/v1", "m") is None
+    assert remembered_form(work.root, served.base_url, "m") == (mode, "max_tokens")
+    assert remembered_form(work.root, "http://elsewhere/v1", "m") == (None, None)
     last = served.requests[-1]["messages"][1]["content"][0]["text"]
     assert "Answer with one JSON object of this form" in last
 
@@ -387,3 +394,57 @@ def test_a_filter_takes_no_picture_of_which_nothing_is_known(tmp_path: Path) -> 
         with pytest.raises(BadImage, match=f"filtered_{name}"):
             PictureKey(filters.model_dump())(row)
     PictureKey(FilterConfig().model_dump())(row)
+
+
+CUT_OFF: Reply = (200, completion("", "length"), {})
+
+
+def test_a_teacher_whose_answers_are_of_no_use_is_not_paid_to_the_end(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: CUT_OFF)
+    counts, stop = work.ask(served.base_url)
+    assert stop.code == cli.BAD_INPUT and "none could be kept (cut_off 32; the last: the answer ended" in stop.reason
+    assert USELESS_IN_A_ROW <= counts["refused"] < USELESS_IN_A_ROW + 4 and counts["pending"] > 0
+    assert len(served.requests) == counts["refused"] == work.log().num_done
+
+
+def test_one_answer_of_use_shows_that_others_may_come(work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(lambda request, n: ANSWER if n == 30 else CUT_OFF)
+    monkeypatch.setattr(synth_worker, "USELESS_AFTER_A_SAMPLE", NUM_PICTURES)
+    counts, stop = work.ask(served.base_url)
+    assert counts == {"kept": 1, "refused": NUM_PICTURES - 1} and stop.code == 0
+    assert USELESS_AFTER_A_SAMPLE > USELESS_IN_A_ROW
+
+
+def test_a_model_that_wants_its_limit_by_another_name_gets_it(work: Work, serve: Any) -> None:
+    def reply(request: dict[str, Any], n: int) -> Reply:
+        if "max_tokens" in request:
+            said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'"
+            return 400, {"error": {"message": said, "code": "unsupported_parameter", "param": "max_tokens"}}, {}
+        if request.get("response_format", {}).get("type") == "json_schema":
+            return 400, {"error": {"message": "no schemas here"}}, {}
+        return ANSWER
+
+    served = serve(reply)
+    counts, stop = work.ask(served.base_url, max_tokens=77, budget={"budget_calls": 12})
+    assert counts["kept"] == 10 and stop.code == cli.RESUMABLE  # two were for finding out
+    assert {request.get("max_completion_tokens") for request in served.requests[1:]} == {77}
+    mode, limit = remembered_form(work.root, served.base_url, "m")
+    assert (mode, limit) == ("json_object", "max_completion_tokens")
+    # What was found out holds for batches too, of which a server would refuse every line.
+    counts, stop = work.ask(served.base_url, max_tokens=77, mode=mode, limit=limit, batch_size=50)
+    assert counts == {"kept": NUM_PICTURES - 10} and stop.code == 0 and len(served.requests) == NUM_PICTURES + 2
+
+
+def test_what_a_model_says_when_it_refuses_is_kept(work: Work, serve: Any) -> None:
+    refusal = completion("")
+    refusal["choices"][0]["message"] |= {"content": None, "refusal": "I can't help with this picture."}
+    served = serve(lambda request, n: (200, refusal, {}) if n == 2 else ANSWER)
+    counts, _ = work.ask(served.base_url)
+    assert counts == {"kept": NUM_PICTURES - 1, "refused": 1}
+    entries = [entry for entry in work.log().reader().entries(0, NUM_PICTURES) if entry]
+    (entry,) = [entry for entry in entries if entry.value["finish_reason"] == "content_filter"]
+    judged = Rules(1, None).judge(entry.value, planning.planned(work.plan.rows(0)[entry.number]), {})
+    assert isinstance(judged, Rejected) and (judged.reason, judged.detail) == (
+        "refusal",
+        "I can't help with this picture.",
+    )
