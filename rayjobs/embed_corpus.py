@@ -32,7 +32,7 @@ from rayjobs.cluster import actor_cpus, connected, rows_to_tables, threads_per_w
 from rayjobs.config import ConfigError, EmbedCorpusConfig
 from rayjobs.contents import Contents, VectorLog, append, number_contents, vector_schema
 from rayjobs.external import sort_tables
-from rayjobs.output import JobFolder, job_folder, of_size, part_name
+from rayjobs.output import JobFolder, job_folder, of_size, part_name, parts_in
 from rayjobs.progress import Progress
 from rayjobs.scan import Index, ScanShard, one_side, rows_of, scan, shards_of, wait_until_seen
 from rayjobs.source_columns import SourceColumns
@@ -404,7 +404,7 @@ def _finish(
     )
     write = PartWriter(log, vector_format, calibration, schema, source)
     num_kept = _write_parts(ray, ordered, staged, write)
-    folder.take_parts(staged)
+    folder.take_parts(parts_in(staged))
     counters = folder.finish(
         unit="corpus rows",
         num_read=len(index),

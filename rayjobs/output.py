@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import islice
@@ -141,16 +141,16 @@ class JobFolder:
         for index, table in enumerate(of_size((table.cast(schema) for table in tables), rows_per_file, schema)):
             pq.write_table(table, staged / part_name(index), compression="zstd")
             num_rows += table.num_rows
-        self.take_parts(staged)
+        self.take_parts(parts_in(staged))
         return num_rows
 
-    def take_parts(self, staged: Path, *, kept: Collection[str] = ()) -> None:
-        """Make the parts of a folder those of the job, beside those of these names that it has already."""
+    def take_parts(self, files: Mapping[str, Path]) -> None:
+        """Make these files, by the names that they are to have, the parts of the job; one may have it already."""
         for old in self.path.glob("part-*.parquet"):
-            if old.name not in kept:
+            if old.name not in files:
                 old.unlink()
-        for file in sorted(staged.glob("part-*.parquet")):
-            file.rename(self.path / file.name)
+        for name, file in sorted(files.items()):
+            file.rename(self.path / name)
 
     def write_quarantine(self, refused: Iterable[Rejected]) -> Counter[str]:
         """Write every refused input with its reason; returns the count of each reason."""
@@ -363,6 +363,11 @@ def describe(file: Path, root: Path) -> dict[str, Any]:
     if file.suffix == ".parquet":
         entry["rows"] = pq.read_metadata(file).num_rows
     return entry
+
+
+def parts_in(folder: Path) -> dict[str, Path]:
+    """The parts in a folder by their names."""
+    return {file.name: file for file in folder.glob("part-*.parquet")}
 
 
 def has_file(root: Path, entry: Mapping[str, Any]) -> bool:

@@ -212,7 +212,7 @@ def _scan_missing(ray: Any, shards: Sequence[AnyPath], task: ScanShard, label: s
             raise JobFailed(f"the index of {shards[shard].name} does not have the {total:,} rows that were read")
 
 
-def wait_until_seen(is_there: Callable[[], bool], folder: Path, *, timeout_s: float = 60.0) -> None:
+def wait_until_seen(is_there: Callable[[], bool], folder: Path, *, timeout_s: float = 120.0) -> None:
     """Until this machine sees what others have written to a shared folder.
 
     Raises:

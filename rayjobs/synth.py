@@ -32,7 +32,7 @@ from rayjobs.picture_filters import COLUMNS, PictureKey
 from rayjobs.planning import Plan, make_plan, refused_samples
 from rayjobs.progress import Progress
 from rayjobs.scan import Index, ScanShard, column_tables, files_with, scan, shards_of
-from rayjobs.synth_parts import WriteSamples, refused_name, write_parts
+from rayjobs.synth_parts import WriteSamples, write_parts
 from rayjobs.synth_verbs import export, gallery
 from rayjobs.synth_worker import (
     BUDGET_SPENT,
@@ -234,12 +234,11 @@ def _finish(
 ) -> cli.Outcome:
     """Write what there is as parts, quarantine and manifest; what has no answer is pending."""
     rules = Rules(config.num_negatives, config.min_self_evaluation)
-    parts = folder.work / "parts"
-    task = WriteSamples(plan, log.reader(), pictures, rules, config.near_duplicate, parts)
+    task = WriteSamples(plan, log.reader(), pictures, rules, config.near_duplicate, folder.work / "parts")
     written = write_parts(task, log, folder.path, tasks)
     totals = Counter[str]()
     for part in written:
-        totals.update({name: part[name] for name in ("kept", "pending", "repaired")})
+        totals.update({name: part.told[name] for name in ("kept", "pending", "repaired")})
     contents = number_contents(index, folder.work)
 
     def refused() -> Iterator[Rejected]:
@@ -247,12 +246,11 @@ def _finish(
             totals["without_picture"] += 1
             yield rejected
         for part in written:
-            for row in pq.read_table(parts / refused_name(part["part"])).to_pylist():
+            for row in pq.read_table(part.refusals).to_pylist():
                 yield Rejected(**row)
 
     counts = folder.write_quarantine(refused())
-    files = [part["file"] for part in written]
-    folder.take_parts(parts, kept=[file["name"] for file in files])
+    folder.take_parts({part.entry["name"]: part.file for part in written})
     usage = log.usage
     extra: dict[str, Any] = {
         "calls": usage.calls,
@@ -274,7 +272,7 @@ def _finish(
         refused=counts,
         pending=totals["pending"],
         extra_counters=extra,
-        described=files,
+        described=[part.entry for part in written],
         details={
             "plan": plan.counts | {"neighbour_pairs": plan.num_pairs},
             "answer_form": remembered_form(folder.work, config.teacher.base_url, config.teacher.model)[0],

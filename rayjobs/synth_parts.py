@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,32 +32,44 @@ PLANS_PER_PART = 20_000
 ROWS_PER_GROUP = 256
 
 
-def write_parts(task: WriteSamples, log: AnswerLog, output: Path, run: Runner) -> list[dict[str, Any]]:
-    """Write what there is of every part into the task's folder; what the task tells of each, in their order.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part as its task has told of it (`WriteSamples`), and where it lies: beside the output, or in it already."""
 
-    A part that was written before, from the same answers, is taken: it lies there, or in `output` already.
+    told: dict[str, Any]
+    file: Path
+    refusals: Path
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return self.told["file"] | {"name": part_name(self.told["part"])}
+
+
+def write_parts(task: WriteSamples, log: AnswerLog, output: Path, run: Runner) -> list[Part]:
+    """Write what there is of every part, into the task's folder.
+
+    A part that was written before, from the same answers, is taken as it is. What tasks of a killed run left, or are
+    writing yet, has names by chance that nobody has been told.
 
     Raises:
         JobFailed: this machine does not see what the tasks have written.
     """
     folder = task.folder
     folder.mkdir(exist_ok=True)
-    for left_over in folder.glob(".*"):  # of tasks that were killed
-        left_over.unlink()
     items = list(_parts_of(task.plan, log))
-    told = {item["part"]: found for item in items if (found := _written(folder, output, item)) is not None}
-    missing = [item for item in items if item["part"] not in told]
-    for part in (item["part"] for item in missing):
-        # Of other answers: they must not be taken for those that another machine is about to write.
-        for name in (_told_name(part), part_name(part), refused_name(part)):
-            (folder / name).unlink(missing_ok=True)
-    with Progress("synth: writing", len(items), "parts", done=len(told)) as progress:
-        for one in run(task, missing):
-            told[one["part"]] = one
-            progress.update(len(told))
-    new = [told[item["part"]] for item in missing]
-    wait_until_seen(lambda: all(_is_there(one, [folder], folder) for one in new), folder)
-    return [told[item["part"]] for item in items]
+    parts = {item["part"]: found for item in items if (found := _written(folder, output, item)) is not None}
+    _clear(folder, parts.values())
+    missing = [item for item in items if item["part"] not in parts]
+    with Progress("synth: writing", len(items), "parts", done=len(parts)) as progress:
+        for told in run(task, missing):
+            number = told["part"]
+            parts[number] = Part(told, folder / told["file"]["name"], folder / told["refusals"]["name"])
+            write_json(folder / _told_name(number), told)
+            progress.update(len(parts))
+    names = {file.name for item in missing for part in [parts[item["part"]]] for file in (part.file, part.refusals)}
+    wait_until_seen(lambda: names <= {file.name for file in folder.iterdir()}, folder)
+    return [parts[item["part"]] for item in items]
 
 
 def _parts_of(plan: Plan, log: AnswerLog) -> Iterator[dict[str, Any]]:
@@ -70,23 +83,34 @@ def _parts_of(plan: Plan, log: AnswerLog) -> Iterator[dict[str, Any]]:
             part, files = part + 1, []
 
 
-def _written(folder: Path, output: Path, item: dict[str, Any]) -> dict[str, Any] | None:
-    """What was told of a part, if it was written from these answers and is there still."""
+def _written(folder: Path, output: Path, item: dict[str, Any]) -> Part | None:
+    """A part that an earlier run has written, if it was from these answers and is there still."""
     try:
         told: dict[str, Any] = json.loads((folder / _told_name(item["part"])).read_text())
     except FileNotFoundError:
         return None
-    return told if told["answers"] == item["answers"] and _is_there(told, [folder, output], folder) else None
+    if told["answers"] != item["answers"] or "refusals" not in told or not has_file(folder, told["refusals"]):
+        return None
+    refusals = folder / told["refusals"]["name"]
+    if has_file(folder, told["file"]):
+        return Part(told, folder / told["file"]["name"], refusals)
+    part = Part(told, output / part_name(item["part"]), refusals)
+    return part if has_file(output, part.entry) else None
 
 
-def _is_there(told: dict[str, Any], places: Sequence[Path], folder: Path) -> bool:
-    """Whether this machine sees a part in one of some places, and its refusals in `folder`, as they were written."""
-    return any(has_file(place, told["file"]) for place in places) and has_file(folder, told["refusals"])
+def _clear(folder: Path, parts: Collection[Part]) -> None:
+    """Remove what is of none of these parts."""
+    kept = {_told_name(part.told["part"]) for part in parts}
+    kept |= {file.name for part in parts for file in (part.file, part.refusals)}
+    for file in folder.iterdir():
+        if file.name not in kept:
+            with contextlib.suppress(OSError):  # a task may be writing it; a shared file system may hold it
+                file.unlink()
 
 
 @dataclass(frozen=True, slots=True)
 class WriteSamples:
-    """The task: some files of the plan in, their part and its refusals into `folder`."""
+    """The task: some files of the plan in, their part and its refusals into `folder`, by names that it tells."""
 
     plan: Plan
     answers: AnswerReader
@@ -99,11 +123,12 @@ class WriteSamples:
         """The item, with the counts "kept", "pending" and "repaired", and what describes the part ("file") and its
         refusals ("refusals").
         """
-        part, counts = item["part"], Counter[str]()
+        counts = Counter[str]()
         refused: list[Rejected] = []
-        # A task may run twice at once, where its node was thought dead.
-        staged = [self.folder / f".{uuid.uuid4().hex}.parquet" for _ in range(2)]
-        with pq.ParquetWriter(staged[0], SAMPLES, compression="zstd") as writer:
+        # A task may run twice at once, where its node was thought dead, and one may outlive its job.
+        name = uuid.uuid4().hex
+        files = {"file": self.folder / f"{name}.parquet", "refusals": self.folder / f"{name}-refused.parquet"}
+        with pq.ParquetWriter(files["file"], SAMPLES, compression="zstd") as writer:
             group: list[dict[str, Any]] = []
             for row in self._rows(item["files"], refused, counts):
                 group.append(row)
@@ -113,13 +138,11 @@ class WriteSamples:
             if group:
                 writer.write_table(pa.Table.from_pylist(group, SAMPLES))
         rows = [{"id": r.id, "reason": r.reason, "detail": r.detail} for r in refused]
-        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), staged[1])
+        pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), files["refusals"])
         told = item | {name: counts[name] for name in ("kept", "pending", "repaired")}
-        for what, file, name in zip(("file", "refusals"), staged, (part_name(part), refused_name(part)), strict=True):
+        for what, file in files.items():
             sync(os.open(file, os.O_RDONLY))
-            told[what] = describe(file, self.folder) | {"name": name}
-            file.rename(self.folder / name)
-        write_json(self.folder / _told_name(part), told)  # last: it says that the others are whole
+            told[what] = describe(file, self.folder)
         return told
 
     def _rows(self, files: Sequence[int], refused: list[Rejected], counts: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -148,10 +171,6 @@ class WriteSamples:
             return Rejected(plan.id, value["reason"], value["detail"])
         images = {place["id"]: self.pictures.read(place) for place in record["pictures"]}
         return self.rules.judge(value, plan, images)
-
-
-def refused_name(part: int) -> str:
-    return f"refused-{part:05d}.parquet"
 
 
 def _told_name(part: int) -> str:

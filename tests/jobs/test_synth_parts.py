@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -20,7 +21,7 @@ from rayjobs import planning, synth_parts
 from rayjobs.answers import ANSWERED, REJECTED, AnswerWriter, Entry
 from rayjobs.cluster import Item, Runner, Task
 from rayjobs.output import JobFolder, Run, describe, part_name
-from rayjobs.synth_parts import WriteSamples, refused_name, write_parts
+from rayjobs.synth_parts import Part, WriteSamples, write_parts
 from rayjobs.synth_worker import Pictures, Rules
 from tests.jobs.asking import GOOD, NUM_PICTURES, Work
 
@@ -41,7 +42,7 @@ class Parts:
         self.folder, self.output = self.job.work / "parts", self.job.path
         self.written: list[int] = []
 
-    def write(self, run: Runner = backwards) -> list[dict[str, Any]]:
+    def write(self, run: Runner = backwards) -> list[Part]:
         """As a run does it, which then takes them to the output."""
         log = self.work.log()
         pictures = Pictures(self.work.plan.shards, ("",), AS_IT_IS)
@@ -52,26 +53,26 @@ class Parts:
             self.written = [item["part"] for item in items]
             return run(task, items)
 
-        told = write_parts(task, log, self.output, watched)
-        files = [part["file"] for part in told]
-        self.job.take_parts(self.folder, kept=[file["name"] for file in files])
-        kept, pending, refused = (sum(counts) for counts in zip(*map(_counts, told), strict=True))
+        parts = write_parts(task, log, self.output, watched)
+        self.job.take_parts({part.entry["name"]: part.file for part in parts})
+        kept, pending, refused = (sum(counts) for counts in zip(*map(_counts, parts), strict=True))
         self.job.finish(
             unit="planned samples",
             num_read=NUM_PICTURES,
             num_kept=kept,
             refused=Counter({"some": refused}),
             pending=pending,
-            described=files,
+            described=[part.entry for part in parts],
         )
-        return told
+        return parts
 
     def rows(self) -> list[dict[str, Any]]:
         return [row for file in sorted(self.output.glob("part-*")) for row in pq.read_table(file).to_pylist()]
 
 
-def _counts(told: dict[str, Any]) -> tuple[int, int, int]:
-    return told["kept"], told["pending"], told["refusals"]["rows"]
+def _counts(part: Part) -> tuple[int, int, int]:
+    """Kept, pending, refused."""
+    return part.told["kept"], part.told["pending"], part.told["refusals"]["rows"]
 
 
 @pytest.fixture
@@ -95,18 +96,14 @@ def answer(work: Work, numbers: Sequence[int], *, worker: str = "a", status: str
 def test_counts_and_entries_are_told_in_the_order_of_the_parts(parts: Parts) -> None:
     answer(parts.work, range(12))
     answer(parts.work, [12, 39], status=REJECTED)
-    told = parts.write()
-    assert [(part["part"], part["kept"], part["pending"]) for part in told] == [
-        (0, 10, 0),
-        (1, 2, 7),
-        (2, 0, 10),
-        (3, 0, 9),
-    ]
-    assert [part["file"] for part in told] == [describe(parts.output / part_name(n), parts.output) for n in range(4)]
+    written = parts.write()
+    assert [part.told["part"] for part in written] == [0, 1, 2, 3]
+    assert [_counts(part) for part in written] == [(10, 0, 0), (2, 7, 1), (0, 10, 0), (0, 9, 1)]
     manifest = json.loads((parts.output / "_manifest.json").read_text())
-    assert manifest["files"] == [part["file"] for part in told]
+    described = [describe(parts.output / part_name(n), parts.output) for n in range(4)]
+    assert manifest["files"] == [part.entry for part in written] == described
     assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(12)]
-    refused = [row for n in range(4) for row in pq.read_table(parts.folder / refused_name(n)).to_pylist()]
+    refused = [row for part in written for row in pq.read_table(part.refusals).to_pylist()]
     assert [(row["id"], row["reason"]) for row in refused] == [(f"{n}.png-0", "teacher_rejected") for n in (12, 39)]
 
 
@@ -118,9 +115,9 @@ def test_only_parts_with_other_answers_are_written_again(parts: Parts) -> None:
     assert parts.written == []
     # By a worker whose files come before the others' in the log.
     answer(parts.work, range(12, 25), worker="0")
-    told = parts.write()
+    written = parts.write()
     assert parts.written == [1, 2]
-    assert [(part["kept"], part["pending"]) for part in told] == [(10, 0), (10, 0), (5, 5), (0, 10)]
+    assert [_counts(part) for part in written] == [(10, 0, 0), (10, 0, 0), (5, 5, 0), (0, 10, 0)]
     assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(25)]
 
 
@@ -132,47 +129,76 @@ def test_a_second_answer_that_does_not_count_writes_nothing_again(parts: Parts) 
     assert parts.written == []
 
 
-@pytest.mark.parametrize("harm", ["remove", "cut", "forget", "lose the refusals"])
+@pytest.mark.parametrize("harm", ["remove", "cut", "forget", "lose the refusals", "an older version's"])
 def test_a_part_that_is_not_whole_any_more_is_written_again(parts: Parts, harm: str) -> None:
     answer(parts.work, range(12))
-    parts.write()
-    rows, part = parts.rows(), parts.output / part_name(1)
+    written = parts.write()
+    rows, part, told = parts.rows(), parts.output / part_name(1), parts.folder / "told-00001.json"
     if harm == "remove":
         part.unlink()
     elif harm == "cut":
         part.write_bytes(part.read_bytes()[:-1])
     elif harm == "lose the refusals":
-        (parts.folder / refused_name(1)).unlink()
+        written[1].refusals.unlink()
+    elif harm == "forget":
+        told.unlink()
     else:
-        (parts.folder / "told-00001.json").unlink()
+        told.write_text(json.dumps({k: v for k, v in json.loads(told.read_text()).items() if k != "refusals"}))
     parts.write()
     assert parts.written == [1] and parts.rows() == rows
 
 
+def as_after_a_kill(parts: Parts, written: Sequence[Part]) -> None:
+    """Parts that were written, and not taken to the output."""
+    for part in written:
+        (parts.output / part.entry["name"]).rename(part.file)
+
+
 def test_a_part_that_a_killed_run_left_beside_the_output_is_taken(parts: Parts) -> None:
     answer(parts.work, range(12))
-    parts.write()
-    (parts.output / part_name(2)).rename(parts.folder / part_name(2))
+    as_after_a_kill(parts, parts.write()[2:3])
     parts.write()
     assert parts.written == [] and (parts.output / part_name(2)).is_file()
 
 
-def test_what_a_killed_task_left_half_written_is_removed(parts: Parts) -> None:
+def test_what_nobody_was_told_of_is_removed(parts: Parts) -> None:
     answer(parts.work, range(12))
     parts.folder.mkdir()
-    (parts.folder / ".0123.parquet").write_bytes(b"half")
+    for name in ("0123.parquet", ".0123", "part-00001.parquet"):
+        (parts.folder / name).write_bytes(b"half")
+    (parts.folder / ".nfs0001").mkdir()  # cannot be removed
     parts.write()
-    assert not list(parts.folder.glob(".*"))
+    left = {file.name for file in parts.folder.iterdir() if file.suffix != ".json"} - {".nfs0001"}
+    assert len(left) == NUM_PARTS and all(name.endswith("-refused.parquet") for name in left)
 
 
-def test_parts_of_earlier_answers_are_not_taken_for_those_that_another_machine_is_writing(
-    parts: Parts, tmp_path: Path
-) -> None:
+def test_a_task_that_outlives_its_run_spoils_nothing(parts: Parts) -> None:
     answer(parts.work, range(12))
-    parts.write()
-    # A run that was killed after it had written its parts, before it took them.
-    for file in parts.output.glob("part-*"):
-        file.rename(parts.folder / file.name)
+    late: list[Any] = []
+
+    def killed(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+        late.extend((task, item) for item in items)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.write(killed)
+    answer(parts.work, range(12, 25))
+
+    def beside(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+        for item in items:
+            yield task(item)
+            old, asked = late[item["part"]]
+            with contextlib.suppress(IndexError):  # the log has files that it does not know
+                old(asked)
+
+    parts.write(beside)
+    assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(25)]
+    assert parts.written == [0, 1, 2, 3]
+
+
+def test_parts_are_taken_when_this_machine_sees_them(parts: Parts, tmp_path: Path) -> None:
+    answer(parts.work, range(12))
+    as_after_a_kill(parts, parts.write())
     answer(parts.work, range(12, 25))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -180,12 +206,10 @@ def test_parts_of_earlier_answers_are_not_taken_for_those_that_another_machine_i
     def seen_late(task: Task, items: Sequence[Item]) -> Iterator[Item]:
         """On a machine whose files come to be seen here some time after they are said to be written."""
         assert isinstance(task, WriteSamples)
-        # Those that are to come may be as large.
-        assert {file.stem[-1] for file in parts.folder.iterdir()} == {"0", "3"}
         told = [replace(task, folder=elsewhere)(item) for item in items]
 
         def show() -> None:
-            for file in sorted(elsewhere.iterdir(), reverse=True):  # "told" first, the part last of all
+            for file in sorted(elsewhere.iterdir()):
                 time.sleep(0.2)
                 shutil.move(file, parts.folder / file.name)
 
