@@ -14,17 +14,19 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import RawIOBase
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from mme5core.synthesis.rates import Usage
+from rayjobs.external import new_array
 
 ANSWERED, REJECTED, FAILED = "answered", "rejected", "failed"
 """An answer; the server will never answer; it has not, this time (kept for what it cost)."""
 
-OPEN_FILES = 64
+OPEN_FILES, KEY_BYTES = 64, 16
 _SHIFT = 40  # a place is the number of the file x 2^40 + the offset of the line in it
 
 
@@ -98,9 +100,15 @@ def settled(folder: Path, plan_file: int) -> set[int]:
 
 def so_far(folder: Path) -> tuple[int, Usage]:
     """How many planned samples have an answer, or never will, and what all requests took."""
-    plan_files = {file.name.partition("-")[0] for file in folder.glob("*.answers")}
-    num_settled = sum(len(settled(folder, int(plan_file))) for plan_file in plan_files)
-    return num_settled, sum(used_by_worker(folder).values(), Usage())
+    num_settled, usage = 0, Usage()
+    for _, files in groupby(sorted(folder.glob("*.answers")), key=lambda file: file.name.partition("-")[0]):
+        numbers = set()
+        for head in (_Head.of(line) for file in files for _, line in _lines(file)):
+            usage += head.usage
+            if head.is_settled:
+                numbers.add(head.number)
+        num_settled += len(numbers)
+    return num_settled, usage
 
 
 def used_by_worker(folder: Path) -> dict[str, Usage]:
@@ -155,7 +163,7 @@ class AnswerLog:
         self.folder, self._places_file = folder, places
         self.files = sorted(folder.glob("*.answers"))
         self.used_by_worker: dict[str, Usage] = {}
-        mapped = np.memmap(places, np.int64, "w+", shape=(max(1, num_plans),))
+        mapped = new_array(places, num_plans)
         self.places = mapped[:num_plans]
         self.places[:] = -1
         for number, file in enumerate(self.files):
@@ -209,9 +217,13 @@ class AnswerCache:
         keys, places = bytearray(), array("q")
         for number, file in enumerate(self._files):
             for offset, line in _lines(file):
-                head = _Head.of(line)
-                if head.status == ANSWERED:
-                    keys += bytes.fromhex(head.key)
+                try:
+                    head = _Head.of(line)
+                    key = bytes.fromhex(head.key) if head.status == ANSWERED else b""
+                except ValueError:  # not ours, or damaged
+                    continue
+                if len(key) == KEY_BYTES:
+                    keys += key
                     places.append((number << _SHIFT) + offset)
         halves = np.frombuffer(keys, ">u8").reshape(-1, 2)
         order = np.argsort(halves[:, 0], kind="stable")

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayjobs.external import first_of_equal, keys_of, save_array, write_table
+from rayjobs.external import first_of_equal, keys_of, new_array, save_array, write_table
 from rayjobs.scan import Index
 
 ROWS_AT_ONCE = 1 << 20
@@ -58,7 +58,7 @@ def number_contents(index: Index, folder: Path) -> Contents:
 
 def _number(first: np.ndarray, shard_starts: np.ndarray, out: Path) -> np.ndarray:
     """Write the content of each row; returns `Contents.starts`."""
-    numbers = np.memmap(out, np.int64, "w+", shape=(len(first),))
+    numbers = new_array(out, len(first))
     count, starts = 0, [0]
     for shard_start, shard_stop in pairwise(shard_starts.tolist()):
         for start in range(shard_start, shard_stop, ROWS_AT_ONCE):
@@ -119,7 +119,7 @@ class VectorLog:
 
     def locate(self, num_contents: int, out: Path) -> np.ndarray:
         """int64 [num_contents], mapped from the file `out`: the place of each content, -1 where there is none yet."""
-        mapped = np.memmap(out, np.int64, "w+", shape=(max(1, num_contents),))
+        mapped = new_array(out, num_contents)
         places = mapped[:num_contents]
         places[:] = -1
         for number in range(len(self._names)):

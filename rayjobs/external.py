@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def first_of_equal(
         out: the file that holds the result, int64 [num_rows], mapped into memory; those of the parts lie beside it
             while this runs.
     """
-    first = np.memmap(out, np.int64, "w+", shape=(max(1, num_rows),))[:num_rows]
+    first = new_array(out, num_rows)[:num_rows]
     first[:] = -1
     for records in _sorted_parts(keyed, num_rows, out, rows_in_memory):
         is_new = np.ones(len(records), dtype=bool)
@@ -191,6 +192,25 @@ def _sorted_parts(keyed: Iterable[Keyed], num_rows: int, beside: Path, rows_in_m
         records = np.fromfile(part, _KEYED)
         yield records[np.lexsort((records["low"], records["high"]))]  # stable: rows of a key stay in their order
         part.unlink()
+
+
+def new_array(file: Path, count: int) -> np.memmap:
+    """int64 [count, and 1 of none], zeros in a new file, mapped; its room on the disk is taken at once.
+
+    A store into a mapped file for which there is no room kills the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    num_bytes = 8 * max(1, count)
+    with file.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(stream.fileno(), 0, num_bytes)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(file)) from None
+        stream.truncate(num_bytes)
+    return np.memmap(file, np.int64, "r+", shape=(max(1, count),))
 
 
 def save_array(file: Path, array: np.ndarray) -> None:

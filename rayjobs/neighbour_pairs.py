@@ -18,7 +18,7 @@ from mme5core.synthesis.plan import Neighbour
 from rayjobs.cluster import Runner
 from rayjobs.config import ConfigError
 from rayjobs.external import KeyTable, write_table
-from rayjobs.scan import column_tables, id_key, wait_until_seen
+from rayjobs.scan import column_tables, id_key, told_as, wait_until_seen
 
 ROWS_PER_TASK, ROWS_PER_RUN = 1 << 21, 1 << 20
 
@@ -99,7 +99,8 @@ def _items(files: Sequence[AnyPath]) -> Iterator[dict[str, Any]]:
     """Row groups of a file, about ROWS_PER_TASK rows together."""
     number = 0
     for file in files:
-        metadata = parquet_file(file).metadata
+        with told_as("neighbours", file):
+            metadata = parquet_file(file).metadata
         groups: list[int] = []
         num_rows = 0
         for group in range(metadata.num_row_groups):

@@ -87,9 +87,21 @@ class JobFolder:
         except OSError as error:
             raise ConfigError(f"cannot write to output {str(self.path)!r}: {error.strerror}") from None
         self._take_lock()
+        if self._is_finished():  # by another run, since we looked
+            shutil.rmtree(self.work, ignore_errors=True)
+            self._lock = None
+            return self.open()
         if not started:
             write_json(self.work / "run.json", self._identity())
         return None
+
+    def is_begun(self) -> bool:
+        """Whether an earlier run has left something with which this one would go on.
+
+        Raises:
+            ConfigError: as `open`.
+        """
+        return any(self._earlier())
 
     def look(self) -> str:
         """A line that says what a run would find in the folder; nothing is changed.
@@ -376,6 +388,15 @@ def has_file(root: Path, entry: Mapping[str, Any]) -> bool:
         return (root / entry["name"]).stat().st_size == int(entry["bytes"])
     except FileNotFoundError:
         return False
+
+
+def sync_file(file: Path) -> None:
+    """Wait until a file is on the disk, or with the server of a shared one."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(file: Path, value: Any) -> None:

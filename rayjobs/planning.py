@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,9 @@ from mme5core.synthesis.plan import PlannedSample, PlanSettings, plan_image
 from mme5core.types import Rejected
 from rayjobs.cluster import Runner, here
 from rayjobs.contents import Contents, number_contents
-from rayjobs.external import KeyTable, keys_of
+from rayjobs.external import KeyTable, keys_of, new_array
 from rayjobs.neighbour_pairs import Pairs, join_pairs
-from rayjobs.output import write_json
+from rayjobs.output import sync_file, write_json
 from rayjobs.progress import Progress
 from rayjobs.scan import Index, wait_until_seen
 
@@ -109,9 +109,9 @@ def make_plan(
     """
     folder = work / "plan"
     made = folder / MADE
+    for left in work.glob("planning-*"):  # of a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     if not made.is_file():
-        for left in work.glob("planning-*"):
-            shutil.rmtree(left, ignore_errors=True)
         # Named by chance: tasks of a run that was killed may still write into theirs.
         scratch = work / f"planning-{uuid.uuid4().hex}"
         staged = scratch / "plan"
@@ -124,6 +124,7 @@ def make_plan(
         task = WritePlans(corpus, settings, pairs, staged, max(1, size // settings.samples_per_image))
         written = _write_plans(task, run)
         write_json(staged / MADE, written | {"pairs": 0 if pairs is None else pairs.num_pairs})
+        shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
         shutil.rmtree(scratch, ignore_errors=True)
     found = json.loads(made.read_text())
@@ -187,8 +188,8 @@ class Corpus:
     def write(cls, index: Index, contents: Contents, folder: Path) -> tuple[Corpus, KeyTable]:
         """The pictures of an index, and the table that finds their rows by the keys of their ids."""
         corpus = cls(index, folder, len(contents))
-        rows_of = corpus._mapped("rows", len(contents), "w+")
-        offsets, sizes = (corpus._mapped(name, len(index), "w+") for name in ("offsets", "sizes"))
+        rows_of = new_array(folder / "rows", len(contents))
+        offsets, sizes = (new_array(folder / name, len(index)) for name in ("offsets", "sizes"))
 
         def keyed() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             num_seen = 0
@@ -206,21 +207,31 @@ class Corpus:
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """int64: the rows of the pictures from `start` to `stop`."""
-        return np.asarray(self._mapped("rows", self._num_pictures, "r")[start : min(stop, self._num_pictures)])
+        return np.asarray(self._mapped("rows", self._num_pictures)[start : min(stop, self._num_pictures)])
 
     def ids(self, rows: np.ndarray) -> Iterator[tuple[int, str]]:
-        """(row, id) of pictures, whose rows rise."""
+        """(row, id) of pictures, whose rows rise.
+
+        Raises:
+            FileNotFoundError: this machine does not see all of the index.
+        """
+        num_found = 0
         shards = range(self._index.shard_of(rows[0]), self._index.shard_of(rows[-1]) + 1) if len(rows) else ()
         for shard in shards:
             for numbers, table in self._index.tables(["id"], shard=shard, usable=True, within=(rows[0], rows[-1] + 1)):
                 is_wanted = np.isin(numbers, rows, assume_unique=True)
+                num_found += int(is_wanted.sum())
                 yield from zip(
                     numbers[is_wanted].tolist(), table["id"].filter(pa.array(is_wanted)).to_pylist(), strict=True
                 )
+        if num_found != len(rows):
+            raise FileNotFoundError(
+                2, f"{len(rows) - num_found:,} rows of the index are not seen", str(self._index.folder)
+            )
 
     def places(self) -> Callable[[str, int], dict[str, Any]]:
         """What tells where a picture lies, by its id and row."""
-        offsets, sizes = (self._mapped(name, len(self._index), "r") for name in ("offsets", "sizes"))
+        offsets, sizes = (self._mapped(name, len(self._index)) for name in ("offsets", "sizes"))
 
         def place(image_id: str, row: int) -> dict[str, Any]:
             shard = self._index.shard_of(row)
@@ -228,8 +239,8 @@ class Corpus:
 
         return place
 
-    def _mapped(self, name: str, count: int, mode: Literal["r", "w+"]) -> np.memmap:
-        return np.memmap(self._folder / name, np.int64, mode, shape=(max(1, count),))
+    def _mapped(self, name: str, count: int) -> np.memmap:
+        return np.memmap(self._folder / name, np.int64, "r", shape=(max(1, count),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +263,7 @@ class WritePlans:
             # A task may run twice at once, where its node was thought dead.
             temporary = self.folder / f".{uuid.uuid4().hex}"
             pq.write_table(pa.Table.from_pylist(records, PLAN), temporary, compression="zstd")
+            sync_file(temporary)
             temporary.rename(_file_of(self.folder, number))
             sizes.append(len(records))
             counts["kinds"].update(f"{record['task']} {record['modality_combination']}" for record in records)

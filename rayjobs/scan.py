@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import sys
@@ -29,7 +30,7 @@ from rayjobs.cli import JobFailed
 from rayjobs.cluster import rows_to_tables
 from rayjobs.config import ConfigError
 from rayjobs.external import first_of_equal, keys_of, save_array
-from rayjobs.output import write_json
+from rayjobs.output import sync_file, write_json
 from rayjobs.progress import Progress
 
 # A file per shard, its rows in their order: the n-th is the shard's n-th row.
@@ -292,6 +293,7 @@ class ScanShard:
                         writer.write_table(table)
                         total += len(table)
                         yield told | {"count": [len(table)]}
+                sync_file(temporary)
                 temporary.rename(_file_of(self.folder, item["shard"]))
                 yield told | {"total": [total]}
             except (OSError, ValueError, pa.ArrowException) as error:
@@ -371,11 +373,12 @@ def files_with(path: str, schema: pa.Schema, key: str) -> list[AnyPath]:
     except ConfigError as error:
         raise ConfigError(str(error).replace("input", key, 1)) from None
     for file in files:
-        with _told_as(key, file):
+        with told_as(key, file):
             found = parquet_file(file).schema_arrow
             for name in schema.names:
-                if name not in found.names:
-                    raise ConfigError(f"{key} {str(file)!r} has no column {name!r}; it has {', '.join(found.names)}")
+                if found.names.count(name) != 1:
+                    has = f"has {found.names.count(name) or 'no'} column{'s' * (name in found.names)} {name!r}"
+                    raise ConfigError(f"{key} {str(file)!r} {has}; its columns are {', '.join(found.names)}")
             _cast(found.empty_table(), schema)
     return files
 
@@ -388,7 +391,7 @@ def column_tables(
     Raises:
         ConfigError: a part cannot be read, or a value cannot be what the schema says.
     """
-    with _told_as(key, file):
+    with told_as(key, file):
         for batch in parquet_file(file).iter_batches(COLUMNS_AT_ONCE, row_groups=groups, columns=schema.names):
             yield _cast(pa.table(batch), schema)
 
@@ -409,9 +412,12 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 @contextlib.contextmanager
-def _told_as(key: str, file: AnyPath) -> Iterator[None]:
+def told_as(key: str, file: AnyPath) -> Iterator[None]:
     """Errors of reading a file as errors of the setting that names it."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"{key} {str(file)!r} cannot be read ({first_line(error)})") from None
+        message = f"{key} {str(file)!r} cannot be read ({first_line(error)})"
+        # Of what is in the file Parquet says OSError too, without a number.
+        is_lasting = not isinstance(error, OSError) or error.errno in (None, errno.ENOENT, errno.EACCES)
+        raise (ConfigError if is_lasting else JobFailed)(message) from None

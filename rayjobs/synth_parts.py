@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -20,9 +19,9 @@ from mme5core.synthesis.answer import Parsed
 from mme5core.synthesis.near_duplicates import Seen
 from mme5core.synthesis.plan import PlannedSample
 from mme5core.types import Content, Rejected, Sample
-from rayjobs.answers import ANSWERED, AnswerLog, AnswerReader, Entry, sync
+from rayjobs.answers import ANSWERED, AnswerLog, AnswerReader, Entry
 from rayjobs.cluster import Runner
-from rayjobs.output import describe, has_file, part_name, write_json
+from rayjobs.output import describe, has_file, part_name, sync_file, write_json
 from rayjobs.planning import Plan, planned
 from rayjobs.progress import Progress
 from rayjobs.scan import wait_until_seen
@@ -141,7 +140,7 @@ class WriteSamples:
         pq.write_table(pa.Table.from_pylist(rows, QUARANTINE), files["refusals"])
         told = item | {name: counts[name] for name in ("kept", "pending", "repaired")}
         for what, file in files.items():
-            sync(os.open(file, os.O_RDONLY))
+            sync_file(file)
             told[what] = describe(file, self.folder)
         return told
 
