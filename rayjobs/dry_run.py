@@ -23,6 +23,7 @@ from mme5core.readers.shards import labels, shard_bytes
 from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath, parquet_file
 from mme5core.synthesis.plan import Neighbour, PlannedSample, plan_image
+from mme5core.synthesis.rates import Usage
 from rayjobs.config import (
     ConfigError,
     EmbedCorpusConfig,
@@ -111,6 +112,7 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
     from mme5core.synthesis.pricing import expected_tokens
     from mme5core.synthesis.prompts import build_prompt
     from rayjobs.picture_filters import COLUMNS, PictureKey
+    from rayjobs.planning import what_is_not_drawn
     from rayjobs.synth import needs_columns, plan_settings, synth_folder, synth_shards
 
     shards = synth_shards(config)
@@ -140,11 +142,14 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
         if len(shown) < PICTURES_KEPT:
             shown[row.id] = row.image or b""
     is_all = not (num_rows == DRY_ROWS and config.limit != DRY_ROWS and next(rows, None) is not None)
+    if not num_rows:
+        raise ConfigError(f"no rows in the input ({', '.join(path.name for path in shards[:3])})")
     near = _neighbours_of(config, sizes, is_all=is_all)
     plans = [plan for image_id in sizes for plan in plan_image(image_id, settings, near.get(image_id, ()))]
     lines, scale = [*_files(shards), *_describe_output(folder)], 1.0
+    lines += _would_refuse(config)
     if config.neighbours and sizes and not near:
-        lines.append("neighbours: of none of its pairs are both pictures in the input: is it of another corpus?")
+        lines.append("neighbours: none of its pairs is of two pictures of the input: is it of another corpus?")
     if not is_all:
         # Pictures are nearly all of the input's bytes; a limit above what was read is known to the row.
         scale = sum(map(shard_bytes, shards)) / max(1, num_bytes)
@@ -153,8 +158,10 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
     lines.append(f"{len(sizes) * scale:,.0f} pictures; {len(plans) * scale:,.0f} samples planned")
     if refused:
         lines.append(
-            "refused: " + ", ".join(f"{reason} {count * scale:,.0f}" for reason, count in refused.most_common())
+            "pictures refused: " + ", ".join(f"{name} {count * scale:,.0f}" for name, count in refused.most_common())
         )
+    num_not_drawn = scale * (len(sizes) * config.samples_per_image - len(plans))
+    lines += what_is_not_drawn(settings, num_not_drawn, len(plans), has_neighbours=config.neighbours is not None)
     lines += ["", *_plan_table(plans, scale), ""]
     prompt_tokens = completion_tokens = 0
     for plan in plans:
@@ -163,25 +170,75 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
         own = sizes[plan.image_ids[0]] if plan.image_ids[0] in sizes else next(iter(sizes.values()))
         found = expected_tokens(user, [sizes.get(shown_id, own) for shown_id in plan.image_ids], config.teacher.model)
         prompt_tokens, completion_tokens = prompt_tokens + found[0], completion_tokens + found[1]
+    usage = Usage()
     if config.output and (earlier := _earlier(folder)):
-        num_pending, calls, usd = earlier
-        spent = f", {usd:,.2f} USD" if usd else ""
-        lines.append(f"an earlier run has spent {calls:,} calls{spent}; what follows is for what is pending")
+        num_pending, num_sent, usage = earlier
+        spent = f", {usage.usd:,.2f} USD" if usage.usd else ""
+        waiting = f", and {num_sent:,} are with the server in batches" if num_sent else ""
+        lines.append(
+            f"an earlier run has spent {usage.calls:,} calls{spent}{waiting}; what follows is for what is left"
+        )
         scale = num_pending / max(1, len(plans))
-    lines.append(_cost(config, len(plans) * scale, prompt_tokens * scale, completion_tokens * scale))
+    tokens = prompt_tokens * scale, completion_tokens * scale
+    lines.append(_cost(config, len(plans) * scale, *tokens))
+    lines += _against_budget(config, len(plans) * scale, tokens, usage)
     return lines + _three_prompts(config, plans, shown)
 
 
-def _earlier(folder: JobFolder) -> tuple[int, int, float] | None:
-    """Of a synthesis that was begun: how many samples are pending, the calls that were made, and their USD."""
+def _would_refuse(config: SynthConfig) -> list[str]:
+    """What of the teacher's settings a run would not begin with; nobody has to know them yet."""
+    from rayjobs.synth import check_teacher
+    from rayjobs.synth_worker import api_key
+
+    try:
+        check_teacher(config)
+    except ConfigError as error:
+        return [f"a run would refuse this: {error}"]
+    if config.teacher.base_url.startswith("https://") and not api_key():
+        return ["OPENAI_API_KEY is not set"]
+    return []
+
+
+def _earlier(folder: JobFolder) -> tuple[int, int, Usage] | None:
+    """Of a synthesis that was begun: how many samples are left to ask for, how many are with the server in batches, and
+    what all requests took.
+    """
     from rayjobs.answers import so_far
+    from rayjobs.batch_worker import num_with_server
     from rayjobs.planning import num_planned
 
+    if not folder.is_begun():
+        return None
     if (planned := num_planned(folder.work)) is not None:
         num_settled, usage = so_far(folder.work / "answers")
-        return planned - num_settled, usage.calls, usage.usd
+        num_sent = num_with_server(folder.work)
+        return max(0, planned - num_settled - num_sent), num_sent, usage
     counters = folder.counters()
-    return (counters["pending"], counters["calls"], counters.get("usd", 0.0)) if counters else None
+    if not counters:
+        return None
+    return counters["pending"], 0, Usage(calls=counters["calls"], usd=counters.get("usd", 0.0))
+
+
+def _against_budget(config: SynthConfig, num_calls: float, tokens: tuple[float, float], used: Usage) -> list[str]:
+    """Whether the budget is enough, and for how many calls."""
+    from rayjobs.synth import price
+
+    allowed: dict[str, float] = {}
+    if config.budget.calls is not None:
+        allowed[f"budget.calls={config.budget.calls}"] = config.budget.calls - used.calls
+    known = price(config)
+    if config.budget.usd is not None and known is not None and num_calls:
+        per_call = known.of(*tokens) / num_calls
+        allowed[f"budget.usd={config.budget.usd:g}"] = (config.budget.usd - used.usd) / max(per_call, 1e-12)
+    lines = []
+    for name, count in allowed.items():
+        if num_calls and count <= 0:
+            lines.append(f"{name} is spent: a run would ask for nothing")
+        elif count < num_calls:
+            lines.append(
+                f"{name} is enough for about {count:,.0f} of these calls; a run stops there until it is raised"
+            )
+    return lines
 
 
 def _rows_of(shards: list[AnyPath], options: ReadOptions) -> Iterator[CorpusRow]:

@@ -88,7 +88,7 @@ def join_pairs(files: Sequence[AnyPath], keys: KeyTable, folder: Path, run: Runn
         raise ConfigError("neighbours: there is not one pair in it")
     if not num_pairs:
         raise ConfigError(
-            f"neighbours: none of its {num_read:,} pairs has both pictures in the input (the first is {first!r}): is "
+            f"neighbours: none of its {num_read:,} pairs is of two pictures of the input (the first is {first!r}): is "
             "it of another corpus?"
         )
     wait_until_seen(lambda: queries.keys() <= {file.name for file in folder.iterdir()}, folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import PlannedSample, PlanSettings, plan_image
 from mme5core.types import Rejected
 from rayjobs.cluster import Runner, here
+from rayjobs.config import ConfigError
 from rayjobs.contents import Contents, number_contents
 from rayjobs.external import KeyTable, keys_of, new_array
 from rayjobs.neighbour_pairs import Pairs, join_pairs
@@ -56,7 +58,8 @@ class Plan:
     """Planned samples, numbered from 0; file n holds those from `starts[n]` to `starts[n + 1]`.
 
     `counts` are those of "kinds" (task and modality combination) and "languages"; `num_pairs` those of the neighbours'
-    pairs of which both pictures are in the corpus.
+    pairs of which both pictures are in the corpus, `num_not_drawn` of the samples that their pictures have too few
+    neighbours for, or no language.
     """
 
     folder: Path
@@ -64,6 +67,7 @@ class Plan:
     shards: tuple[str, ...]
     counts: dict[str, dict[str, int]]
     num_pairs: int
+    num_not_drawn: int
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -105,7 +109,7 @@ def make_plan(
         run: where the tasks run that do it.
 
     Raises:
-        ConfigError: not one of the neighbours' pictures is in the corpus.
+        ConfigError: not one of the neighbours' pictures is in the corpus, or not one sample can be planned.
     """
     folder = work / "plan"
     made = folder / MADE
@@ -123,13 +127,36 @@ def make_plan(
         size = min(PLANS_PER_FILE, max(FEWEST_PER_FILE, expected // (FILES_PER_WORKER * num_workers)))
         task = WritePlans(corpus, settings, pairs, staged, max(1, size // settings.samples_per_image))
         written = _write_plans(task, run)
-        write_json(staged / MADE, written | {"pairs": 0 if pairs is None else pairs.num_pairs})
+        num_not_drawn = len(corpus) * settings.samples_per_image - written["starts"][-1]
+        more = {"pairs": 0 if pairs is None else pairs.num_pairs, "not_drawn": num_not_drawn}
+        write_json(staged / MADE, written | more)
         shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
         shutil.rmtree(scratch, ignore_errors=True)
     found = json.loads(made.read_text())
     paths = tuple(str(shard) for shard in index.shards)
-    return Plan(folder, np.array(found["starts"]), paths, found["counts"], found["pairs"])
+    plan = Plan(folder, np.array(found["starts"]), paths, found["counts"], found["pairs"], found.get("not_drawn", 0))
+    for line in what_is_not_drawn(settings, plan.num_not_drawn, len(plan), has_neighbours=neighbours is not None):
+        print(f"synth: {line}", file=sys.stderr)
+    return plan
+
+
+def what_is_not_drawn(
+    settings: PlanSettings, num_not_drawn: float, num_drawn: float, *, has_neighbours: bool
+) -> list[str]:
+    """Lines for people.
+
+    Raises:
+        ConfigError: nothing at all can be drawn.
+    """
+    never = [] if has_neighbours else settings.never_drawn()
+    why = "their pictures have too few neighbours, or every language is held out for them"
+    if never:
+        why = f"{', '.join(never)} need neighbours=, pictures that are near each other"
+    if num_not_drawn and not num_drawn:
+        raise ConfigError(f"not one sample can be planned: {why}")
+    lines = [f"without neighbours= there are no samples of {', '.join(never)}"] if never else []
+    return lines + ([f"{num_not_drawn:,.0f} samples are not planned: {why}"] if num_not_drawn else [])
 
 
 def num_planned(work: Path) -> int | None:

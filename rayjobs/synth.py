@@ -65,7 +65,7 @@ def run(config: SynthConfig) -> cli.Outcome:
         try:
             Path(config.teacher.cache).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"teacher.cache {config.teacher.cache!r}: {error.strerror}") from None
+            raise ConfigError(f"teacher.cache {config.teacher.cache!r} cannot be a folder: {error.strerror}") from None
     options = ReadOptions(pictures=config.pictures, columns=COLUMNS if needs_columns(config) else ())
     with connected() as ray:
         task = ScanShard(folder.work / "index", PictureKey(config.filters.model_dump()), config.limit, options)
@@ -109,6 +109,8 @@ def check_teacher(config: SynthConfig) -> None:
         raise ConfigError(f"'teacher.{missing}' is required: an OpenAI-compatible endpoint and a model's name there")
     if not config.teacher.base_url.startswith(("http://", "https://")):
         raise ConfigError(f"'teacher.base_url' must begin with http:// or https://, got {config.teacher.base_url!r}")
+    if config.teacher.cache and Path(config.teacher.cache).exists() and not Path(config.teacher.cache).is_dir():
+        raise ConfigError(f"teacher.cache {config.teacher.cache!r} is not a folder")
     if "@" in config.teacher.base_url.partition("://")[2].partition("/")[0]:
         raise ConfigError("'teacher.base_url' holds a name or a password: put a key into OPENAI_API_KEY instead")
     if config.budget.usd is not None and price(config) is None:
@@ -274,7 +276,7 @@ def _finish(
         extra_counters=extra,
         described=[part.entry for part in written],
         details={
-            "plan": plan.counts | {"neighbour_pairs": plan.num_pairs},
+            "plan": plan.counts | {"neighbour_pairs": plan.num_pairs, "not_drawn": plan.num_not_drawn},
             "answer_form": remembered_form(folder.work, config.teacher.base_url, config.teacher.model)[0],
         },
     )

@@ -164,6 +164,21 @@ class PlanSettings:
         rest = 0.0 if any(name in self.combinations for name in names) else 1.0
         return {name: self.combinations.get(name, rest) for name in names}
 
+    def never_drawn(self) -> list[str]:
+        """The modality combinations that have weight, and that no picture without neighbours has a sample of.
+
+        >>> PlanSettings(combinations={"T2I": 2, "I2T": 1}).never_drawn()
+        ['T2I']
+        """
+        weighted = {
+            combination
+            for task in self.tasks
+            if self.tasks[task] > 0
+            for combination, weight in self.weights_of(task).items()
+            if weight > 0
+        }
+        return sorted(combination for combination in weighted if not _NO_NEIGHBOURS.suffices(combination, self))
+
     @cached_property
     def language_weights(self) -> dict[str, float]:
         """Of every language that may be drawn."""
@@ -223,6 +238,9 @@ class _Near:
         # Whichever of the positives is drawn, enough others must be left.
         is_one_less = any(positive in self.in_any_band for positive in self.positives)
         return bool(self.positives) and len(self.in_any_band) - is_one_less >= wanted
+
+
+_NO_NEIGHBOURS = _Near((), (), ())
 
 
 def _draw(image_id: str, index: int, settings: PlanSettings, near: _Near) -> PlannedSample | None:

@@ -17,6 +17,7 @@ from rayjobs.answers import (
     AnswerWriter,
     Entry,
     settled,
+    so_far,
     used_by_worker,
 )
 
@@ -158,6 +159,28 @@ def test_what_a_run_has_copied_into_the_cache_is_left_out_when_it_goes_on(tmp_pa
     AnswerWriter(tmp_path, 0, "other").write(entry(2))
     cache = AnswerCache(tmp_path, without={"000000-own.answers"})
     assert len(cache) == 1 and cache.get(f"{2:032x}") and not cache.get(f"{1:032x}")
+
+
+def test_a_cache_gives_each_request_its_own_answer_and_reads_over_what_is_not_ours(tmp_path: Path) -> None:
+    numbers = [5, 3, 9, 1, 7, 2]
+    for place, number in enumerate(numbers):
+        AnswerWriter(tmp_path, place % 2, "a").write(entry(number, text=f"of {number}", key=f"{number:016x}" * 2))
+    (tmp_path / "000000-b.answers").write_text("not ours\n1\tanswered\t1\t1\t1\t0.0\tno hex\t{}\n")
+    (tmp_path / "000000-c.answers").write_text("1\tanswered\t1\t1\t1\t0.0\t-\t{}\n1\tanswered\t1\t1\t1\t0.0\tab\t{}\n")
+    cache = AnswerCache(tmp_path)
+    assert len(cache) == len(numbers)
+    for number in numbers:
+        found = cache.get(f"{number:016x}" * 2)
+        assert found and found.value == {"text": f"of {number}"}
+
+
+def test_what_is_settled_over_all_files(tmp_path: Path) -> None:
+    for file, name, numbers in ((0, "a", (0, 1)), (0, "b", (1, 2)), (1, "a", (5,))):
+        writer = AnswerWriter(tmp_path, file, name)
+        for number in numbers:
+            writer.write(entry(number))
+    AnswerWriter(tmp_path, 1, "b").write(entry(6, FAILED, calls=3))
+    assert so_far(tmp_path) == (4, Usage(8, 5, 60, 30, 3.0))
 
 
 def test_a_cache_that_cannot_be_written_has_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mme5core.schemas import NEIGHBOURS
+from rayjobs.cli import JobFailed
 from rayjobs.config import ConfigError
-from rayjobs.scan import column_tables, files_with
+from rayjobs.scan import column_tables, files_with, told_as
 
 ROW = {"query_id": "a", "candidate_id": "b", "rank": 1, "score": 0.5, "source": "clip"}
 
@@ -68,3 +71,16 @@ def test_a_page_that_is_broken_is_told_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "near.parquet").write_bytes(data)
     with pytest.raises(ConfigError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read"):
         list(column_tables(file, NEIGHBOURS, "neighbours"))
+
+
+def test_a_column_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    columns = [pa.array([ROW[name]], NEIGHBOURS.field(name).type) for name in [*NEIGHBOURS.names, "rank"]]
+    pq.write_table(pa.Table.from_arrays(columns, names=[*NEIGHBOURS.names, "rank"]), tmp_path / "near.parquet")
+    with pytest.raises(ConfigError, match=r"near.parquet' has 2 columns 'rank'; its columns are query_id"):
+        files_with(str(tmp_path / "near.parquet"), NEIGHBOURS, "neighbours")
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EMFILE, JobFailed), (errno.ENOENT, ConfigError)])
+def test_what_may_pass_is_no_mistake_of_the_users(number: int, kind: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(kind, match="neighbours 'near' cannot be read"), told_as("neighbours", Path("near")):
+        raise OSError(number, os.strerror(number))

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mme5core.schemas import NEIGHBOURS
+from rayjobs import dry_run
 from rayjobs.answers import ANSWERED, FAILED, AnswerWriter, Entry
+from rayjobs.batch_worker import Record, batch_folder
 from rayjobs.config import ConfigError, SynthConfig, TrainConfig
 from rayjobs.dry_run import _neighbours_of, describe
 from rayjobs.synth import synth_folder, synth_shards
@@ -124,8 +126,99 @@ def test_what_a_killed_run_has_paid_for_is_told_though_it_left_no_manifest(tmp_p
     writer.write(Entry(36, FAILED, 5, 0, 0, 0.0, "-", {}))
     del folder
     text = describe("synth", config)
-    assert "an earlier run has spent 65 calls, 1.50 USD; what follows is for what is pending" in text
+    assert "an earlier run has spent 65 calls, 1.50 USD; what follows is for what is left" in text
     assert cost(text) == (10, pytest.approx(whole / 4, abs=0.01))
+
+
+def test_what_is_with_the_server_in_batches_is_not_reckoned_again(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    config = synthesis(tmp_path)
+    folder = synth_folder(config, synth_shards(config))
+    folder.open()
+    (folder.work / "plan").mkdir()
+    (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, NUM_PICTURES]}))
+    (folder.work / "answers").mkdir()
+    AnswerWriter(folder.work / "answers", 0, "a").write(Entry(0, ANSWERED, 1, 9, 9, 0.0, "-", {}))
+    Record(0, list(range(1, 31)), "http://x/v1", "plain").save(batch_folder(folder.work))
+    del folder
+    text = describe("synth", config)
+    assert "an earlier run has spent 1 calls, and 30 are with the server in batches" in text and cost(text)[0] == 9
+
+
+def test_the_plan_of_another_configuration_is_not_reckoned_with(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    folder = synth_folder(synthesis(tmp_path), synth_shards(synthesis(tmp_path)))
+    folder.open()
+    (folder.work / "plan").mkdir()
+    (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, NUM_PICTURES]}))
+    del folder
+    text = describe("synth", synthesis(tmp_path, samples_per_image=4))
+    assert ": new" in text and cost(text)[0] == 4 * NUM_PICTURES
+
+
+def test_of_a_large_input_what_is_left_is_reckoned_from_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "pictures")
+    monkeypatch.setattr(dry_run, "DRY_ROWS", 10)
+    assert cost(describe("synth", synthesis(tmp_path)))[0] == pytest.approx(NUM_PICTURES, abs=3)
+    folder = synth_folder(synthesis(tmp_path), synth_shards(synthesis(tmp_path)))
+    folder.open()
+    (folder.work / "plan").mkdir()
+    (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, NUM_PICTURES]}))
+    (folder.work / "answers").mkdir()
+    AnswerWriter(folder.work / "answers", 0, "a").write(Entry(0, ANSWERED, 1, 9, 9, 0.0, "-", {}))
+    del folder
+    assert cost(describe("synth", synthesis(tmp_path)))[0] == NUM_PICTURES - 1
+
+
+def test_a_budget_that_is_not_enough_is_told_beside_the_cost(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    whole = cost(describe("synth", synthesis(tmp_path)))[1]
+    for budget, said in (
+        ({"usd": round(whole / 4, 3)}, "is enough for about 10 of these calls"),
+        ({"usd": 0.0}, "budget.usd=0 is spent: a run would ask for nothing"),
+        ({"calls": 7}, "budget.calls=7 is enough for about 7 of these calls"),
+        ({"calls": 40, "usd": 99.0}, None),
+    ):
+        text = describe("synth", synthesis(tmp_path, budget=budget))
+        assert (said in text) if said else ("budget.calls=" not in text and "budget.usd=" not in text)
+
+
+def test_a_setting_that_a_run_would_refuse_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "pictures")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    (tmp_path / "file").write_text("")
+    for teacher, said in (
+        ({}, "a run would refuse this: 'teacher.base_url' is required"),
+        ({"base_url": "http://x/v1", "model": ""}, "a run would refuse this: 'teacher.model' is required"),
+        ({"base_url": "http://me:secret@x/v1"}, "'teacher.base_url' holds a name or a password"),
+        ({"base_url": "http://x/v1", "cache": str(tmp_path / "file")}, "is not a folder"),
+        ({"base_url": "https://x/v1"}, "OPENAI_API_KEY is not set"),
+    ):
+        assert said in describe("synth", synthesis(tmp_path, teacher={"model": "m"} | teacher))
+    text = describe("synth", synthesis(tmp_path, teacher={"model": "m", "base_url": "http://x/v1"}))
+    assert "is not set" not in text and "would refuse" not in text
+
+
+def test_samples_that_cannot_be_drawn_are_told(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    only = {"tasks": {"retrieval": 1, "vqa": 0, "classification": 0}, "combinations": {"T2I": 1}}
+    with pytest.raises(ConfigError, match="not one sample can be planned: T2I need neighbours=, pictures"):
+        describe("synth", synthesis(tmp_path, **only))
+    text = describe("synth", synthesis(tmp_path, tasks={"retrieval": 1}))
+    assert "without neighbours= there are no samples of I2I, IT2I, IT2IT, T2I, T2IT\n" in text
+    half = {"tasks": {"retrieval": 1, "vqa": 1, "classification": 0}, "combinations": {"T2I": 1}}
+    text = describe("synth", synthesis(tmp_path, **half))
+    assert f"{NUM_PICTURES - cost(text)[0]} samples are not planned: T2I need neighbours=" in text
+
+
+def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": pa.array([], pa.string()), "image": pa.array([], pa.binary())}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(ConfigError, match=r"no rows in the input \(x.parquet\)"):
+        describe("synth", synthesis(tmp_path, input=str(tmp_path / "x.parquet")))
 
 
 def test_neighbours_without_a_rank_come_last(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import resource
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayjobs.external import KeyTable, first_of_equal, keys_of, sort_tables
+from rayjobs.external import KeyTable, first_of_equal, keys_of, new_array, sort_tables
 
 
 def rows(count: int, *, distinct: int) -> list[tuple[str, int]]:
@@ -78,3 +79,16 @@ def test_keys_of_a_sliced_column_are_its_own() -> None:
     column = pa.array([bytes([n]) * 16 for n in range(5)], pa.binary(16)).slice(2, 2)
     assert keys_of(column).tobytes() == b"\x02" * 16 + b"\x03" * 16
     assert keys_of(pa.array([], pa.binary(16))).shape == (0, 2)
+
+
+def test_an_array_for_which_there_is_no_room_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    array = new_array(tmp_path / "small", 3)
+    array[:] = 7
+    assert np.fromfile(tmp_path / "small", np.int64).tolist() == [7, 7, 7] and len(new_array(tmp_path / "none", 0)) == 1
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            new_array(tmp_path / "large", 1 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -287,3 +287,20 @@ def test_a_part_that_is_not_as_it_was_described_does_not_pass(tmp_path: Path) ->
     assert not (folder.path / "_SUCCESS").exists() and folder.work.is_dir()
     folder.finish(**counts, described=[entry])
     assert manifest_of(folder.path)["files"] == [entry]
+
+
+def test_a_folder_that_another_run_finishes_just_now_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take, late = JobFolder._take_lock, folder_of(tmp_path / "out")
+
+    def take_after_the_other(self: JobFolder) -> None:
+        monkeypatch.setattr(JobFolder, "_take_lock", take)
+        first = folder_of(tmp_path / "out")
+        first.open()
+        first.write_parts(tables(3), SCHEMA, rows_per_file=9)
+        finish(first, num_kept=3)
+        self.work.mkdir(exist_ok=True)
+        take(self)
+
+    monkeypatch.setattr(JobFolder, "_take_lock", take_after_the_other)
+    found = late.open()
+    assert found and found["counters"]["kept"] == 3 and not late.work.exists()

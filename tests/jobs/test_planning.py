@@ -122,6 +122,35 @@ def test_neighbours_of_another_corpus_are_refused(corpus: tuple[Index, dict[str,
         planned(corpus[0], tmp_path, neighbours(tmp_path, ("x", "y", 1), ("a0", "z", 1)))
 
 
+def test_samples_that_pictures_have_too_few_neighbours_for_are_counted(
+    corpus: tuple[Index, dict[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [("a0", f"b{n}", n + 1) for n in (0, 2, 3)]
+    plan = planned(corpus[0], tmp_path, neighbours(tmp_path, *pairs), combinations={"T2I": 1.0}, samples_per_image=2)
+    assert {row["id"] for row in records_of(plan)} == {"a0-0", "a0-1"} and plan.num_not_drawn == 2 * 8
+    assert "16 samples are not planned: their pictures have too few neighbours" in capsys.readouterr().err
+    # The same is said by a run that goes on.
+    planned(corpus[0], tmp_path, neighbours(tmp_path, *pairs), combinations={"T2I": 1.0}, samples_per_image=2)
+    assert "16 samples are not planned" in capsys.readouterr().err
+
+
+def test_a_plan_of_nothing_is_refused(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not one sample can be planned: T2I, T2IT need neighbours="):
+        planned(corpus[0], tmp_path, combinations={"T2I": 1.0, "T2IT": 1.0})
+
+
+def test_an_index_of_which_a_part_is_not_seen_is_no_index_without_it(
+    corpus: tuple[Index, dict[str, bytes]], tmp_path: Path
+) -> None:
+    index, _ = corpus
+    planning.Corpus.write(index, number_contents(index, tmp_path), tmp_path)
+    pictures = planning.Corpus(index, tmp_path, 9)
+    assert len(list(pictures.ids(pictures.rows(0, 9)))) == 9
+    (tmp_path / "index" / "000001.parquet").rename(tmp_path / "hidden")
+    with pytest.raises(FileNotFoundError, match="3 rows of the index are not seen"):
+        list(pictures.ids(pictures.rows(0, 9)))
+
+
 def test_neighbours_without_a_pair_are_refused(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not one pair"):
         planned(corpus[0], tmp_path, neighbours(tmp_path))
