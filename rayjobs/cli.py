@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, NoReturn
@@ -38,6 +40,7 @@ QUIET_ENV = {
 }
 
 DONE, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 3
+STOPPED = "stopped; the same command goes on where this one ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,7 @@ def _run(job: str, verbs: dict[str, Verb], argv: list[str]) -> tuple[Outcome, st
     except JobFailed as error:
         return _end(job, FAILED, str(error)), output
     except (Stopped, KeyboardInterrupt):
-        return _end(job, RESUMABLE, "stopped; the same command goes on where this one ended"), output
+        return _end(job, RESUMABLE, STOPPED), output
     except OSError as error:
         if error.errno == errno.ENOSPC:
             where = error.filename or output
@@ -127,6 +130,39 @@ def _unexpected(error: BaseException) -> str:
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
     raise Stopped
+
+
+@contextlib.contextmanager
+def stopping_softly(grace_s: float) -> Iterator[threading.Event]:
+    """While this is open SIGTERM and Ctrl-C set the event that it gives. The second of them, or the end of the grace,
+    stops the job at once, as everywhere else.
+    """
+    asked, is_over = threading.Event(), threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def insist(number: int) -> None:
+        if not is_over.wait(grace_s):
+            os.kill(os.getpid(), number)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        restore()
+        asked.set()
+        threading.Thread(target=insist, args=(number,), daemon=True).start()
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield asked
+    finally:
+        is_over.set()
+        restore()
 
 
 def _parse(job: str, verbs: dict[str, Verb], argv: list[str]) -> tuple[str, str | None, list[str], bool]:

@@ -48,6 +48,7 @@ from rayjobs.synth_worker import (
     remembered_form,
 )
 
+GRACE_S = 10.0  # for the calls that are in flight when the job is told to stop
 CALLS_AT_ONCE = 2  # files of the plan that a worker has open: the last calls of one go beside the first of the next
 
 
@@ -206,13 +207,18 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
         num_cpus=actor_cpus(ray, num_workers, 0.5),
     )
     stop: Stop | None = None
-    with Progress("synth", len(plan), "samples", done=num_done) as progress:
+    with (
+        Progress("synth", len(plan), "samples", done=num_done) as progress,
+        cli.stopping_softly(GRACE_S) as is_to_stop,
+    ):
 
         def show(state: dict[str, Any]) -> None:
             counts = state["counts"]
             extra = f"{counts[REFUSED]:,} refused, {counts[PENDING]:,} pending"
             extra += f", {state['usd']:,.2f} USD" if state["usd"] else ""
             progress.update(num_done + counts[KEPT] + counts[REFUSED], extra)
+            if is_to_stop.is_set():
+                governor.halt.remote()  # what is in flight is paid for
 
         with watched(ray, governor, show):
             for row in (row for table in rows_to_tables(told) for row in table.to_pylist()):
@@ -221,6 +227,8 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
                     stop = found
                 if stop and stop.code != cli.RESUMABLE:
                     governor.halt.remote()  # the calls that the other workers have out are paid for: they may end
+    if is_to_stop.is_set() and (stop is None or stop.code == cli.RESUMABLE):
+        return Stop(cli.RESUMABLE, cli.STOPPED)
     return stop
 
 

@@ -142,6 +142,41 @@ def test_sigterm_stops_with_code_3_and_a_summary(world: World, knowledge: Knowle
                 time.sleep(0.1)
             process.send_signal(signal.SIGTERM)
             stdout, stderr = process.communicate(timeout=60)
+        num_asked = slow.served.requests
     assert process.returncode == 3, stderr
-    assert json.loads(stdout.splitlines()[-1])["code"] == 3
+    summary = json.loads(stdout.splitlines()[-1])
+    assert summary["code"] == 3 and summary["reason"].startswith("stopped; the same command goes on")
+    counters = summary["counters"]
+    assert adds_up(output) == counters and counters["pending"] > 0
+    assert counters["calls"] == num_asked  # what was in flight was waited for
     assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patience", ["grace", "second"])
+def test_a_teacher_that_does_not_answer_holds_no_stop_up(
+    patience: str, world: World, knowledge: Knowledge, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with (
+        DemoTeacher(knowledge, Faults(delay_s=50.0)) as silent,
+        subprocess.Popen(
+            command("synth", *synth_args(world, silent, output)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        deadline = time.monotonic() + 120
+        while not silent.served.requests:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        if patience == "second":
+            time.sleep(2.0)
+            process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=60)
+        assert time.monotonic() - started < (9.0 if patience == "second" else 25.0)
+    assert process.returncode == 3, stderr
+    assert json.loads(stdout.splitlines()[-1])["code"] == 3 and "Traceback" not in stderr
