@@ -263,9 +263,11 @@ class JobFolder:
             if earlier.get(group, {}).get(key) != now[group].get(key)
         ]
         differing += _changes(earlier.get("input_files", {}), now["input_files"])
+        is_empty = "counters" in earlier and not earlier["counters"]["kept"]
         raise ConfigError(
             f"output {str(self.path)!r} holds a run of another configuration "
             f"({'; '.join(differing) or 'fingerprints differ'}): choose another output"
+            + (", or remove this one, in which nothing was kept" if is_empty else "")
         )
 
     def _check_whole(self, manifest: dict[str, Any]) -> None:

@@ -304,3 +304,13 @@ def test_a_folder_that_another_run_finishes_just_now_is_done(tmp_path: Path, mon
     monkeypatch.setattr(JobFolder, "_take_lock", take_after_the_other)
     found = late.open()
     assert found and found["counters"]["kept"] == 3 and not late.work.exists()
+
+
+@pytest.mark.parametrize("num_kept", [0, 3])
+def test_a_folder_of_another_configuration_in_which_nothing_was_kept_may_go(num_kept: int, tmp_path: Path) -> None:
+    first = folder_of(tmp_path / "out")
+    first.open()
+    finish(first, num_kept=num_kept, pending=2)
+    with pytest.raises(ConfigError, match="choose another output") as error:
+        folder_of(tmp_path / "out", seed=1).open()
+    assert str(error.value).endswith("in which nothing was kept") == (num_kept == 0)

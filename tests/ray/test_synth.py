@@ -180,3 +180,24 @@ def test_a_teacher_that_does_not_answer_holds_no_stop_up(
         assert time.monotonic() - started < (9.0 if patience == "second" else 25.0)
     assert process.returncode == 3, stderr
     assert json.loads(stdout.splitlines()[-1])["code"] == 3 and "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_a_cache_that_is_gone_when_the_run_ends_fails_no_run(
+    world: World, knowledge: Knowledge, tmp_path: Path
+) -> None:
+    output, cache = tmp_path / "out", tmp_path / "cache"
+    with DemoTeacher(knowledge, Faults(delay_s=0.2)) as slow:
+        args = [*synth_args(world, slow, output), "teacher.concurrency=2", f"teacher.cache={cache}"]
+        with subprocess.Popen(
+            command("synth", *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            deadline = time.monotonic() + 120
+            while not num_answers(output):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            cache.rmdir()
+            stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "teacher.cache: this run's answers are not all kept in it" in stderr and "Traceback" not in stderr
+    assert adds_up(output)["kept"] == json.loads(stdout.splitlines()[-1])["counters"]["kept"] > 0

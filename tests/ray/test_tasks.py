@@ -38,7 +38,7 @@ class Half:
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Runner]:
+def run(token: None) -> Iterator[Runner]:
     with connected() as ray:
         yield in_tasks(ray)
 
