@@ -193,18 +193,11 @@ def kill_tree(pid: int) -> None:
             process.kill()
 
 
-@pytest.fixture(scope="module")
-def token() -> Iterator[None]:
-    """The token of clusters that a test itself is connected to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
-        yield
-
-
 @pytest.fixture
-def two_nodes(token: None) -> Iterator[object]:
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """A cluster of a head and another node, both on this machine."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": 200 << 20})
