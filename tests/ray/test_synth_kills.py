@@ -49,7 +49,8 @@ def is_in(phase: str, output: Path) -> Callable[[], bool]:
         "reading": lambda: (work / "index").exists(),
         "planning": lambda: (work / "index" / "totals.json").exists(),
         "asking": lambda: num_answers(output) >= before + 100,
-        "finalising": lambda: bool(list(work.glob("parts/.*"))),  # a part is being written
+        # A part is being written: none has been told yet.
+        "finalising": lambda: bool(list(work.glob("parts/*.parquet"))) and not list(work.glob("parts/told-*")),
     }[phase]
 
 
@@ -86,9 +87,7 @@ def test_a_run_killed_twice_goes_on_where_it_was(
     output = tmp_path / "out"
     with DemoTeacher(knowledge, Faults(delay_s=0.02)) as teacher:
         for turn in (1, 2):
-            shutil.rmtree(
-                output / "_work" / "parts", ignore_errors=True
-            )  # of the kill before: else it is not done again
+            shutil.rmtree(output / "_work" / "parts", ignore_errors=True)  # of the kill before
             ready = is_in(phase, output)
             kill_when("synth", *args(world, teacher, output), ready=ready, driver_only=driver_only, every_s=0.01)
             assert not (output / "_SUCCESS").exists()
