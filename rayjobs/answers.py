@@ -249,6 +249,8 @@ class AnswerCache:
             try:
                 with temporary.open("wb") as stream:
                     stream.writelines(line for _, line in _lines(file) if _Head.of(line).usage.num_answered)
+                    stream.flush()
+                    os.fsync(stream.fileno())
                 os.utime(temporary, ns=(written, written))
                 temporary.rename(copy)
             except OSError:
@@ -261,9 +263,12 @@ class AnswerCache:
         for n in range(np.searchsorted(self._first, first), np.searchsorted(self._first, first, "right")):
             if self._second[n] == second:
                 place = int(self._places[n])
-                with self._files[place >> _SHIFT].open("rb") as stream:
-                    stream.seek(place & ((1 << _SHIFT) - 1))
-                    return _entry_of(stream.readline())
+                try:
+                    with self._files[place >> _SHIFT].open("rb") as stream:
+                        stream.seek(place & ((1 << _SHIFT) - 1))
+                        return _entry_of(stream.readline())
+                except (OSError, ValueError):  # gone, or damaged
+                    continue
         return None
 
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ QUIET_ENV = {
 }
 
 DONE, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 3
+SAME_SIGNAL_S = 1.0
 STOPPED = "stopped; the same command goes on where this one ended"
 
 
@@ -134,32 +136,47 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def stopping_softly(grace_s: float) -> Iterator[threading.Event]:
-    """While this is open SIGTERM and Ctrl-C set the event that it gives. The second of them, or the end of the grace,
-    stops the job at once, as everywhere else.
+    """While this is open SIGTERM and Ctrl-C set the event that it gives. A second of them, or the end of the grace,
+    stops the job at once, as everywhere else. So does an error meanwhile: others may have got the signal too.
     """
-    asked, is_over = threading.Event(), threading.Event()
+    asked, is_over, is_late = threading.Event(), threading.Event(), threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: handler
+        for number in (signal.SIGTERM, signal.SIGINT)
+        if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)
+    }
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    asked_s = 0.0
+
     def insist(number: int) -> None:
         if not is_over.wait(grace_s):
+            is_late.set()
             os.kill(os.getpid(), number)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        restore()
-        asked.set()
-        threading.Thread(target=insist, args=(number,), daemon=True).start()
+        nonlocal asked_s
+        if not asked.is_set():
+            asked.set()
+            asked_s = time.monotonic()
+            threading.Thread(target=insist, args=(number,), daemon=True).start()
+        elif is_late.is_set() or time.monotonic() - asked_s > SAME_SIGNAL_S:  # else it was sent to our group as well
+            raise Stopped
 
     for number in before:
         signal.signal(number, on_signal)
     try:
         yield asked
+    except Exception:
+        if asked.is_set():
+            raise Stopped from None
+        raise
     finally:
         is_over.set()
         restore()

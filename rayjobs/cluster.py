@@ -144,6 +144,8 @@ class _OfEach:
                 row["told"] = json.dumps(self.task(json.loads(text)))
             except ConfigError as error:
                 row["misused"] = str(error)
+            except JobFailed as error:
+                row["failure"] = str(error)
             except (OSError, pa.ArrowException) as error:
                 where = getattr(error, "filename", None) or getattr(self.task, "folder", "a task")
                 row["failure"] = f"{where}: {getattr(error, 'strerror', None) or first_line(error)}"

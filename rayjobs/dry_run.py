@@ -161,7 +161,12 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
             "pictures refused: " + ", ".join(f"{name} {count * scale:,.0f}" for name, count in refused.most_common())
         )
     num_not_drawn = scale * (len(sizes) * config.samples_per_image - len(plans))
-    lines += what_is_not_drawn(settings, num_not_drawn, len(plans), has_neighbours=config.neighbours is not None)
+    try:
+        lines += what_is_not_drawn(settings, num_not_drawn, len(plans), has_neighbours=config.neighbours is not None)
+    except ConfigError as error:
+        if is_all:
+            raise
+        lines.append(f"of these rows {error}")
     lines += ["", *_plan_table(plans, scale), ""]
     prompt_tokens = completion_tokens = 0
     for plan in plans:
@@ -170,7 +175,7 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
         own = sizes[plan.image_ids[0]] if plan.image_ids[0] in sizes else next(iter(sizes.values()))
         found = expected_tokens(user, [sizes.get(shown_id, own) for shown_id in plan.image_ids], config.teacher.model)
         prompt_tokens, completion_tokens = prompt_tokens + found[0], completion_tokens + found[1]
-    usage = Usage()
+    usage, num_sent = Usage(), 0
     if config.output and (earlier := _earlier(folder)):
         num_pending, num_sent, usage = earlier
         spent = f", {usage.usd:,.2f} USD" if usage.usd else ""
@@ -181,7 +186,7 @@ def _describe_synthesis(config: SynthConfig) -> list[str]:
         scale = num_pending / max(1, len(plans))
     tokens = prompt_tokens * scale, completion_tokens * scale
     lines.append(_cost(config, len(plans) * scale, *tokens))
-    lines += _against_budget(config, len(plans) * scale, tokens, usage)
+    lines += _against_budget(config, len(plans) * scale, tokens, usage, num_sent)
     return lines + _three_prompts(config, plans, shown)
 
 
@@ -219,17 +224,19 @@ def _earlier(folder: JobFolder) -> tuple[int, int, Usage] | None:
     return counters["pending"], 0, Usage(calls=counters["calls"], usd=counters.get("usd", 0.0))
 
 
-def _against_budget(config: SynthConfig, num_calls: float, tokens: tuple[float, float], used: Usage) -> list[str]:
-    """Whether the budget is enough, and for how many calls."""
+def _against_budget(
+    config: SynthConfig, num_calls: float, tokens: tuple[float, float], used: Usage, num_sent: int
+) -> list[str]:
+    """Whether the budget is enough, and for how many calls beside those that are with the server."""
     from rayjobs.synth import price
 
     allowed: dict[str, float] = {}
     if config.budget.calls is not None:
-        allowed[f"budget.calls={config.budget.calls}"] = config.budget.calls - used.calls
+        allowed[f"budget.calls={config.budget.calls}"] = config.budget.calls - used.calls - num_sent
     known = price(config)
     if config.budget.usd is not None and known is not None and num_calls:
         per_call = known.of(*tokens) / num_calls
-        allowed[f"budget.usd={config.budget.usd:g}"] = (config.budget.usd - used.usd) / max(per_call, 1e-12)
+        allowed[f"budget.usd={config.budget.usd:g}"] = (config.budget.usd - used.usd) / max(per_call, 1e-12) - num_sent
     lines = []
     for name, count in allowed.items():
         if num_calls and count <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -208,7 +209,8 @@ def new_array(file: Path, count: int) -> np.memmap:
             try:
                 os.posix_fallocate(stream.fileno(), 0, num_bytes)
             except OSError as error:
-                raise OSError(error.errno, error.strerror, str(file)) from None
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # else it cannot be asked for
+                    raise OSError(error.errno, error.strerror, str(file)) from None
         stream.truncate(num_bytes)
     return np.memmap(file, np.int64, "r+", shape=(max(1, count),))
 

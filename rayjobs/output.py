@@ -87,7 +87,7 @@ class JobFolder:
         except OSError as error:
             raise ConfigError(f"cannot write to output {str(self.path)!r}: {error.strerror}") from None
         self._take_lock()
-        if self._is_finished():  # by another run, since we looked
+        if self._is_finished() and (self.path / MANIFEST).is_file():  # by another run, since we looked
             shutil.rmtree(self.work, ignore_errors=True)
             self._lock = None
             return self.open()
@@ -263,7 +263,9 @@ class JobFolder:
             if earlier.get(group, {}).get(key) != now[group].get(key)
         ]
         differing += _changes(earlier.get("input_files", {}), now["input_files"])
-        is_empty = "counters" in earlier and not earlier["counters"]["kept"]
+        is_empty = (
+            "counters" in earlier and not earlier["counters"]["kept"] and not any(self.work.glob("batches/*.json"))
+        )
         raise ConfigError(
             f"output {str(self.path)!r} holds a run of another configuration "
             f"({'; '.join(differing) or 'fingerprints differ'}): choose another output"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,8 @@ from rayjobs.synth_worker import (
     remembered_form,
 )
 
-GRACE_S = 10.0  # for the calls that are in flight when the job is told to stop
+# For the calls that are in flight when the job is told to stop; `ray job stop` kills it after 3 seconds.
+GRACE_S, GRACE_OF_SUBMITTED_S = 10.0, 2.0
 CALLS_AT_ONCE = 2  # files of the plan that a worker has open: the last calls of one go beside the first of the next
 
 
@@ -207,9 +209,10 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
         num_cpus=actor_cpus(ray, num_workers, 0.5),
     )
     stop: Stop | None = None
+    grace_s = GRACE_OF_SUBMITTED_S if os.environ.get("RAY_ADDRESS") else GRACE_S
     with (
         Progress("synth", len(plan), "samples", done=num_done) as progress,
-        cli.stopping_softly(GRACE_S) as is_to_stop,
+        cli.stopping_softly(0.0 if in_batches else grace_s) as is_to_stop,  # nobody waits for a batch
     ):
 
         def show(state: dict[str, Any]) -> None:
@@ -227,7 +230,7 @@ def _ask_all(ray: Any, config: SynthConfig, plan: Plan, pictures: Pictures, answ
                     stop = found
                 if stop and stop.code != cli.RESUMABLE:
                     governor.halt.remote()  # the calls that the other workers have out are paid for: they may end
-    if is_to_stop.is_set() and (stop is None or stop.code == cli.RESUMABLE):
+    if is_to_stop.is_set() and (stop is None or stop.reason == BUDGET_SPENT):
         return Stop(cli.RESUMABLE, cli.STOPPED)
     return stop
 

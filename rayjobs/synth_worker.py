@@ -137,6 +137,7 @@ class PlanFile:
         self._records = asking.plan.rows(number)
         self._log = AnswerWriter(asking.answers, number, worker)
         self._syncing = asyncio.Lock()
+        self._not_synced: OSError | None = None
 
     def __enter__(self) -> PlanFile:
         return self
@@ -161,8 +162,14 @@ class PlanFile:
     async def sync(self) -> None:
         """Until what was written so far outlives this machine, as far as that is in our hands."""
         async with self._syncing:  # one that has begun before may not have ended
+            if self._not_synced is not None:  # the system tells it once
+                raise self._not_synced
             if (descriptor := self._log.unsynced()) is not None:
-                await asyncio.to_thread(sync, descriptor)
+                try:
+                    await asyncio.to_thread(sync, descriptor)
+                except OSError as error:
+                    self._not_synced = error
+                    raise
 
 
 class AskTeacher:
@@ -312,7 +319,10 @@ class AskTeacher:
         usd = None if self._asking.price is None else 0.0
         value = known.value | {"usd": usd}
         file.write(Entry(number, ANSWERED, 0, 0, 0, 0.0, key, value))
-        return KEPT if self._refused(value, plan) is None else REFUSED
+        if self._refused(value, plan) is not None:
+            return REFUSED
+        self._count_useless(None)
+        return KEPT
 
     async def _request(self, file: PlanFile, number: int) -> tuple[PlannedSample, Request]:
         record = file.record(number)

@@ -231,12 +231,17 @@ class Teacher:
         Raises:
             TeacherRejected, TeacherUnavailable, OutOfMoney, TeacherMisconfigured, BudgetSpent: see there.
         """
-        if self._form.is_proven:
+        if not self._form.is_proven:
+            async with self._form.lock:  # one by one, until it is known what the server takes
+                if not self._form.is_proven:
+                    return await self._find_form(request)
+        limit = self.limit
+        try:
             return await self._ask(request, 0)
-        async with self._form.lock:  # one by one, until it is known what the server takes
-            if not self._form.is_proven:
-                return await self._find_form(request)
-        return await self._ask(request, 0)
+        except TeacherRejected as error:
+            if self.limit == limit:
+                raise
+            return await self._ask(request, error.calls)
 
     async def close(self) -> None:
         """Let the connections go; a question after it makes new ones."""
@@ -318,7 +323,8 @@ class Teacher:
             if is_unpaid(error.status_code, error.code):
                 raise OutOfMoney(error.status_code, calls) from None
             if not may_pass(error.status_code):
-                if MAX_COMPLETION_TOKENS in str(error):  # OpenAI says so of its reasoning models
+                is_wanted = error.param == MAX_TOKENS or error.code == "unsupported_parameter"
+                if is_wanted and MAX_COMPLETION_TOKENS in str(error):  # OpenAI says so of its reasoning models
                     self._form.limit = MAX_COMPLETION_TOKENS
                 raise TeacherRejected(f"{error.status_code}: {first_line(error)[:200]}", calls) from None
             wait_s = _retry_after(error)

@@ -167,8 +167,10 @@ def test_a_cache_gives_each_request_its_own_answer_and_reads_over_what_is_not_ou
         AnswerWriter(tmp_path, place % 2, "a").write(entry(number, text=f"of {number}", key=f"{number:016x}" * 2))
     (tmp_path / "000000-b.answers").write_text("not ours\n1\tanswered\t1\t1\t1\t0.0\tno hex\t{}\n")
     (tmp_path / "000000-c.answers").write_text("1\tanswered\t1\t1\t1\t0.0\t-\t{}\n1\tanswered\t1\t1\t1\t0.0\tab\t{}\n")
+    damaged = f"{11:016x}" * 2
+    (tmp_path / "000000-d.answers").write_text(f"1\tanswered\t1\t1\t1\t0.0\t{damaged}\t{{half\n")
     cache = AnswerCache(tmp_path)
-    assert len(cache) == len(numbers)
+    assert len(cache) == len(numbers) + 1 and cache.get(damaged) is None
     for number in numbers:
         found = cache.get(f"{number:016x}" * 2)
         assert found and found.value == {"text": f"of {number}"}

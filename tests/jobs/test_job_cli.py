@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,59 @@ def test_an_input_that_is_not_there_ends_the_real_command_with_2(tmp_path: Path)
     assert "'gone.parquet'" in ended.stderr and len(ended.stderr.splitlines()) == 1
     assert json.loads(ended.stdout.splitlines()[-1])["output"] == str(tmp_path / "scores")
     assert not (tmp_path / "scores").exists()
+
+
+def kill_self(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)  # a handler runs between two steps of Python
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, cli._stop)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_soft_stop_is_told_and_raises_nothing(number: int, handlers: None) -> None:
+    with cli.stopping_softly(60.0) as is_to_stop:
+        assert not is_to_stop.is_set()
+        kill_self(number)
+        kill_self(number)  # as of one that was sent to the group as well
+        assert is_to_stop.is_set()
+    with pytest.raises((cli.Stopped, KeyboardInterrupt)):
+        kill_self(number)
+
+
+def test_a_second_stop_is_no_soft_one(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "SAME_SIGNAL_S", 0.0)
+    with pytest.raises(cli.Stopped), cli.stopping_softly(60.0):
+        kill_self()
+        kill_self(signal.SIGINT)
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 0.3])
+def test_the_grace_of_a_soft_stop_ends(grace_s: float, handlers: None) -> None:
+    started = time.monotonic()
+    with pytest.raises(cli.Stopped), cli.stopping_softly(grace_s):
+        kill_self()
+        time.sleep(5.0)
+    assert grace_s <= time.monotonic() - started < 4.0
+
+
+def test_an_error_after_a_soft_stop_is_of_the_stop(handlers: None) -> None:
+    for is_stopped in (False, True):
+        with pytest.raises(cli.Stopped if is_stopped else RuntimeError), cli.stopping_softly(60.0):
+            if is_stopped:
+                kill_self()
+            raise RuntimeError("an actor died")
+
+
+def test_a_signal_that_is_ignored_stays_so(handlers: None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with cli.stopping_softly(60.0) as is_to_stop:
+        kill_self(signal.SIGINT)
+        assert not is_to_stop.is_set()

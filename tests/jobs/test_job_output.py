@@ -314,3 +314,7 @@ def test_a_folder_of_another_configuration_in_which_nothing_was_kept_may_go(num_
     with pytest.raises(ConfigError, match="choose another output") as error:
         folder_of(tmp_path / "out", seed=1).open()
     assert str(error.value).endswith("in which nothing was kept") == (num_kept == 0)
+    (first.work / "batches").mkdir()
+    (first.work / "batches" / "000000-a.json").touch()  # paid for, and with the server
+    with pytest.raises(ConfigError, match=r"choose another output$"):
+        folder_of(tmp_path / "out", seed=1).open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -22,13 +23,15 @@ from mme5core.storage import locate
 from mme5core.synthesis.pricing import Price
 from mme5core.types import Rejected
 from rayjobs import cli, planning, synth_worker
-from rayjobs.answers import ANSWERED, REJECTED
+from rayjobs.answers import ANSWERED, REJECTED, Entry
 from rayjobs.config import FilterConfig
 from rayjobs.picture_filters import PictureKey
 from rayjobs.synth_worker import (
     REJECTED_IN_A_ROW,
     USELESS_AFTER_A_SAMPLE,
     USELESS_IN_A_ROW,
+    Asking,
+    PlanFile,
     Rules,
     remembered_form,
 )
@@ -338,7 +341,13 @@ def test_a_server_that_refuses_all_from_some_time_on_refuses_no_sample(
     reply: Reply, message: str, work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rayjobs.synth_worker.REJECTED_AFTER_AN_ANSWER", 20)
-    served = serve(lambda request, n: ANSWER if n <= 5 else reply)
+
+    def late(request: dict[str, Any], n: int) -> Reply:
+        if n > 5:
+            time.sleep(0.2)  # one that came before the last answer would count as refused
+        return ANSWER if n <= 5 else reply
+
+    served = serve(late)
     _, stop = work.ask(served.base_url)
     assert stop.code == cli.BAD_INPUT and message in stop.reason
     assert work.statuses() == {ANSWERED: 5, None: NUM_PICTURES - 5}
@@ -431,8 +440,47 @@ def test_a_model_that_wants_its_limit_by_another_name_gets_it(work: Work, serve:
     mode, limit = remembered_form(work.root, served.base_url, "m")
     assert (mode, limit) == ("json_object", "max_completion_tokens")
     # What was found out holds for batches too, of which a server would refuse every line.
-    counts, stop = work.ask(served.base_url, max_tokens=77, mode=mode, limit=limit, batch_size=50)
+    counts, stop = work.ask(served.base_url, max_tokens=77, mode=mode, limit=limit, batch_size=20)
     assert counts == {"kept": NUM_PICTURES - 10} and stop.code == 0 and len(served.requests) == NUM_PICTURES + 2
+
+
+def test_a_server_that_has_changed_its_mind_about_the_limit_loses_no_sample(work: Work, serve: Any) -> None:
+    said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    refused: Reply = (400, {"error": {"message": said, "code": "unsupported_parameter", "param": "max_tokens"}}, {})
+    served = serve(lambda request, n: refused if "max_tokens" in request else ANSWER)
+    counts, stop = work.ask(served.base_url, mode="json_schema")
+    assert counts == {"kept": NUM_PICTURES} and stop.code == 0 and len(served.requests) <= NUM_PICTURES + 4
+
+
+def test_a_picture_that_is_too_long_for_the_limit_does_not_rename_it(work: Work, serve: Any) -> None:
+    too_long: Reply = (400, {"error": {"message": "'max_tokens' or 'max_completion_tokens' is too large: 2048"}}, {})
+    served = serve(lambda request, n: too_long if n == 5 else ANSWER)
+    counts, _ = work.ask(served.base_url)
+    assert counts == {"kept": NUM_PICTURES - 1, "refused": 1}
+    assert not any("max_completion_tokens" in request for request in served.requests)
+
+
+def test_a_sync_that_failed_once_has_failed_for_good(work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(lambda request, n: ANSWER)
+    work.ask(served.base_url, budget={"budget_calls": 1})
+    with PlanFile(Asking({}, work.plan, None, Rules(1, None), None, work.answers, None, None), 0, "w") as file:  # type: ignore[arg-type]
+
+        def full(descriptor: int) -> None:
+            os.close(descriptor)
+            raise OSError(28, "No space left on device")
+
+        async def twice() -> list[str]:
+            seen = []
+            for number in (1, 2):
+                file.write(Entry(number, ANSWERED, 1, 1, 1, 0.0, "-", {}))
+                with pytest.raises(OSError, match="No space") as error:
+                    await file.sync()
+                seen.append(str(error.value))
+                monkeypatch.undo()
+            return seen
+
+        monkeypatch.setattr(synth_worker, "sync", full)
+        assert len(asyncio.run(twice())) == 2
 
 
 def test_what_a_model_says_when_it_refuses_is_kept(work: Work, serve: Any) -> None:

@@ -32,6 +32,8 @@ class Half:
             (self.folder / "is" / "not" / "there").touch()
         if number == -3:
             raise OSError(28, "No space left on device")
+        if number == -5:
+            raise JobFailed("a store is away")
         if number == -4:
             pa.array(["a"]).cast(pa.int32())
         (self.folder / f"{number}").touch()
@@ -50,7 +52,7 @@ def run_all(folder: Path, told: Any) -> None:
                 told.put((type(error), str(error)))
 
 
-CASES = ([], [*range(0, 12, 2)], [0, -1], [0, -2], [0, -3], [0, -4])
+CASES = ([], [*range(0, 12, 2)], [0, -1], [0, -2], [0, -3], [0, -4], [0, -5])
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,7 @@ def test_without_an_item_there_is_no_task(outcomes: tuple[Path, list[Any]]) -> N
         (-1, ConfigError, "^'number' is negative$"),
         (-2, JobFailed, "^{folder}/is/not/there: No such file or directory$"),
         (-3, JobFailed, "^{folder}: No space left on device$"),
+        (-5, JobFailed, "^a store is away$"),
         (-4, JobFailed, "^{folder}: Failed to parse string: 'a'"),
     ],
 )
