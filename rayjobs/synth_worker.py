@@ -46,8 +46,8 @@ UNAVAILABLE_IN_A_ROW = 3
 # Then it is the request that is wrong, or the account, and not the pictures: before any answer, and after one.
 REJECTED_IN_A_ROW, REJECTED_AFTER_AN_ANSWER = 16, 64
 # Answers of which none can be kept, before a worker's first that can, and after one: then it is the model or a setting,
-# and each is paid for.
-USELESS_IN_A_ROW, USELESS_AFTER_A_SAMPLE = 32, 128
+# and each is paid for. Of a recipe that keeps one in twenty one worker in 700 begins so.
+USELESS_IN_A_ROW, USELESS_AFTER_A_SAMPLE = 128, 512
 SYNC_EVERY_S = 1.0
 NOT_THE_CLIENTS = ("concurrency", "batch_size", "batch_poll_s")
 FORM_FILE = "teacher.json"
