@@ -245,6 +245,7 @@ def kill_self(number: int = signal.SIGTERM) -> None:
 def handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, cli._stop)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
