@@ -60,7 +60,7 @@ class AnswerWriter:
             self._file, self._has_unsynced = None, False
 
     def unsynced(self) -> int | None:
-        """A descriptor of the file, for `sync`, where something was written since the last one."""
+        """A descriptor of the file, for `output.sync`, where something was written since the last one."""
         if self._file is None or not self._has_unsynced:
             return None
         self._has_unsynced = False
@@ -82,14 +82,6 @@ class AnswerWriter:
         if self._file.write(line) != len(line):
             os.ftruncate(self._file.fileno(), start)
             raise OSError(28, "No space left on device", str(self._path))
-
-
-def sync(descriptor: int) -> None:
-    """Wait until a file is on the disk, or with the server of a shared one, and close the descriptor."""
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def settled(folder: Path, plan_file: int) -> set[int]:

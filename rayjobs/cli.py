@@ -173,8 +173,9 @@ def stopping_softly(grace_s: float) -> Iterator[threading.Event]:
         signal.signal(number, on_signal)
     try:
         yield asked
-    except Exception:
+    except Exception as error:
         if asked.is_set():
+            print(without_credentials(f"while stopping: {first_line(error)}"), file=sys.stderr)
             raise Stopped from None
         raise
     finally:

@@ -396,7 +396,11 @@ def has_file(root: Path, entry: Mapping[str, Any]) -> bool:
 
 def sync_file(file: Path) -> None:
     """Wait until a file is on the disk, or with the server of a shared one."""
-    descriptor = os.open(file, os.O_RDONLY)
+    sync(os.open(file, os.O_RDONLY))
+
+
+def sync(descriptor: int) -> None:
+    """`sync_file` of an open file; closes the descriptor."""
     try:
         os.fsync(descriptor)
     finally:

@@ -35,9 +35,9 @@ from mme5core.synthesis.teacher import (
 )
 from mme5core.types import ImageRef, Rejected
 from rayjobs import cli
-from rayjobs.answers import ANSWERED, FAILED, REJECTED, AnswerCache, AnswerWriter, Entry, settled, sync
+from rayjobs.answers import ANSWERED, FAILED, REJECTED, AnswerCache, AnswerWriter, Entry, settled
 from rayjobs.gate import SharedGate
-from rayjobs.output import write_json
+from rayjobs.output import sync, write_json
 from rayjobs.planning import Plan, planned
 
 # After so many without an answer between them the worker leaves the rest to the next run, instead of waiting through

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,20 @@ def test_lines_that_failed_are_pending_or_refused_as_calls_are(work: Work, serve
     assert counts == {"kept": 5}
 
 
+def change_lines(served: Served, change: Callable[[int], dict[str, Any]]) -> None:
+    """In the files of answers that the server gives, lines are changed as said of their numbers."""
+    get = served.batches.get
+
+    def changed(path: str, query: str) -> Any:
+        found = get(path, query)
+        if not isinstance(found, bytes):
+            return found
+        lines = [json.loads(line) | change(number) for number, line in enumerate(found.splitlines())]
+        return "\n".join(map(json.dumps, lines)).encode()
+
+    served.batches.get = changed
+
+
 def failing(served: Served, code: str, times: int) -> None:
     """Batches that the server makes are said to have failed, the first few times."""
     post = served.batches.post
@@ -352,17 +367,7 @@ def test_answers_of_a_batch_are_on_the_disk_before_its_record_is_gone(
 @pytest.mark.parametrize("response", [{"status_code": 502, "body": "<html>bad gateway</html>"}, "error", None])
 def test_a_line_that_is_not_of_the_protocol_leaves_its_sample_pending(response: Any, work: Work, serve: Any) -> None:
     served = serve(lambda request, n: ANSWER)
-    get = served.batches.get
-
-    def odd(path: str, query: str) -> Any:
-        found = get(path, query)
-        if isinstance(found, bytes):
-            lines = [json.loads(line) for line in found.splitlines()]
-            lines[3]["response"] = response
-            return "\n".join(json.dumps(line) for line in lines).encode()
-        return found
-
-    served.batches.get = odd
+    change_lines(served, lambda number: {"response": response} if number == 3 else {})
     counts, stop = work.ask(served.base_url, batch_size=50)
     assert counts == {"kept": NUM_PICTURES - 1, "pending": 1} and stop.code == 0 and not num_with_server(work.root)
 
@@ -408,16 +413,14 @@ def test_a_queue_that_is_full_for_a_single_call_stops_the_job(work: Work, serve:
 
 def test_a_batch_that_expired_is_pending_and_costs_what_was_done_of_it(work: Work, serve: Any) -> None:
     served = serve(lambda request, n: ANSWER)
+    late = {"response": None, "error": {"code": "batch_expired", "message": "too late"}}
+    change_lines(served, lambda number: late if number >= 10 else {})
     get = served.batches.get
 
     def expired(path: str, query: str) -> Any:
         found = get(path, query)
-        if isinstance(found, bytes):
-            lines = [json.loads(line) for line in found.splitlines()]
-            for line in lines[10:]:
-                line |= {"response": None, "error": {"code": "batch_expired", "message": "too late"}}
-            return "\n".join(map(json.dumps, lines)).encode()
-        return found | {"status": "expired"} if found and found.get("status") == "completed" else found
+        is_done = isinstance(found, dict) and found.get("status") == "completed"
+        return found | {"status": "expired"} if is_done else found
 
     served.batches.get = expired
     counts, stop = work.ask(served.base_url, batch_size=50)

@@ -278,12 +278,13 @@ def test_the_grace_of_a_soft_stop_ends(grace_s: float, handlers: None) -> None:
     assert grace_s <= time.monotonic() - started < 4.0
 
 
-def test_an_error_after_a_soft_stop_is_of_the_stop(handlers: None) -> None:
+def test_an_error_after_a_soft_stop_is_of_the_stop(handlers: None, capsys: pytest.CaptureFixture[str]) -> None:
     for is_stopped in (False, True):
         with pytest.raises(cli.Stopped if is_stopped else RuntimeError), cli.stopping_softly(60.0):
             if is_stopped:
                 kill_self()
             raise RuntimeError("an actor died")
+    assert capsys.readouterr().err == "while stopping: an actor died\n"
 
 
 def test_a_signal_that_is_ignored_stays_so(handlers: None) -> None:

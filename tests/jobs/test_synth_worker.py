@@ -420,7 +420,7 @@ def test_a_teacher_whose_answers_are_of_no_use_is_not_paid_to_the_end(
 
 
 def test_one_answer_of_use_shows_that_others_may_come(work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    served = serve(lambda request, n: ANSWER if n == 30 else CUT_OFF)
+    served = serve(lambda request, n: ANSWER if n == 3 else CUT_OFF)
     monkeypatch.setattr(synth_worker, "USELESS_IN_A_ROW", 32)
     counts, stop = work.ask(served.base_url)
     assert counts == {"kept": 1, "refused": NUM_PICTURES - 1} and stop.code == 0

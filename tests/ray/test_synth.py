@@ -13,7 +13,7 @@ import pytest
 
 from mme5core.demo.benchmark import held_out_languages
 from mme5core.demo.teacher import DemoTeacher, Faults, Knowledge
-from tests.ray.conftest import Ended, World, adds_up, command, kill_when, read_parts, run_job, synth_args
+from tests.ray.conftest import Ended, World, adds_up, command, kill_when, read_parts, run_job, synth_args, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -128,18 +128,17 @@ def _without_time(rows: list[dict[str, Any]]) -> list[str]:
     return [json.dumps(row, sort_keys=True, default=lambda value: value.hex()) for row in rows]
 
 
+def begun(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(command("synth", *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.slow
 def test_sigterm_stops_with_code_3_and_a_summary(world: World, knowledge: Knowledge, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with DemoTeacher(knowledge, Faults(delay_s=0.3)) as slow:
         args = [*synth_args(world, slow, output), "samples_per_image=3", "teacher.concurrency=2"]
-        with subprocess.Popen(
-            command("synth", *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            deadline = time.monotonic() + 120
-            while not num_answers(output):
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.1)
+        with begun(*args) as process:
+            wait_for(process, lambda: num_answers(output) > 0)
             process.send_signal(signal.SIGTERM)
             stdout, stderr = process.communicate(timeout=60)
         num_asked = slow.served.requests
@@ -160,17 +159,9 @@ def test_a_teacher_that_does_not_answer_holds_no_stop_up(
     output = tmp_path / "out"
     with (
         DemoTeacher(knowledge, Faults(delay_s=50.0)) as silent,
-        subprocess.Popen(
-            command("synth", *synth_args(world, silent, output)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process,
+        begun(*synth_args(world, silent, output)) as process,
     ):
-        deadline = time.monotonic() + 120
-        while not silent.served.requests:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(process, lambda: silent.served.requests > 0)
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         if patience == "second":
@@ -189,13 +180,8 @@ def test_a_cache_that_is_gone_when_the_run_ends_fails_no_run(
     output, cache = tmp_path / "out", tmp_path / "cache"
     with DemoTeacher(knowledge, Faults(delay_s=0.2)) as slow:
         args = [*synth_args(world, slow, output), "teacher.concurrency=2", f"teacher.cache={cache}"]
-        with subprocess.Popen(
-            command("synth", *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            deadline = time.monotonic() + 120
-            while not num_answers(output):
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.1)
+        with begun(*args) as process:
+            wait_for(process, lambda: num_answers(output) > 0)
             cache.rmdir()
             stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
