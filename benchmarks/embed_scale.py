@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.types import Content
-from rayjobs.config import EmbedCorpusConfig
+from rayjobs.embed_corpus.config import EmbedCorpusConfig
 
 WIDTH = 64
 ROWS_PER_SHARD = 500_000
@@ -89,9 +89,9 @@ def check(output: Path, num_rows: int) -> None:
 
 def _run(config: EmbedCorpusConfig) -> None:
     from benchmarks.embed_scale import FakeEncoder  # not of __main__, which the workers do not have
-    from rayjobs import embed_corpus
+    from rayjobs.embed_corpus import job
 
-    print(embed_corpus.run(config, load=FakeEncoder).counters)
+    print(job.run(config, load=FakeEncoder).counters)
 
 
 def measure(folder: Path, num_rows: int, num_workers: int) -> dict[str, Any]:

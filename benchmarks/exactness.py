@@ -17,8 +17,8 @@ import numpy as np
 
 from mme5core import Encoder
 from mme5core.demo.base_model import build_base
-from mme5core.objective import Objective
-from rayjobs.output import versions
+from mme5core.training.objective import Objective
+from rayjobs.folder.versions import versions
 from tests.core.backbones.families import FAMILIES, TEXTS, build
 from tests.core.contents import mixed
 from tests.core.exactness import Setting, largest_difference, step, steps_on

@@ -13,9 +13,9 @@ from PIL import Image
 from mme5core.adapters import add_adapter
 from mme5core.demo.base_model import build_base
 from mme5core.encoder import Encoder
-from mme5core.objective import Objective
-from mme5core.sampling import BatchSampler
-from mme5core.training import PlainEngine, fit
+from mme5core.training.fit import PlainEngine, fit
+from mme5core.training.objective import Objective
+from mme5core.training.sampling import BatchSampler
 from mme5core.types import Content, Sample
 
 NUM_SAMPLES, BATCH_SIZE, NUM_STEPS = 128, 32, 40

@@ -23,10 +23,10 @@ from benchmarks import checkpoints, full_size
 from benchmarks.training import NUM_WORDS
 from mme5core.adapters import add_adapter
 from mme5core.encoder import Encoder
-from mme5core.gradcache import PlainEngine
-from mme5core.objective import Objective
-from mme5core.sampling import BatchSampler
-from mme5core.training import fit
+from mme5core.training.fit import fit
+from mme5core.training.gradcache import PlainEngine
+from mme5core.training.objective import Objective
+from mme5core.training.sampling import BatchSampler
 from mme5core.types import Content, Sample
 
 # Forward and activation-gradient work of one picture row with 64 tokens, in units of 1e12 (counted on the real shape).

@@ -22,13 +22,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mme5core.corpus.index import INDEX, Index, id_key
+from mme5core.corpus.scan import find_duplicates
 from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import PlanSettings
-from rayjobs.cluster import connected, here, in_tasks
-from rayjobs.output import versions
-from rayjobs.planning import make_plan
-from rayjobs.scan import INDEX, Index, _find_duplicates, id_key
+from mme5core.synthesis.planning import make_plan
+from mme5core.tasks import run_here
+from rayjobs.folder.versions import versions
+from rayjobs.on_ray.connection import connected
+from rayjobs.on_ray.tasks import run_on_ray
 
 NUM_PICTURES = (100_000, 400_000, 1_600_000)
 NUM_NEIGHBOURS, PER_SHARD, PER_FILE = 10, 10_000, 100_000
@@ -49,7 +52,7 @@ def write_index(folder: Path, num_pictures: int) -> None:
         }
         table = pa.table({f.name: pa.array(rows.get(f.name, [None] * len(ids)), f.type) for f in INDEX})
         pq.write_table(table, folder / f"{shard:06d}.parquet", compression="zstd")
-    _find_duplicates(folder, np.array(starts))
+    find_duplicates(folder, np.array(starts))
 
 
 def starts_of(num_pictures: int) -> list[int]:
@@ -99,10 +102,10 @@ def measure(work: Path, num_pictures: int, on_ray: bool, told: Any) -> None:
 
     if on_ray:
         with connected() as ray:
-            list(in_tasks(ray)(dict, [{"n": n} for n in range(4)]))  # its workers are started
-            seconds, samples = plan(in_tasks(ray))
+            list(run_on_ray(ray)(dict, [{"n": n} for n in range(4)]))  # its workers are started
+            seconds, samples = plan(run_on_ray(ray))
     else:
-        seconds, samples = plan(here)
+        seconds, samples = plan(run_here)
     told.put((seconds, samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10))
     shutil.rmtree(work)
 

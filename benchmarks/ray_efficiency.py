@@ -26,8 +26,8 @@ from benchmarks import checkpoints
 from benchmarks.embedding import BATCH_SIZE, bare_forward, jpeg
 from mme5core.encoder import Encoder
 from mme5core.types import Content
-from rayjobs import embed_corpus
-from rayjobs.config import EmbedCorpusConfig
+from rayjobs.embed_corpus import job
+from rayjobs.embed_corpus.config import EmbedCorpusConfig
 
 BATCH_S = 0.1
 NUM_BATCHES = 50
@@ -52,7 +52,7 @@ class SleepingEncoder:
 
 def on_one_thread(config: dict[str, Any]) -> Any:
     """The job's own encoder, with the other core left to what prepares its batches."""
-    encoder = embed_corpus.load_encoder(config)
+    encoder = job.load_encoder(config)
     torch.set_num_threads(1)
     return encoder
 
@@ -76,7 +76,7 @@ def slope(folder: Path, rows: list[dict[str, Any]], model: Path, load: Any) -> f
 def _embedding_seconds(config: EmbedCorpusConfig, load: Any) -> float:
     """From the first contents' reading to the last vector's writing."""
     found = {}
-    embed_all = embed_corpus._embed_all
+    embed_all = job._embed_all
 
     def timed(*args: Any, **kwargs: Any) -> int:
         began = time.perf_counter()
@@ -84,11 +84,11 @@ def _embedding_seconds(config: EmbedCorpusConfig, load: Any) -> float:
         found["s"] = time.perf_counter() - began
         return num_done
 
-    embed_corpus._embed_all = timed  # type: ignore[assignment]
+    job._embed_all = timed  # type: ignore[assignment]
     try:
-        embed_corpus.run(config, load=load)
+        job.run(config, load=load)
     finally:
-        embed_corpus._embed_all = embed_all
+        job._embed_all = embed_all
     return found["s"]
 
 

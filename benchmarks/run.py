@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import adapters, attention, embedding, training
-from rayjobs.output import versions
+from rayjobs.folder.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = {

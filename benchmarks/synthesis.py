@@ -34,8 +34,8 @@ from mme5core.demo.teacher import MODEL, DemoTeacher, Entry, Faults, Knowledge
 from mme5core.images import load_rgb
 from mme5core.readers import read_rows
 from mme5core.synthesis.plan import PlanSettings, plan_image
-from mme5core.synthesis.requests import build_request
-from rayjobs.output import versions
+from mme5core.synthesis.question import build_request
+from rayjobs.folder.versions import versions
 
 LATENCY_S, IN_FLIGHT, NUM_WORKERS = 0.2, 128, 2
 NUM_CALLS, NUM_PICTURES = 6_000, 1_200

@@ -16,10 +16,10 @@ from PIL import Image
 from benchmarks import checkpoints
 from mme5core.adapters import add_adapter
 from mme5core.encoder import Encoder
-from mme5core.gradcache import PlainEngine
-from mme5core.objective import Objective
-from mme5core.sampling import BatchSampler
-from mme5core.training import PictureCache, StepResult, _prepare, _with_features, fit
+from mme5core.training.fit import PictureCache, StepResult, _prepare, _with_features, fit
+from mme5core.training.gradcache import PlainEngine
+from mme5core.training.objective import Objective
+from mme5core.training.sampling import BatchSampler
 from mme5core.types import Content, Sample
 
 BATCH_SIZE, NUM_NEGATIVES, CHUNK_ROWS, NUM_SAMPLES, ROUNDS, THREADS = 16, 1, 8, 64, 5, 1

@@ -1,1 +1,1 @@
-"""The jobs: configuration in, Ray wiring, one call into mme5core, files out."""
+"""The jobs: configuration in, Ray wiring, calls into mme5core, files out."""

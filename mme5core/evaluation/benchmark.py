@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mme5core.errors import first_line
-from mme5core.readers.shards import InputError, find_shards
+from mme5core.errors import InputError, first_line
+from mme5core.readers.shards import find_shards
 from mme5core.schemas import CANDIDATES, QUERIES
 from mme5core.storage import parquet_file
 from mme5core.types import Content, EvalQuery

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from mme5core.readers import table
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
+from mme5core.readers.table import choose_columns, row_of
 from mme5core.storage import AnyPath
 
 
@@ -24,5 +24,5 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
             if not isinstance(record, dict):
                 yield refuse(f"{options.label or shard.name}:{position}", "not_an_object", type(record).__name__)
                 continue
-            columns = table.choose_columns(list(record))
-            yield table.row_of(record, columns, shard, position, options)
+            columns = choose_columns(list(record))
+            yield row_of(record, columns, shard, position, options)

@@ -10,8 +10,9 @@ from threading import Lock
 import pyarrow as pa
 
 from mme5core.errors import first_line
-from mme5core.readers import img2dataset, table
 from mme5core.readers.corpus_row import ReadOptions
+from mme5core.readers.img2dataset import read_picture as read_from_tar
+from mme5core.readers.table import choose_columns, image_of
 from mme5core.storage import AnyPath, parquet_file
 
 _ONE_AT_A_TIME = Lock()  # many threads that want pictures of one row group would else each read all of it
@@ -30,7 +31,7 @@ def read_picture(shard: AnyPath, image_id: str, offset: int, num_bytes: int, opt
         OSError: it is not there any more.
     """
     if shard.suffix.lower() == ".tar":
-        return img2dataset.read_picture(shard, offset, num_bytes)
+        return read_from_tar(shard, offset, num_bytes)
     if shard.suffix.lower() == ".parquet":
         return _in_parquet(shard, offset, options)
     name = image_id.removeprefix(f"{options.label}/") if options.label else image_id
@@ -42,8 +43,8 @@ def _in_parquet(shard: AnyPath, row: int, options: ReadOptions) -> bytes:
         with _ONE_AT_A_TIME:
             starts, column = _layout(shard)
             group = bisect_right(starts, row) - 1
-            value = _row_group(shard, group, column)[row - starts[group]].as_py()
-        data = table.image_of(value, shard, options)
+            stored = _row_group(shard, group, column)[row - starts[group]].as_py()
+        data = image_of(stored, shard, options)
     except (pa.ArrowInvalid, ValueError, IndexError) as error:
         raise OSError(0, first_line(error), str(shard)) from None
     return data or b""
@@ -54,7 +55,7 @@ def _layout(shard: AnyPath) -> tuple[list[int], str]:
     """The first row of each row group, and the column of the pictures."""
     file = parquet_file(shard)
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)]
-    column = table.choose_columns(file.schema_arrow.names)["image"]
+    column = choose_columns(file.schema_arrow.names)["image"]
     if column is None:
         raise ValueError("no column of pictures")
     return [0, *accumulate(sizes)], column

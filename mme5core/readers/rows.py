@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from mme5core.readers import img2dataset, jsonl, pictures, table
 from mme5core.readers.corpus_row import AS_IT_IS, CorpusRow, ReadOptions
+from mme5core.readers.img2dataset import read as read_tar
+from mme5core.readers.jsonl import read as read_jsonl
+from mme5core.readers.pictures import read as read_folder
+from mme5core.readers.table import read as read_parquet
 from mme5core.storage import AnyPath
 
 READERS: dict[str, Callable[[AnyPath, ReadOptions], Iterator[CorpusRow]]] = {
-    ".tar": img2dataset.read,
-    ".parquet": table.read,
-    ".jsonl": jsonl.read,
+    ".tar": read_tar,
+    ".parquet": read_parquet,
+    ".jsonl": read_jsonl,
 }
 
 
@@ -20,7 +23,7 @@ def read_rows(shard: AnyPath, options: ReadOptions = AS_IT_IS) -> Iterator[Corpu
     refused row of its own name, after all the rows before the break."""
     suffix = shard.suffix.lower()
     if suffix not in READERS and shard.is_dir():
-        return pictures.read(shard, options)
+        return read_folder(shard, options)
     if suffix not in READERS:
         raise ValueError(f"unknown format {shard.suffix!r} of {shard}; known: {sorted(READERS)}")
     return READERS[suffix](shard, options)

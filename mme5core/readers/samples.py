@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.content_key import document_key
-from mme5core.errors import first_line
+from mme5core.errors import InputError, first_line
 from mme5core.images import BadImage, load_rgb
 from mme5core.prompt_styles import PICTURE_TOKENS
-from mme5core.readers.shards import InputError
 from mme5core.schemas import CONTENT
 from mme5core.storage import AnyPath, parquet_file
 from mme5core.types import Content, Rejected, Sample

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mme5core.errors import first_line
+from mme5core.errors import InputError, first_line
 from mme5core.images import IMAGE_SUFFIXES
 from mme5core.storage import Address, AnyPath, entries, locate, num_bytes
 
 SUFFIXES = (".tar", ".parquet", ".jsonl")
 END_BYTES = 1 << 19
-
-
-class InputError(ValueError):
-    """An input that is not there or holds nothing to read; the message is one line for people."""
+_BEIR = {"query": "queries.jsonl", "target": "corpus.jsonl"}
 
 
 def find_shards(
@@ -54,6 +52,21 @@ def find_shards(
     if not found:
         raise InputError("no input given")
     return list(found.values())
+
+
+def of_one_side(shards: Sequence[AnyPath], side: str) -> list[AnyPath]:
+    """Of a folder of BEIR's the file of one side; both, where both are wanted, and a line that says so."""
+    names: dict[str, set[str]] = {}
+    for shard in shards:
+        names.setdefault(str(shard.parent), set()).add(shard.name)
+    pairs = {folder for folder, found in names.items() if found >= set(_BEIR.values())}
+    if pairs and side == "both":
+        print(
+            f"{min(pairs)}: corpus.jsonl and queries.jsonl are read as one corpus; side=target or side=query takes one",
+            file=sys.stderr,
+        )
+    unwanted = set(_BEIR.values()) - {_BEIR.get(side)} if side != "both" else set()
+    return [shard for shard in shards if str(shard.parent) not in pairs or shard.name not in unwanted]
 
 
 def labels(shards: Sequence[AnyPath]) -> list[str]:

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from mme5core.errors import first_line
 from mme5core.images import BadImage, image_bytes
-from mme5core.readers import mmeb
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
+from mme5core.readers.mmeb import is_one as is_mmeb
+from mme5core.readers.mmeb import read as read_mmeb
 from mme5core.storage import AnyPath, parquet_file
 
 # The first of each that a file has is taken, in any case.
@@ -25,8 +26,8 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """Rows of one file; a row without id is named by file and position."""
     try:
         file = parquet_file(shard)
-        if mmeb.is_one(file.schema_arrow.names):
-            yield from mmeb.read(shard, options)
+        if is_mmeb(file.schema_arrow.names):
+            yield from read_mmeb(shard, options)
             return
         columns = choose_columns(file.schema_arrow.names)
         wanted = [name for name in columns.values() if name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -33,6 +32,7 @@ _TASKS = {
     ),
 }
 LOWEST_SCORE, HIGHEST_SCORE = 1, 5
+COMPLETION_TOKENS, COMPLETION_TOKENS_PER_PICTURE = 550, 180
 
 _SYSTEM = (
     "You write training samples for a multilingual multimodal embedding model. You answer with one JSON object "
@@ -114,8 +114,9 @@ def _example(schema: dict[str, Any]) -> Any:
     return "..." if schema["type"] == "string" else HIGHEST_SCORE
 
 
-def prompt_hash(system: str, user: str) -> str:
-    return hashlib.sha256(f"{system}\n{user}".encode()).hexdigest()
+def expected_completion_tokens(num_pictures: int) -> int:
+    """Tokens to expect of an answer: it describes every picture, writes its sample twice and judges it."""
+    return COMPLETION_TOKENS + COMPLETION_TOKENS_PER_PICTURE * num_pictures
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

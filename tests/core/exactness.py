@@ -17,10 +17,10 @@ from torch import Tensor, distributed, multiprocessing, nn
 
 from mme5core import Content, Encoder
 from mme5core.adapters import add_adapter
-from mme5core.gradcache import PlainEngine
-from mme5core.objective import Objective, TaskTemperatures
-from mme5core.sampling import BatchSampler
-from mme5core.training import fit
+from mme5core.training.fit import fit
+from mme5core.training.gradcache import PlainEngine
+from mme5core.training.objective import Objective, TaskTemperatures
+from mme5core.training.sampling import BatchSampler
 from mme5core.types import Sample
 
 NUM_ROWS, NUM_NEGATIVES = 12, 2
@@ -141,7 +141,7 @@ def step(setting: Setting) -> Found:
     if setting.zero_stage is None:
         engine: Any = PlainEngine(encoder.module, torch.optim.AdamW(trainable, weight_decay=0.0), max_grad_norm=1e9)
     else:
-        from rayjobs import deepspeed_engine
+        from mme5core.training import deepspeed_engine
 
         world = distributed.get_world_size()
         config = {"batch_size": NUM_ROWS, "num_workers": world, "max_grad_norm": 1e9, "weight_decay": 0.0}

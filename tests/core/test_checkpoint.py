@@ -10,7 +10,7 @@ import torch
 from pyarrow import fs
 from torch import Tensor, nn
 
-from mme5core.checkpoint import META, STATE, Checkpoints, PlainMoments, collect_state, restore_state
+from mme5core.training.checkpoint import META, STATE, Checkpoints, PlainMoments, collect_state, restore_state
 from tests.stores import below
 
 

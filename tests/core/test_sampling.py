@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mme5core.sampling import BatchSampler
+from mme5core.training.sampling import BatchSampler
 
 
 def epoch_of(sampler: BatchSampler, epoch: int) -> list[list[int]]:

@@ -13,8 +13,9 @@ import pytest
 from pyarrow import fs
 
 from mme5core import storage
+from mme5core.errors import InputError
 from mme5core.images import BadImage, image_bytes, load_rgb
-from mme5core.readers import InputError, find_shards, input_files, input_identity, read_rows
+from mme5core.readers import find_shards, input_files, input_identity, read_rows
 from mme5core.storage import Address, locate
 from tests.core.contents import picture
 from tests.stores import below, put

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mme5core.objective import Objective
+from mme5core.training.objective import Objective
 from tests.core.exactness import Found, Setting, largest_difference, step, steps_on
 
 OBJECTIVES = {

@@ -10,23 +10,16 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
+from mme5core.asking.answer import Answer
+from mme5core.asking.client import Client, Gate, OpenGate
+from mme5core.asking.failures import RequestRejected, ServerMisconfigured, ServerUnavailable
+from mme5core.asking.request import SCHEMA, Request
 from mme5core.demo.teacher import MODEL, DemoTeacher, Entry, Faults, Knowledge
 from mme5core.images import load_rgb, to_jpeg
 from mme5core.synthesis.answer import parse_answer
 from mme5core.synthesis.plan import COMBINATIONS, PlannedSample
 from mme5core.synthesis.prompts import build_prompt
-from mme5core.synthesis.requests import build_request
-from mme5core.synthesis.teacher import (
-    SCHEMA,
-    Answer,
-    Gate,
-    OpenGate,
-    Request,
-    Teacher,
-    TeacherMisconfigured,
-    TeacherRejected,
-    TeacherUnavailable,
-)
+from mme5core.synthesis.question import build_request
 from mme5core.types import Content, Rejected, Sample
 
 ALL = sorted({combination for found in COMBINATIONS.values() for combination in found})
@@ -55,7 +48,7 @@ def ask(
     images = {key: data_by_key[key] for key in plan.image_ids}
 
     async def once() -> Answer:
-        teacher = Teacher(base_url, MODEL, api_key=None, max_attempts=max_attempts, gate=gate, mode=SCHEMA)
+        teacher = Client(base_url, MODEL, api_key=None, max_attempts=max_attempts, gate=gate, mode=SCHEMA)
         try:
             return await teacher.ask(build_request(plan, images, num_negatives=2))
         finally:
@@ -174,7 +167,7 @@ def test_a_request_that_keeps_failing_is_left_for_the_next_run(
     knowledge: Knowledge, keys: list[str], data_by_key: dict[str, bytes]
 ) -> None:
     with DemoTeacher(knowledge, Faults(rate_429=1.0)) as server:
-        with pytest.raises(TeacherUnavailable, match="429") as caught:
+        with pytest.raises(ServerUnavailable, match="429") as caught:
             ask(server.base_url, plan_for("I2T", keys), data_by_key, max_attempts=2)
         assert caught.value.calls == server.served.requests == 2 and not caught.value.unreachable
 
@@ -220,14 +213,14 @@ def test_a_path_that_the_server_does_not_have_is_a_wrong_setting(
     knowledge: Knowledge, keys: list[str], data_by_key: dict[str, bytes]
 ) -> None:
     # The usual slip: the address without its /v1.
-    with DemoTeacher(knowledge) as server, pytest.raises(TeacherMisconfigured):
+    with DemoTeacher(knowledge) as server, pytest.raises(ServerMisconfigured):
         ask(server.base_url.removesuffix("/v1"), plan_for("I2T", keys), data_by_key, max_attempts=3)
 
 
 def test_an_address_where_nobody_listens_is_unreachable(keys: list[str], data_by_key: dict[str, bytes]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take it meanwhile
-        with pytest.raises(TeacherUnavailable) as caught:
+        with pytest.raises(ServerUnavailable) as caught:
             ask(f"http://127.0.0.1:{taken.getsockname()[1]}/v1", plan_for("I2T", keys), data_by_key)
     assert caught.value.unreachable and caught.value.calls == 0  # it was never made
 
@@ -239,11 +232,11 @@ def test_a_question_that_cannot_be_answered_is_rejected_for_good(
     system, user = build_prompt(plan_for("I2T", keys), num_negatives=2)
 
     async def once(base_url: str) -> Answer:
-        teacher = Teacher(base_url, MODEL, api_key=None, max_attempts=1)
+        teacher = Client(base_url, MODEL, api_key=None, max_attempts=1)
         try:
             return await teacher.ask(Request(system, user, pictures, {"type": "object"}, "", 0))
         finally:
             await teacher.close()
 
-    with DemoTeacher(knowledge) as server, pytest.raises(TeacherRejected, match="400"):
+    with DemoTeacher(knowledge) as server, pytest.raises(RequestRejected, match="400"):
         asyncio.run(once(server.base_url))

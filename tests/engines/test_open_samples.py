@@ -1,4 +1,4 @@
-"""What `synth export` writes, opened by `datasets` itself: equal to the samples it was made of."""
+"""What `synth run` writes, opened by `datasets` itself: equal to the samples it was made of."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 
 from mme5core.schemas import SAMPLES
 from mme5core.synthesis.export import hub_row, hub_sides
-from rayjobs.config import ExportConfig
-from rayjobs.synth_verbs import export
+from rayjobs.synth.config import ExportConfig
+from rayjobs.synth.export import run
 from tests.core.synthesis.rows import PICTURES, content, sample_row
 
 pytestmark = pytest.mark.slow
@@ -43,7 +43,7 @@ def opened(folder: Path, name: str, cache: Path) -> Any:
 def test_a_datasets_folder_reads_back_equal_with_pictures_as_pictures(samples: Path, tmp_path: Path) -> None:
     import datasets
 
-    export(ExportConfig(input=str(samples), output=str(tmp_path / "out"), rows_per_file=2))
+    run(ExportConfig(input=str(samples), output=str(tmp_path / "out"), rows_per_file=2))
     assert len(list((tmp_path / "out" / "data").iterdir())) == 2
     found = opened(tmp_path / "out", "default", tmp_path / "cache")
     shown = found[0]
@@ -54,7 +54,7 @@ def test_a_datasets_folder_reads_back_equal_with_pictures_as_pictures(samples: P
 
 
 def test_mme5s_layout_reads_back_equal_by_task_and_its_pictures_lie_beside(samples: Path, tmp_path: Path) -> None:
-    export(ExportConfig(input=str(samples), output=str(tmp_path / "out"), layout="hub"))
+    run(ExportConfig(input=str(samples), output=str(tmp_path / "out"), layout="hub"))
     for name, rows in (("Retrieval", [ROWS[0], ROWS[2]]), ("VQA", [ROWS[1]])):
         found = list(opened(tmp_path / "out", name, tmp_path / "cache"))
         assert found == [hub_row(row)[0] for row in rows]

@@ -9,23 +9,25 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 from PIL import Image
 
+from mme5core.asking.answer_log import Entry, Survey, entries_of
+from mme5core.asking.batch_record import num_with_server
+from mme5core.asking.known_form import KnownForm
+from mme5core.asking.patience import Stop
+from mme5core.asking.rates import Grant, RateLimiter, Report, Usage
+from mme5core.asking.settings import ServerSettings
+from mme5core.asking.worker import Asking, Worker
+from mme5core.corpus.picture_filters import FilterSettings, PictureKey
+from mme5core.corpus.stored_pictures import StoredPictures
 from mme5core.demo.batches import DemoBatches
 from mme5core.readers import AS_IT_IS
 from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import PlanSettings
-from mme5core.synthesis.rates import Governor, Grant, Report
-from rayjobs.answers import AnswerLog
-from rayjobs.batch_worker import AskInBatches, num_with_server
-from rayjobs.config import FilterConfig
-from rayjobs.picture_filters import PictureKey
-from rayjobs.planning import Plan, make_plan
-from rayjobs.synth_worker import Asking, AskTeacher, Pictures, Rules, Stop
+from mme5core.synthesis.planning import Plan, make_plan
+from mme5core.synthesis.question import Synthesis
 from tests.jobs.indexes import indexed
 
 NUM_PICTURES = 40
@@ -112,18 +114,17 @@ class Served:
         return self.reply(self.requests[-1], len(self.requests))
 
 
-class LocalGovernor:
-    """A governor as an actor's handle gives it."""
+class LocalLimiter:
+    """A rate limiter without its actor: `exchange` is what a worker's gate sends its reports through."""
 
-    def __init__(self, governor: Governor) -> None:
-        self.governor, self.counts = governor, Counter[str]()
+    def __init__(self, limiter: RateLimiter) -> None:
+        self.limiter, self.counts = limiter, Counter[str]()
         self.reports: list[Report] = []
-        self.exchange = SimpleNamespace(remote=self._exchange)
 
-    async def _exchange(self, worker: str, report: Report, counts: Mapping[str, int], wanted: int) -> Grant:
+    async def exchange(self, worker: str, report: Report, counts: Mapping[str, int], wanted: int) -> Grant:
         self.counts = Counter(counts)
         self.reports.append(report)
-        return self.governor.exchange(worker, report, wanted)
+        return self.limiter.exchange(worker, report, wanted)
 
 
 def write_pictures(folder: Path) -> Path:
@@ -143,7 +144,7 @@ class Work:
     def __init__(self, root: Path, shard: AnyPath | None = None) -> None:
         self.root = root
         shard = shard or write_pictures(root / "pictures")
-        index = indexed(root, [shard], PictureKey(FilterConfig().model_dump()))
+        index = indexed(root, [shard], PictureKey(FilterSettings()))
         settings = PlanSettings(tasks={"vqa": 1.0}, languages=["en"])
         self.plan: Plan = make_plan(index, settings, root, neighbours=None, num_workers=1)
         self.answers = root / "answers"
@@ -153,48 +154,63 @@ class Work:
         self,
         base_url: str,
         *,
-        cache: Path | None = None,
         key: str | None = None,
-        batch_size: int | None = None,
         budget: Mapping[str, Any] | None = None,
-        mode: str | None = None,
+        form: str | None = None,
         limit: str | None = None,
-        kind: type[AskTeacher] | None = None,
+        in_batches: bool = False,
+        question: Any = None,
         **more: Any,
     ) -> tuple[Counter[str], Stop]:
-        """Counts by status, and why it stopped (code 0: it did not)."""
-        teacher = {"base_url": base_url, "model": "m", "concurrency": 4, "max_attempts": 2, "timeout_s": 5.0}
-        teacher |= {"batch_size": batch_size, "batch_poll_s": 0.02} | more
-        used = self.log().used_by_worker
-        limits = {name: value for name, value in (budget or {}).items() if name != "price"}
-        num_sent = num_with_server(self.root)
-        self.governor = Governor(max_in_flight=4 * (batch_size or 1) + num_sent, used=used, **limits)
-        kind = kind or (AskInBatches if batch_size else AskTeacher)
+        """Counts by status, and why it stopped (code 0: it did not).
+
+        Args:
+            budget: "price", and settings of `RateLimiter`.
+            in_batches: also where none are to be made, so that those of an earlier run are taken up.
+            more: settings of the server.
+        """
+        settings = {"model": "m", "concurrency": 4, "max_attempts": 2, "timeout_s": 5.0, "batch_poll_s": 0.02} | more
+        server = ServerSettings(base_url=base_url, **settings)
+        used = self.survey().used_by_worker
+        limits = {name: setting for name, setting in (budget or {}).items() if name != "price"}
+        max_in_flight = 4 * (server.calls_per_batch or 1) + num_with_server(self.root)
+        self.limiter = RateLimiter(max_in_flight=max_in_flight, used=used, **limits)
+        pictures = StoredPictures(self.plan.shards, ("",), AS_IT_IS)
         asking = Asking(
-            teacher,
+            server,
+            "teacher",
+            question or Synthesis(pictures, num_negatives=1),
             self.plan,
-            Pictures(self.plan.shards, ("",), AS_IT_IS),
-            Rules(1, None),
+            self.root,
             (budget or {}).get("price"),
-            self.answers,
-            None if cache is None else str(cache),
-            key,
-            mode,
-            limit,
+            KnownForm(form, limit),
             any(usage.num_answered for usage in used.values()),
+            in_batches or server.calls_per_batch is not None,
         )
-        handle = LocalGovernor(self.governor)
-        actor = kind(asking, handle)
+        local = LocalLimiter(self.limiter)
 
         async def run() -> Stop:
-            told = await actor(pa.table({"file": [0]}))
-            return Stop(told["stop_code"][0], told["stop_reason"][0])
+            worker = Worker(asking, local.exchange, api_key=key)
+            return await worker.ask_file(0) or Stop(0, "")
 
         stop = asyncio.run(run())
-        return +handle.counts, stop
+        return +local.counts, stop
 
-    def log(self) -> AnswerLog:
-        return AnswerLog(self.answers, len(self.plan), self.root / "places")
+    def survey(self) -> Survey:
+        return Survey.of(self.answers, self.plan.num_files)
+
+    @property
+    def usage(self) -> Usage:
+        return self.survey().usage
+
+    @property
+    def num_done(self) -> int:
+        return int(self.survey().num_settled.sum())
+
+    def entries(self) -> list[Entry | None]:
+        """Of every planned sample; None where there is no answer yet."""
+        entries = entries_of(sorted(self.answers.glob("*.answers")))
+        return [entries.get(number) for number in range(len(self.plan))]
 
     def statuses(self) -> Counter[str | None]:
-        return Counter(entry and entry.status for entry in self.log().reader().entries(0, len(self.plan)))
+        return Counter(entry and entry.status for entry in self.entries())

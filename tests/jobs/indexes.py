@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mme5core.corpus.index import Index
+from mme5core.corpus.scan import KeyOf, ScanShard, count_usable, find_duplicates
 from mme5core.readers import ReadOptions
 from mme5core.storage import AnyPath
-from rayjobs.scan import Index, KeyOf, ScanShard, _find_duplicates, _totals
 
 
 def indexed(folder: Path, shards: Sequence[AnyPath], key_of: KeyOf, *, columns: tuple[str, ...] = ()) -> Index:
@@ -19,10 +19,9 @@ def indexed(folder: Path, shards: Sequence[AnyPath], key_of: KeyOf, *, columns: 
     index = folder / "index"
     index.mkdir()
     for number, shard in enumerate(shards):
-        batch = pa.table({"shard": [number], "path": [str(shard)], "label": [""]})
-        counts = list(ScanShard(index, key_of, options=ReadOptions(columns=columns))(batch))
-        assert all(count["failure"] == [""] for count in counts)
+        item = {"shard": number, "path": str(shard), "label": ""}
+        list(ScanShard(index, key_of, options=ReadOptions(columns=columns))(item))
     sizes = [pq.read_metadata(index / f"{number:06d}.parquet").num_rows for number in range(len(shards))]
     starts = np.cumsum([0, *sizes])
-    _find_duplicates(index, starts)
-    return Index(list(shards), index, starts, *_totals(index, starts))
+    find_duplicates(index, starts)
+    return Index(list(shards), index, starts, *count_usable(index, starts))

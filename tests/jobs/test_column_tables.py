@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mme5core.errors import InputError, WorkFailed
 from mme5core.schemas import NEIGHBOURS
-from rayjobs.cli import JobFailed
-from rayjobs.config import ConfigError
-from rayjobs.scan import column_tables, files_with, told_as
+from mme5core.tables import column_tables, errors_name_setting, files_with
 
 ROW = {"query_id": "a", "candidate_id": "b", "rank": 1, "score": 0.5, "source": "clip"}
 
@@ -47,7 +46,7 @@ def test_a_file_without_rows_is_one_without_pairs(tmp_path: Path) -> None:
 def test_a_column_of_another_kind_is_told_before_anything_is_read(
     changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read \({said}"):
+    with pytest.raises(InputError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read \({said}"):
         files_with(write(tmp_path / "near.parquet", **changes), NEIGHBOURS, "neighbours")
 
 
@@ -60,7 +59,7 @@ def test_a_column_of_another_kind_is_told_before_anything_is_read(
 )
 def test_a_value_that_cannot_be_one_is_told_with_its_file(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     (file,) = files_with(write(tmp_path / "near.parquet", **changes), NEIGHBOURS, "neighbours")
-    with pytest.raises(ConfigError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read \({said}"):
+    with pytest.raises(InputError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read \({said}"):
         list(column_tables(file, NEIGHBOURS, "neighbours"))
 
 
@@ -69,18 +68,18 @@ def test_a_page_that_is_broken_is_told_with_its_file(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "near.parquet").read_bytes())
     data[4:80] = bytes(76)
     (tmp_path / "near.parquet").write_bytes(data)
-    with pytest.raises(ConfigError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read"):
+    with pytest.raises(InputError, match=rf"^neighbours '{tmp_path}/near.parquet' cannot be read"):
         list(column_tables(file, NEIGHBOURS, "neighbours"))
 
 
 def test_a_column_that_is_there_twice_is_told(tmp_path: Path) -> None:
     columns = [pa.array([ROW[name]], NEIGHBOURS.field(name).type) for name in [*NEIGHBOURS.names, "rank"]]
     pq.write_table(pa.Table.from_arrays(columns, names=[*NEIGHBOURS.names, "rank"]), tmp_path / "near.parquet")
-    with pytest.raises(ConfigError, match=r"near.parquet' has 2 columns 'rank'; its columns are query_id"):
+    with pytest.raises(InputError, match=r"near.parquet' has 2 columns 'rank'; its columns are query_id"):
         files_with(str(tmp_path / "near.parquet"), NEIGHBOURS, "neighbours")
 
 
-@pytest.mark.parametrize(("number", "kind"), [(errno.EMFILE, JobFailed), (errno.ENOENT, ConfigError)])
+@pytest.mark.parametrize(("number", "kind"), [(errno.EMFILE, WorkFailed), (errno.ENOENT, InputError)])
 def test_what_may_pass_is_no_mistake_of_the_users(number: int, kind: type[Exception], tmp_path: Path) -> None:
-    with pytest.raises(kind, match="neighbours 'near' cannot be read"), told_as("neighbours", Path("near")):
+    with pytest.raises(kind, match="neighbours 'near' cannot be read"), errors_name_setting("neighbours", Path("near")):
         raise OSError(number, os.strerror(number))

@@ -8,14 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayjobs import contents
-from rayjobs.contents import VectorLog, append, number_contents, vector_schema
+from mme5core.corpus import contents, vector_log
+from mme5core.corpus.contents import Contents, number_contents
+from mme5core.corpus.vector_log import REFUSED, VectorPlaces, append, vector_schema
 from tests.jobs.test_scan import index_of, row
 
 WIDTH = 3
 
 
-def numbered(folder: Path, *shards: str) -> contents.Contents:
+def numbered(folder: Path, *shards: str) -> Contents:
     """Of shards whose rows' contents are letters; "-" is a refused row."""
     count = iter(range(1000))
     rows = [
@@ -43,49 +44,60 @@ def test_the_numbers_of_an_earlier_run_are_taken(tmp_path: Path) -> None:
     assert again.of(0, 2).tolist() == [1, 0] and again.starts.tolist() == before.starts.tolist()
 
 
-def write(folder: Path, numbers: list[int], reasons: dict[int, str] | None = None) -> None:
-    """A file of vectors [n, n + 1, n + 2] of the contents n."""
+def write(folder: Path, numbers: list[int], reasons: dict[int, str] | None = None) -> str:
+    """A file of vectors [n, n + 1, n + 2] of the contents n; its name."""
     records = [
         {"content": n, "reason": reasons[n], "detail": "cut off"}
         if reasons and n in reasons
         else {"content": n, "embedding": [n, n + 1, n + 2]}
         for n in numbers
     ]
-    append(folder, pa.Table.from_pylist(records, vector_schema(WIDTH)))
+    return append(folder, pa.Table.from_pylist(records, vector_schema(WIDTH)))
 
 
 def test_vectors_are_found_by_content_across_files_and_refused_ones_keep_their_reason(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
-    write(tmp_path / "rows", [4, 0, 7], {0: "broken_image"})
-    write(tmp_path / "rows", [])
-    write(tmp_path / "rows", [2, 5])
-    write(tmp_path / "rows", [5, 1, 2], {2: "broken_image"})  # a task that Ray tried again
-    log = VectorLog(tmp_path / "rows", WIDTH)
-    places = log.locate(9, tmp_path / "places")
-    assert [n for n in range(9) if places[n] < 0] == [3, 6, 8]
-    assert [n for n in range(9) if places[n] >= VectorLog.REFUSED] == [0]
-    assert log.refusal(int(places[0])) == ("broken_image", "cut off")
-    wanted = [7, 2, 5, 4, 1, 2]
-    assert log.vectors(places[wanted])[:, 0].tolist() == wanted
-    assert log.vectors(places[:0]).shape == (0, WIDTH)
-    assert sorted(v for batch in log.batches() for v in batch[:, 0].tolist()) == [1, 2, 4, 5, 5, 7]
+    names = [
+        write(tmp_path / "rows", [4, 0, 7], {0: "broken_image"}),
+        write(tmp_path / "rows", []),
+        write(tmp_path / "rows", [2, 5]),
+        write(tmp_path / "rows", [5, 1, 2], {2: "broken_image"}),  # a task that Ray tried again
+    ]
+    for order in (names, names[::-1]):
+        reported = VectorPlaces(tmp_path / "none", WIDTH, 9, tmp_path / "places")
+        reported.log.folder = tmp_path / "rows"
+        for name in order:
+            reported.add(name)
+        places, log = reported.places, reported.log
+        assert [n for n in range(9) if places[n] < 0] == [3, 6, 8] and reported.num_done == 6
+        assert [n for n in range(9) if places[n] >= REFUSED] == [0]
+        assert log.refusal(int(places[0])) == ("broken_image", "cut off")
+        wanted = [7, 2, 5, 4, 1, 2]
+        assert log.vectors(places[wanted])[:, 0].tolist() == wanted
+        assert log.vectors(places[:0]).shape == (0, WIDTH)
+        assert sorted(v for batch in log.batches() for v in batch[:, 0].tolist()) == [1, 2, 4, 5, 5, 7]
+
+
+def test_what_an_earlier_run_left_is_taken_and_the_prefix_grows_with_what_comes(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    write(rows, [1, 0])
+    write(rows, [4])
+    places = VectorPlaces(rows, WIDTH, 6, tmp_path / "places")
+    assert (places.num_done, places.prefix) == (3, 2)
+    places.add(write(rows, [3]))
+    assert (places.num_done, places.prefix) == (4, 2)
+    places.add(write(rows, [2], {2: "broken_image"}))
+    assert (places.num_done, places.prefix) == (5, 5)
+    places.add(write(rows, [5]))
+    assert (places.num_done, places.prefix) == (6, 6)
 
 
 def test_more_files_than_are_kept_open_are_all_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "OPEN_FILES", 2)
+    monkeypatch.setattr(vector_log, "OPEN_FILES", 2)
     (tmp_path / "rows").mkdir()
     for n in range(7):
         write(tmp_path / "rows", [n])
-    log = VectorLog(tmp_path / "rows", WIDTH)
-    places = log.locate(7, tmp_path / "places")
-    assert log.vectors(places[::-1])[:, 0].tolist() == [6, 5, 4, 3, 2, 1, 0]
-    assert len(log._open) <= 2
-
-
-def test_the_digest_changes_with_the_files(tmp_path: Path) -> None:
-    (tmp_path / "rows").mkdir()
-    write(tmp_path / "rows", [0])
-    before = VectorLog(tmp_path / "rows", WIDTH).digest()
-    assert before == VectorLog(tmp_path / "rows", WIDTH).digest()
-    write(tmp_path / "rows", [1])
-    assert VectorLog(tmp_path / "rows", WIDTH).digest() != before
+    places = VectorPlaces(tmp_path / "rows", WIDTH, 7, tmp_path / "places")
+    assert places.log.vectors(places.places[::-1])[:, 0].tolist() == [6, 5, 4, 3, 2, 1, 0]
+    assert len(places.log._open) <= 2

@@ -10,14 +10,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rayjobs.dry_run import _neighbours_of, describe
 
+from mme5core.asking.answer_log import ANSWERED, FAILED, AnswerWriter, Entry
+from mme5core.asking.batch_record import BatchRecord, batch_folder
+from mme5core.errors import InputError
 from mme5core.schemas import NEIGHBOURS
 from rayjobs import dry_run
-from rayjobs.answers import ANSWERED, FAILED, AnswerWriter, Entry
-from rayjobs.batch_worker import Record, batch_folder
-from rayjobs.config import ConfigError, SynthConfig, TrainConfig
-from rayjobs.dry_run import _neighbours_of, describe
-from rayjobs.synth import synth_folder, synth_shards
+from rayjobs.synth.config import SynthConfig
+from rayjobs.synth.inputs import corpus_shards, synth_folder
+from rayjobs.train.config import TrainConfig
 from tests.jobs.asking import NUM_PICTURES, write_pictures
 
 
@@ -62,12 +64,12 @@ def test_a_training_is_told_with_its_rows_and_steps(tmp_path: Path, model: Path)
 def test_a_training_that_cannot_begin_is_refused(
     changes: dict[str, object], said: str, tmp_path: Path, model: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(InputError, match=said):
         describe("train", config(samples(tmp_path, 40), model, **changes))
 
 
 def test_a_file_without_a_column_of_samples_is_named(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(ConfigError, match=r"samples.parquet: no column 'positive'; it has id, query, pos, negatives"):
+    with pytest.raises(InputError, match=r"samples.parquet: no column 'positive'; it has id, query, pos, negatives"):
         describe("train", config(samples(tmp_path, 40, positive="pos"), model))
 
 
@@ -91,9 +93,9 @@ def test_a_synthesis_is_told_with_what_an_earlier_run_has_left_of_it(tmp_path: P
     whole = cost(text)[1]
     assert not (tmp_path / "out").exists()
 
-    folder = synth_folder(config, synth_shards(config))
+    folder = synth_folder(config, corpus_shards(config))
     folder.open()
-    folder = synth_folder(config, synth_shards(config))  # the run is over
+    folder = synth_folder(config, corpus_shards(config))  # the run is over
     begun = "begun by an earlier run, which was stopped: the same command goes on"
     assert f"output {tmp_path}/out: {begun}" in describe("synth", config)
     assert cost(describe("synth", config)) == (NUM_PICTURES, pytest.approx(whole))
@@ -114,7 +116,7 @@ def test_what_a_killed_run_has_paid_for_is_told_though_it_left_no_manifest(tmp_p
     write_pictures(tmp_path / "pictures")
     config = synthesis(tmp_path)
     whole = cost(describe("synth", config))[1]
-    folder = synth_folder(config, synth_shards(config))
+    folder = synth_folder(config, corpus_shards(config))
     folder.open()
     (folder.work / "plan").mkdir()
     (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, 30, NUM_PICTURES]}))
@@ -133,13 +135,13 @@ def test_what_a_killed_run_has_paid_for_is_told_though_it_left_no_manifest(tmp_p
 def test_what_is_with_the_server_in_batches_is_not_reckoned_again(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     config = synthesis(tmp_path)
-    folder = synth_folder(config, synth_shards(config))
+    folder = synth_folder(config, corpus_shards(config))
     folder.open()
     (folder.work / "plan").mkdir()
     (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, NUM_PICTURES]}))
     (folder.work / "answers").mkdir()
     AnswerWriter(folder.work / "answers", 0, "a").write(Entry(0, ANSWERED, 1, 9, 9, 0.0, "-", {}))
-    Record(0, list(range(1, 31)), "http://x/v1", "plain").save(batch_folder(folder.work))
+    BatchRecord(0, list(range(1, 31)), "http://x/v1", "plain").save(batch_folder(folder.work))
     del folder
     text = describe("synth", config)
     assert "an earlier run has spent 1 calls, and 30 are with the server in batches" in text and cost(text)[0] == 9
@@ -147,7 +149,7 @@ def test_what_is_with_the_server_in_batches_is_not_reckoned_again(tmp_path: Path
 
 def test_the_plan_of_another_configuration_is_not_reckoned_with(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
-    folder = synth_folder(synthesis(tmp_path), synth_shards(synthesis(tmp_path)))
+    folder = synth_folder(synthesis(tmp_path), corpus_shards(synthesis(tmp_path)))
     folder.open()
     (folder.work / "plan").mkdir()
     (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, NUM_PICTURES]}))
@@ -162,7 +164,7 @@ def test_of_a_large_input_what_is_left_is_reckoned_from_the_plan(
     write_pictures(tmp_path / "pictures")
     monkeypatch.setattr(dry_run, "DRY_ROWS", 10)
     assert cost(describe("synth", synthesis(tmp_path)))[0] == pytest.approx(NUM_PICTURES, abs=3)
-    folder = synth_folder(synthesis(tmp_path), synth_shards(synthesis(tmp_path)))
+    folder = synth_folder(synthesis(tmp_path), corpus_shards(synthesis(tmp_path)))
     folder.open()
     (folder.work / "plan").mkdir()
     (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, NUM_PICTURES]}))
@@ -204,7 +206,7 @@ def test_a_setting_that_a_run_would_refuse_is_told(tmp_path: Path, monkeypatch: 
 def test_samples_that_cannot_be_drawn_are_told(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     only = {"tasks": {"retrieval": 1, "vqa": 0, "classification": 0}, "combinations": {"T2I": 1}}
-    with pytest.raises(ConfigError, match="not one sample can be planned: T2I need neighbours=, pictures"):
+    with pytest.raises(InputError, match="not one sample can be planned: T2I need neighbours=, pictures"):
         describe("synth", synthesis(tmp_path, **only))
     text = describe("synth", synthesis(tmp_path, tasks={"retrieval": 1}))
     assert "without neighbours= there are no samples of I2I, IT2I, IT2IT, T2I, T2IT\n" in text
@@ -217,7 +219,7 @@ def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"id": pa.array([], pa.string()), "image": pa.array([], pa.binary())}), tmp_path / "x.parquet"
     )
-    with pytest.raises(ConfigError, match=r"no rows in the input \(x.parquet\)"):
+    with pytest.raises(InputError, match=r"no rows in the input \(x.parquet\)"):
         describe("synth", synthesis(tmp_path, input=str(tmp_path / "x.parquet")))
 
 
@@ -235,17 +237,17 @@ def test_neighbours_without_a_rank_come_last(tmp_path: Path) -> None:
 def test_a_dry_run_refuses_the_output_that_the_run_would_refuse(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     config = synthesis(tmp_path)
-    folder = synth_folder(config, synth_shards(config))
+    folder = synth_folder(config, corpus_shards(config))
     folder.open()
-    with pytest.raises(ConfigError, match="is being written by another run"):
+    with pytest.raises(InputError, match="is being written by another run"):
         describe("synth", config)
     folder.finish(unit="planned samples", num_read=1, num_kept=1, refused=Counter(), pending=0)
-    with pytest.raises(ConfigError, match=r"holds a run of another configuration \(seed: 0 there, 1 here\)"):
+    with pytest.raises(InputError, match=r"holds a run of another configuration \(seed: 0 there, 1 here\)"):
         describe("synth", synthesis(tmp_path, seed=1))
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         describe("synth", synthesis(tmp_path, output=str(tmp_path / "file")))
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(InputError, match="is not empty"):
         describe("synth", synthesis(tmp_path, output=str(tmp_path / "pictures")))
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mme5core.corpus.contents import Contents, number_contents
+from mme5core.corpus.index import Index
 from mme5core.readers import ReadOptions
-from rayjobs import embed_corpus, scan
-from rayjobs.contents import Contents, number_contents
-from rayjobs.embed_corpus import KeyOf, ReadContents
-from rayjobs.scan import Index
+from rayjobs import scan
+from rayjobs.embed_corpus import job
+from rayjobs.embed_corpus.job import KeyOf, ReadContents
 from tests.jobs.indexes import indexed
 
 INSTRUCTIONS: dict[str, str | None] = {"T": None, "I": None, "IT": None}
@@ -94,6 +95,6 @@ def test_a_row_that_has_changed_is_refused_and_one_that_cannot_be_read_again_is_
 
 
 def test_a_window_ends_where_it_has_enough_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_corpus, "WINDOW_BYTES", 10)
+    monkeypatch.setattr(job, "WINDOW_BYTES", 10)
     corpus = Corpus(tmp_path, ["a" * 9, "bb", "c", "d" * 30, "e"])
     assert [len(window) for window in corpus.read(0)] == [2, 2, 1]

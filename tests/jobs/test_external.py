@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayjobs.external import KeyTable, first_of_equal, keys_of, new_array, sort_tables
+from mme5core.corpus.out_of_core import KeyTable, first_of_equal, keys_of, new_array, sort_tables
 
 
 def rows(count: int, *, distinct: int) -> list[tuple[str, int]]:

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from mme5core.synthesis.rates import Governor, Grant, Usage
-from rayjobs import gate
-from rayjobs.gate import SharedGate
-from tests.jobs.asking import LocalGovernor
+from mme5core.asking import gate
+from mme5core.asking.gate import SharedGate
+from mme5core.asking.rates import Grant, RateLimiter, Usage
+from tests.jobs.asking import LocalLimiter
 
 
-def passed(handle: LocalGovernor, num_calls: int, num_slots: int, monkeypatch: Any) -> float:
+def passed(handle: LocalLimiter, num_calls: int, num_slots: int, monkeypatch: Any) -> float:
     """Seconds for so many calls of no length in so many slots."""
-    monkeypatch.setattr(gate, "TELL_EVERY_S", 5.0)
+    monkeypatch.setattr(gate, "REPORT_EVERY_S", 5.0)
 
     async def run() -> float:
-        shared, slots = SharedGate(handle, "a"), asyncio.Semaphore(num_slots)
+        shared, slots = SharedGate(handle.exchange, "a"), asyncio.Semaphore(num_slots)
 
         async def call() -> None:
             async with slots:
@@ -30,36 +30,36 @@ def passed(handle: LocalGovernor, num_calls: int, num_slots: int, monkeypatch: A
         started = loop.time()
         await asyncio.gather(*(call() for _ in range(num_calls)))
         passed_s = loop.time() - started
-        await shared.tell()
+        await shared.report()
         return passed_s
 
     return asyncio.run(run())
 
 
 def test_a_call_that_comes_while_a_report_waits_passes_at_once(monkeypatch: Any) -> None:
-    handle = LocalGovernor(Governor(max_in_flight=4))
+    handle = LocalLimiter(RateLimiter(max_in_flight=4))
     # Each round of four would else wait for the five seconds of the report of the round before.
     assert passed(handle, 40, 4, monkeypatch) < 4.0
-    assert handle.governor.used.calls == 40
+    assert handle.limiter.used.calls == 40
 
 
 def test_many_calls_are_asked_for_together(monkeypatch: Any) -> None:
-    handle = LocalGovernor(Governor(max_in_flight=100, requests_per_minute=1e9))  # each is asked for
+    handle = LocalLimiter(RateLimiter(max_in_flight=100, requests_per_minute=1e9))  # each is asked for
     passed(handle, 300, 100, monkeypatch)
-    assert handle.governor.used.calls == 300 and len(handle.reports) < 60
+    assert handle.limiter.used.calls == 300 and len(handle.reports) < 60
 
 
-def test_who_comes_in_the_place_of_another_does_not_wait_for_the_governor(monkeypatch: Any) -> None:
-    handle = LocalGovernor(Governor(max_in_flight=10))
+def test_who_comes_in_the_place_of_another_does_not_wait_for_the_limiter(monkeypatch: Any) -> None:
+    handle = LocalLimiter(RateLimiter(max_in_flight=10))
     assert passed(handle, 49, 10, monkeypatch) < 1.0  # ten are asked for, and forty may follow them
-    assert len(handle.reports) <= 3 and handle.governor.used.calls == 49
+    assert len(handle.reports) <= 3 and handle.limiter.used.calls == 49
 
 
 def test_all_who_wait_are_told_that_the_budget_is_spent() -> None:
-    handle = LocalGovernor(Governor(max_in_flight=100, budget_calls=3))
+    handle = LocalLimiter(RateLimiter(max_in_flight=100, budget_calls=3))
 
     async def run() -> list[bool]:
-        shared = SharedGate(handle, "a")
+        shared = SharedGate(handle.exchange, "a")
 
         async def call() -> bool:
             entered = await shared.enter()
@@ -73,17 +73,17 @@ def test_all_who_wait_are_told_that_the_budget_is_spent() -> None:
 
 
 def test_a_worker_whose_calls_take_long_says_that_it_lives(monkeypatch: Any) -> None:
-    monkeypatch.setattr(gate, "TELL_EVERY_S", 0.02)
-    handle = LocalGovernor(Governor(max_in_flight=4))
+    monkeypatch.setattr(gate, "REPORT_EVERY_S", 0.02)
+    handle = LocalLimiter(RateLimiter(max_in_flight=4))
 
     async def run() -> int:
-        shared = SharedGate(handle, "a")
+        shared = SharedGate(handle.exchange, "a")
         assert await shared.enter()
         await asyncio.sleep(0.3)
         during = len(handle.reports)
         shared.leave()
         await asyncio.sleep(0.1)
-        assert handle.governor.in_flight == 0
+        assert handle.limiter.in_flight == 0
         after = len(handle.reports)
         await asyncio.sleep(0.1)
         assert len(handle.reports) == after  # nothing is out: nothing to tell
@@ -93,24 +93,24 @@ def test_a_worker_whose_calls_take_long_says_that_it_lives(monkeypatch: Any) -> 
 
 
 def test_what_is_granted_to_a_call_that_is_gone_is_given_back() -> None:
-    handle = LocalGovernor(Governor(max_in_flight=2))
+    handle = LocalLimiter(RateLimiter(max_in_flight=2))
 
     async def run() -> None:
-        shared = SharedGate(handle, "a")
+        shared = SharedGate(handle.exchange, "a")
         gone = asyncio.ensure_future(shared.enter())
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.sleep(0.5)
-        assert handle.governor.in_flight == 0
+        assert handle.limiter.in_flight == 0
 
     asyncio.run(run())
 
 
 def test_leave_for_many_is_had_at_once_as_far_as_there_is_room() -> None:
-    handle = LocalGovernor(Governor(max_in_flight=10, budget_calls=12))
+    handle = LocalLimiter(RateLimiter(max_in_flight=10, budget_calls=12))
 
     async def run() -> list[int]:
-        shared = SharedGate(handle, "a")
+        shared = SharedGate(handle.exchange, "a")
         found = [await shared.enter_many(7), await shared.enter_many(7)]
         for _ in range(10):
             shared.leave()
@@ -123,54 +123,54 @@ def test_leave_for_many_is_had_at_once_as_far_as_there_is_room() -> None:
 
 
 def test_what_an_earlier_run_sent_counts_as_in_flight_and_what_was_never_sent_costs_nothing() -> None:
-    handle = LocalGovernor(Governor(max_in_flight=10, used={"before": Usage(calls=5)}))
+    handle = LocalLimiter(RateLimiter(max_in_flight=10, used={"before": Usage(calls=5)}))
 
     async def run() -> None:
-        shared = SharedGate(handle, "a")
+        shared = SharedGate(handle.exchange, "a")
         shared.inside(4)
-        await shared.tell()
-        assert (handle.governor.in_flight, handle.governor.used.calls) == (4, 9)
+        await shared.report()
+        assert (handle.limiter.in_flight, handle.limiter.used.calls) == (4, 9)
         for _ in range(3):
             shared.leave(was_called=False)
         shared.leave(prompt_tokens=8)
-        await shared.tell()
-        assert (handle.governor.in_flight, handle.governor.used) == (0, Usage(6, 1, 8, 0))
+        await shared.report()
+        assert (handle.limiter.in_flight, handle.limiter.used) == (0, Usage(6, 1, 8, 0))
 
     asyncio.run(run())
 
 
-def test_a_governor_that_came_back_knows_what_is_in_flight_and_what_was_used() -> None:
-    handle = LocalGovernor(Governor(max_in_flight=10, budget_calls=6))
+def test_a_limiter_that_came_back_knows_what_is_in_flight_and_what_was_used() -> None:
+    handle = LocalLimiter(RateLimiter(max_in_flight=10, budget_calls=6))
 
     async def run() -> list[int]:
-        shared = SharedGate(handle, "a")
+        shared = SharedGate(handle.exchange, "a")
         granted = [await shared.enter_many(4)]
-        handle.governor = Governor(max_in_flight=10, budget_calls=6)
+        handle.limiter = RateLimiter(max_in_flight=10, budget_calls=6)
         return [*granted, await shared.enter_many(4)]
 
     assert asyncio.run(run()) == [4, 2]
 
 
 def test_who_waits_at_a_gate_that_fails_is_told_so() -> None:
-    handle = LocalGovernor(Governor(max_in_flight=1))
+    handle = LocalLimiter(RateLimiter(max_in_flight=1))
 
     async def fail(*_: Any) -> Grant:
-        raise ConnectionError("the governor is gone")
+        raise ConnectionError("the limiter is gone")
 
-    handle.exchange.remote = fail
+    handle.exchange = fail  # type: ignore[method-assign]
 
     async def run() -> None:
         with pytest.raises(ConnectionError, match="is gone"):
-            await SharedGate(handle, "a").enter()
+            await SharedGate(handle.exchange, "a").enter()
 
     asyncio.run(run())
 
 
 def test_who_waits_at_a_gate_that_closes_is_told_so() -> None:
-    handle = LocalGovernor(Governor(max_in_flight=1))
+    handle = LocalLimiter(RateLimiter(max_in_flight=1))
 
     async def run() -> list[bool]:
-        shared = SharedGate(handle, "a")
+        shared = SharedGate(handle.exchange, "a")
         assert await shared.enter()
         waiting = asyncio.ensure_future(shared.enter())
         await asyncio.sleep(0.05)
@@ -181,11 +181,11 @@ def test_who_waits_at_a_gate_that_closes_is_told_so() -> None:
 
 
 def test_a_worker_that_must_wait_long_says_meanwhile_that_it_lives(monkeypatch: Any) -> None:
-    monkeypatch.setattr(gate, "LIVES_EVERY_S", 0.02)
-    handle = LocalGovernor(Governor(max_in_flight=4))
+    monkeypatch.setattr(gate, "HEARTBEAT_S", 0.02)
+    handle = LocalLimiter(RateLimiter(max_in_flight=4))
 
     async def run() -> int:
-        shared = SharedGate(handle, "a")
+        shared = SharedGate(handle.exchange, "a")
         assert await shared.enter()
         shared.leave(retry_after_s=60.0)
         waiting = asyncio.ensure_future(shared.enter())
@@ -198,27 +198,27 @@ def test_a_worker_that_must_wait_long_says_meanwhile_that_it_lives(monkeypatch: 
 
 
 def test_a_report_waits_for_the_answer_to_the_one_before() -> None:
-    """Else it would say that nothing is in flight while leave for calls is on its way, and the governor forget them."""
-    handle = LocalGovernor(Governor(max_in_flight=4))
-    answer, num_under_way, most = handle.exchange.remote, 0, 0
+    """Else it would say that nothing is in flight while leave for calls is on its way, and the limiter forget them."""
+    handle = LocalLimiter(RateLimiter(max_in_flight=4))
+    answer, num_under_way, most = handle.exchange, 0, 0
 
-    async def slowly(*told: Any) -> Grant:
+    async def slowly(*report: Any) -> Grant:
         nonlocal num_under_way, most
         num_under_way += 1
         most = max(most, num_under_way)
-        grant = await answer(*told)
+        grant = await answer(*report)
         await asyncio.sleep(0.02)
         num_under_way -= 1
         return grant
 
-    handle.exchange.remote = slowly
+    handle.exchange = slowly  # type: ignore[method-assign]
 
     async def run() -> None:
-        shared = SharedGate(handle, "a")
+        shared = SharedGate(handle.exchange, "a")
         entering = asyncio.ensure_future(shared.enter_many(4))
         await asyncio.sleep(0.01)  # its question is under way
-        await shared.tell()  # as a worker does when one of its files is done
-        assert await entering == 4 == handle.governor.in_flight == handle.governor.used.calls
+        await shared.report()  # as a worker does when one of its files is done
+        assert await entering == 4 == handle.limiter.in_flight == handle.limiter.used.calls
 
     asyncio.run(run())
     assert most == 1

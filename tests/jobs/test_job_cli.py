@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from PIL import Image
 from pydantic import BaseModel
+from rayjobs.config import CONFIGS
 
+from mme5core.errors import InputError, WorkFailed
 from mme5core.images import to_jpeg
 from rayjobs import cli
-from rayjobs.config import CONFIGS, ConfigError
 
 ARGUMENTS = ["input=pictures", "output=rows"]
 
@@ -98,9 +99,9 @@ def test_a_failure_for_people_ends_with_1_and_bad_input_with_2(capsys: pytest.Ca
 
         return job
 
-    code, summary, err = run(fail(cli.JobFailed("the cluster is gone")), ARGUMENTS, capsys)
+    code, summary, err = run(fail(WorkFailed("the cluster is gone")), ARGUMENTS, capsys)
     assert (code, summary["reason"], err) == (1, "the cluster is gone", "synth: the cluster is gone\n")
-    code, summary, err = run(fail(ConfigError("no column 'id'")), ARGUMENTS, capsys)
+    code, summary, err = run(fail(InputError("no column 'id'")), ARGUMENTS, capsys)
     assert (code, summary["reason"], err) == (2, "no column 'id'", "synth: no column 'id'\n")
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rayjobs.config import CONFIGS
 
-from rayjobs.config import (
-    CONFIGS,
-    ConfigError,
-    EmbedCorpusConfig,
-    JobConfig,
-    SynthConfig,
-    TrainConfig,
-    fingerprint,
-    load_config,
-    resolve_paths,
-)
+from mme5core.errors import InputError
+from rayjobs.command.config import JobConfig, fingerprint, resolve_paths
+from rayjobs.command.load import load_config
+from rayjobs.embed_corpus.config import EmbedCorpusConfig
+from rayjobs.synth.config import SynthConfig
+from rayjobs.train.config import TrainConfig
 
 # The keys that a job cannot do without.
 REQUIRED = {
@@ -41,7 +37,7 @@ def load_train(*overrides: str) -> TrainConfig:
 
 
 def refusal(job: str, *overrides: str, recipe: Path | None = None) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         load_config(job, str(recipe) if recipe else None, overrides)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -154,7 +150,7 @@ def test_what_is_no_override_is_quoted(override: str) -> None:
 
 
 def test_a_recipe_that_is_not_there_is_quoted_with_those_that_are() -> None:
-    with pytest.raises(ConfigError, match=r"'demmo'.*\bdemo\b"):
+    with pytest.raises(InputError, match=r"'demmo'.*\bdemo\b"):
         load_config("synth", "demmo", [])
 
 
@@ -167,7 +163,7 @@ def test_a_recipe_for_other_jobs_or_with_a_misspelt_section_is_refused(tmp_path:
 @pytest.mark.parametrize("content", [b"- a\n- b\n", b"synth: [", b"synth: 5", b"\xff\xd8\xff\xe0 a picture"])
 def test_a_recipe_that_holds_no_keys_is_a_bad_configuration(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.yaml").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+    with pytest.raises(InputError, match=r"bad\.yaml"):
         load_config("synth", str(tmp_path / "bad.yaml"), [])
 
 
@@ -227,7 +223,7 @@ def test_moving_what_further_scores_read_does_not_change_the_fingerprint() -> No
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_how_to_write_it(override: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match=hint):
+    with pytest.raises(InputError, match=hint):
         load_config("embed-corpus", None, ["input=x", "model=m", override])
 
 
@@ -242,5 +238,5 @@ def test_a_weight_that_is_set_alone_leaves_the_others_as_they_are() -> None:
 
 
 def test_a_mapping_without_a_space_behind_the_colon_is_explained() -> None:
-    with pytest.raises(ConfigError, match=r"^tasks: 'vqa:0' has no value; YAML wants a space, as in \{vqa: 0\}$"):
+    with pytest.raises(InputError, match=r"^tasks: 'vqa:0' has no value; YAML wants a space, as in \{vqa: 0\}$"):
         load_config("synth", None, ["input=a", "tasks={vqa:0}"])

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mme5core.errors import InputError
+from mme5core.file_entries import describe
 from mme5core.schemas import QUARANTINE
 from mme5core.types import Rejected
-from rayjobs.config import ConfigError
-from rayjobs.output import JobFolder, Run, describe
+from rayjobs.folder import JobFolder, Run
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
 
@@ -161,19 +162,19 @@ def test_a_run_of_another_configuration_is_refused_naming_what_differs(tmp_path:
         (first.work / "rows").mkdir()
         (first.work / "rows" / "a.arrow").touch()
     del first
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         folder_of(tmp_path / "out", seed=4).open()
     assert "seed: 3 there, 4 here" in str(caught.value) and "limit" not in str(caught.value)
-    with pytest.raises(ConfigError, match="input: 'aaaa' there, 'bbbb' here"):
+    with pytest.raises(InputError, match="input: 'aaaa' there, 'bbbb' here"):
         folder_of(tmp_path / "out", seed=3, source="bbbb").open()
-    with pytest.raises(ConfigError, match="'synth'"):
+    with pytest.raises(InputError, match="'synth'"):
         folder_of(tmp_path / "out", seed=3, job="train").open()
 
 
 def test_a_run_that_was_refused_at_once_leaves_its_folder_to_the_corrected_one(tmp_path: Path) -> None:
     first = folder_of(tmp_path / "out", seed=3)
     first.open()
-    with pytest.raises(ConfigError, match="seed: 3 there, 4 here"):
+    with pytest.raises(InputError, match="seed: 3 there, 4 here"):
         folder_of(tmp_path / "out", seed=4).open()  # it may still be at work
     del first
     second = folder_of(tmp_path / "out", seed=4)
@@ -187,16 +188,16 @@ def test_a_folder_with_files_of_another_kind_is_refused_and_left_alone(tmp_path:
     out = tmp_path / "out"
     out.mkdir()
     (out / foreign).write_text("not ours")
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(InputError, match="not empty"):
         folder_of(out).open()
     assert [(file.name, file.read_text()) for file in out.iterdir()] == [(foreign, "not ours")]
 
 
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(ConfigError, match="not a folder"):
+    with pytest.raises(InputError, match="not a folder"):
         folder_of(tmp_path / "out").open()
-    with pytest.raises(ConfigError, match="below"):
+    with pytest.raises(InputError, match="below"):
         folder_of(tmp_path / "out" / "below").open()
 
 
@@ -209,7 +210,7 @@ def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
     first = folder_of(tmp_path / "out")
     first.open()
     for look in (JobFolder.open, JobFolder.look):
-        with pytest.raises(ConfigError, match="is being written by another run"):
+        with pytest.raises(InputError, match="is being written by another run"):
             look(folder_of(tmp_path / "out"))
     del first
     assert "which was stopped" in folder_of(tmp_path / "out").look()
@@ -251,7 +252,7 @@ def test_a_changed_input_is_refused_with_the_files_that_changed(tmp_path: Path) 
         ),
         ({"b": "2", "a": "1", "c": "3"}, "the input's files are in another order"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(InputError, match=said):
             with_files(**now).open()
 
 
@@ -271,7 +272,7 @@ def test_a_finished_folder_that_has_lost_a_part_is_not_done(tmp_path: Path, harm
         part.unlink()
     else:
         part.write_bytes(part.read_bytes() + b" ")
-    with pytest.raises(ConfigError, match=rf"part-00001.parquet (is|has) {harm}"):
+    with pytest.raises(InputError, match=rf"part-00001.parquet (is|has) {harm}"):
         folder().open()
 
 
@@ -311,10 +312,10 @@ def test_a_folder_of_another_configuration_in_which_nothing_was_kept_may_go(num_
     first = folder_of(tmp_path / "out")
     first.open()
     finish(first, num_kept=num_kept, pending=2)
-    with pytest.raises(ConfigError, match="choose another output") as error:
+    with pytest.raises(InputError, match="choose another output") as error:
         folder_of(tmp_path / "out", seed=1).open()
     assert str(error.value).endswith("in which nothing was kept") == (num_kept == 0)
     (first.work / "batches").mkdir()
     (first.work / "batches" / "000000-a.json").touch()  # paid for, and with the server
-    with pytest.raises(ConfigError, match=r"choose another output$"):
+    with pytest.raises(InputError, match=r"choose another output$"):
         folder_of(tmp_path / "out", seed=1).open()

@@ -14,19 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mme5core.corpus.contents import number_contents
+from mme5core.corpus.index import Index
+from mme5core.corpus.picture_filters import FilterSettings, PictureKey
+from mme5core.corpus.stored_pictures import StoredPictures
+from mme5core.errors import InputError
 from mme5core.images import to_jpeg
 from mme5core.readers import AS_IT_IS
 from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath
+from mme5core.synthesis import neighbour_pairs, planning
 from mme5core.synthesis.plan import Neighbour, PairRules, PlanSettings, plan_image
-from rayjobs import neighbour_pairs, planning, scan
-from rayjobs.cluster import Item, Runner, Task, here
-from rayjobs.config import ConfigError, FilterConfig
-from rayjobs.contents import number_contents
-from rayjobs.picture_filters import PictureKey
-from rayjobs.planning import Plan, make_plan, refused_samples
-from rayjobs.scan import Index
-from rayjobs.synth_worker import Pictures
+from mme5core.synthesis.planning import Plan, make_plan, refused_samples
+from mme5core.tasks import Item, Runner, Task, run_here
+from rayjobs import scan
 from tests.jobs.indexes import indexed
 
 PAIRS_ONLY = {"retrieval": 1.0}
@@ -46,7 +47,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Index, dict
         rows += [{"id": "bad", "image": b"no picture"}] if name == "a" else []
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=4)
     shards = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
-    return indexed(tmp_path, shards, PictureKey(FilterConfig().model_dump())), images
+    return indexed(tmp_path, shards, PictureKey(FilterSettings().model_dump())), images
 
 
 def neighbours(folder: Path, *pairs: tuple[str, str, int] | tuple[str, str, int, str]) -> list[AnyPath]:
@@ -61,7 +62,9 @@ def neighbours(folder: Path, *pairs: tuple[str, str, int] | tuple[str, str, int,
     return files
 
 
-def planned(index: Index, work: Path, near: list[AnyPath] | None = None, run: Runner = here, **settings: Any) -> Plan:
+def planned(
+    index: Index, work: Path, near: list[AnyPath] | None = None, run: Runner = run_here, **settings: Any
+) -> Plan:
     plan_settings = PlanSettings(tasks=PAIRS_ONLY, **settings)
     return make_plan(index, plan_settings, work, neighbours=near, num_workers=1, run=run)
 
@@ -87,7 +90,7 @@ def test_every_picture_of_a_sample_is_found_again(corpus: tuple[Index, dict[str,
     keys = [key for key in images if key != "b1"]
     pairs = neighbours(tmp_path, *((query, other, rank + 1) for query in keys for rank, other in enumerate(keys)))
     plan = planned(index, tmp_path, pairs, samples_per_image=30, num_negatives=2, pairs=PairRules((1, 3), (3, 9)))
-    pictures = Pictures(plan.shards, ("", ""), AS_IT_IS)
+    pictures = StoredPictures(plan.shards, ("", ""), AS_IT_IS)
     combinations = set()
     for row in records_of(plan):
         combinations.add(row["modality_combination"])
@@ -118,7 +121,7 @@ def test_neighbours_that_are_not_usable_pictures_are_left_out(
 
 
 def test_neighbours_of_another_corpus_are_refused(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none of its 2 pairs .* 'x y'.* another corpus"):
+    with pytest.raises(InputError, match=r"none of its 2 pairs .* 'x y'.* another corpus"):
         planned(corpus[0], tmp_path, neighbours(tmp_path, ("x", "y", 1), ("a0", "z", 1)))
 
 
@@ -135,7 +138,7 @@ def test_samples_that_pictures_have_too_few_neighbours_for_are_counted(
 
 
 def test_a_plan_of_nothing_is_refused(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not one sample can be planned: T2I, T2IT need neighbours="):
+    with pytest.raises(InputError, match="not one sample can be planned: T2I, T2IT need neighbours="):
         planned(corpus[0], tmp_path, combinations={"T2I": 1.0, "T2IT": 1.0})
 
 
@@ -152,7 +155,7 @@ def test_an_index_of_which_a_part_is_not_seen_is_no_index_without_it(
 
 
 def test_neighbours_without_a_pair_are_refused(corpus: tuple[Index, dict[str, bytes]], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not one pair"):
+    with pytest.raises(InputError, match="not one pair"):
         planned(corpus[0], tmp_path, neighbours(tmp_path))
 
 
@@ -243,7 +246,7 @@ def test_filters_refuse_what_they_do_not_let_pass(tmp_path: Path) -> None:
         {"id": "long", "image": picture(64, 200), "NSFW": "UNLIKELY", "punsafe": 0.1, "similarity": 0.4},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    filters = FilterConfig(
+    filters = FilterSettings(
         nsfw=["UNLIKELY"], max_punsafe=0.5, min_similarity=0.3, min_side=32, max_aspect_ratio=3
     ).model_dump()
     index = indexed(tmp_path, [tmp_path / "a.parquet"], PictureKey(filters), columns=("NSFW", "punsafe", "similarity"))

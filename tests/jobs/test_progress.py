@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from rayjobs.progress import LOG_EVERY_S, Progress
+from mme5core.progress import LOG_EVERY_S, Progress
 
 
 class Clock:

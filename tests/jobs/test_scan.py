@@ -12,14 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mme5core.corpus.index import INDEX, Index
+from mme5core.corpus.picture_filters import FilterSettings, PictureKey
+from mme5core.corpus.scan import ScanShard, count_usable, find_duplicates
+from mme5core.errors import InputError
 from mme5core.images import BadImage, to_jpeg
 from mme5core.readers import AS_IT_IS, CorpusRow, ReadOptions
+from mme5core.readers.shards import of_one_side
+from mme5core.tables import shards_of
 from mme5core.types import Rejected
-from rayjobs.config import ConfigError, FilterConfig
-from rayjobs.picture_filters import PictureKey
-from rayjobs.scan import INDEX, Index, ScanShard, _find_duplicates, _totals, one_side, shards_of
 
-ANY_PICTURE = PictureKey(FilterConfig().model_dump())
+ANY_PICTURE = PictureKey(FilterSettings().model_dump())
 
 
 def row(row_id: str, reason: str | None = None) -> dict[str, Any]:
@@ -32,8 +35,8 @@ def index_of(folder: Path, *shards: list[dict[str, Any]]) -> Index:
     for number, rows in enumerate(shards):
         pq.write_table(pa.Table.from_pylist(rows, INDEX), folder / f"{number:06d}.parquet")
     starts = np.cumsum([0] + [len(rows) for rows in shards])
-    _find_duplicates(folder, starts)
-    return Index([Path(f"{n}.parquet") for n in range(len(shards))], folder, starts, *_totals(folder, starts))
+    find_duplicates(folder, starts)
+    return Index([Path(f"{n}.parquet") for n in range(len(shards))], folder, starts, *count_usable(folder, starts))
 
 
 def usable_ids(index: Index) -> list[str]:
@@ -130,7 +133,7 @@ def test_refused_rows_become_values_with_reason_and_detail(tmp_path: Path) -> No
 
 
 def test_an_input_that_is_not_there_is_a_configuration_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="gone"):
+    with pytest.raises(InputError, match="gone"):
         shards_of([str(tmp_path / "gone")])
 
 
@@ -145,5 +148,5 @@ def test_an_input_that_is_not_there_is_a_configuration_error(tmp_path: Path) -> 
 def test_of_a_beir_folder_one_side_is_taken(side: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shards = [Path("beir") / name for name in ("corpus.jsonl", "queries.jsonl", "more.jsonl")]
     other = Path("elsewhere/corpus.jsonl")  # alone, and so not a side of anything
-    assert [shard.name for shard in one_side([*shards, other], side)] == [*names, "corpus.jsonl"]
+    assert [shard.name for shard in of_one_side([*shards, other], side)] == [*names, "corpus.jsonl"]
     assert ("read as one corpus" in capsys.readouterr().err) == (side == "both")

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from mme5core.corpus.source_columns import SourceColumns
+from mme5core.errors import InputError
 from mme5core.readers import ReadOptions
-from rayjobs.config import ConfigError
-from rayjobs.source_columns import SourceColumns
 from tests.jobs.test_scan import index_of, row
 
 
@@ -48,7 +48,7 @@ def test_a_row_without_the_column_has_null_and_a_column_without_rows_is_refused(
     source, texts = source_of(tmp_path, [{"x": 1}, {}], ["x"])
     assert source.arrays(texts)["x"].to_pylist() == [1, None]
     (tmp_path / "columns.json").unlink()
-    with pytest.raises(ConfigError, match="'titel', which no row of the input has"):
+    with pytest.raises(InputError, match="'titel', which no row of the input has"):
         source_of(tmp_path, [{"title": "a"}, {}], ["title", "titel"])
 
 

@@ -15,14 +15,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rayjobs.synth_worker import Rules
 
+from mme5core.asking.answer_log import ANSWERED, REJECTED, AnswerWriter, Entry
+from mme5core.corpus.stored_pictures import StoredPictures
+from mme5core.file_entries import describe
+from mme5core.parts import part_name
 from mme5core.readers import AS_IT_IS
-from rayjobs import planning, synth_parts
-from rayjobs.answers import ANSWERED, REJECTED, AnswerWriter, Entry
-from rayjobs.cluster import Item, Runner, Task
-from rayjobs.output import JobFolder, Run, describe, part_name
-from rayjobs.synth_parts import Part, WriteSamples, write_parts
-from rayjobs.synth_worker import Pictures, Rules
+from mme5core.synthesis import planning, sample_parts
+from mme5core.synthesis.sample_parts import Part, WriteSamples, write_parts
+from mme5core.tasks import Item, Runner, Task
+from rayjobs.folder import JobFolder, Run
 from tests.jobs.asking import GOOD, NUM_PICTURES, Work
 
 NUM_FILES, NUM_PARTS = 8, 4
@@ -45,7 +48,7 @@ class Parts:
     def write(self, run: Runner = backwards) -> list[Part]:
         """As a run does it, which then takes them to the output."""
         log = self.work.log()
-        pictures = Pictures(self.work.plan.shards, ("",), AS_IT_IS)
+        pictures = StoredPictures(self.work.plan.shards, ("",), AS_IT_IS)
         task = WriteSamples(self.work.plan, log.reader(), pictures, Rules(1, None), None, self.folder)
         self.written = []
 
@@ -79,7 +82,7 @@ def _counts(part: Part) -> tuple[int, int, int]:
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     for name, value in (("FEWEST_PER_FILE", 1), ("FILES_PER_WORKER", NUM_FILES)):
         monkeypatch.setattr(planning, name, value)
-    monkeypatch.setattr(synth_parts, "PLANS_PER_PART", NUM_PICTURES // NUM_PARTS)
+    monkeypatch.setattr(sample_parts, "PLANS_PER_PART", NUM_PICTURES // NUM_PARTS)
     work = Work(tmp_path)
     assert work.plan.num_files == NUM_FILES
     return Parts(work, tmp_path / "out")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rayjobs.train import _absolute
-from rayjobs.train_files import OWNER, check_owner
+from mme5core.ownership import OWNER, check_owner
+from rayjobs.train.job import _absolute
 
 
 def test_a_worker_goes_on_only_while_the_folder_is_its_own_runs(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mme5core.errors import InputError
 from mme5core.evaluation.benchmark import read_benchmark, read_vectors
-from mme5core.readers import InputError
 from mme5core.schemas import CANDIDATES, QUERIES
 from mme5core.types import Content, EvalQuery
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mme5core.readers import InputError, find_shards, input_files, input_identity
+from mme5core.errors import InputError
+from mme5core.readers import find_shards, input_files, input_identity
 from mme5core.readers.shards import labels
 from mme5core.storage import AnyPath
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mme5core.synthesis.pricing import Price, expected_tokens, picture_tokens, price_of
+from mme5core.asking.pricing import Price, picture_tokens, price_of, prompt_tokens
 
 
 def test_the_recipes_prices_come_before_the_tables() -> None:
@@ -25,7 +25,5 @@ def test_tokens_of_a_picture(size: tuple[int, int], tokens: int) -> None:
     assert picture_tokens(*size) == tokens
 
 
-def test_a_call_is_its_text_and_its_pictures() -> None:
-    prompt, completion = expected_tokens("x" * 3000, [(512, 512), (1024, 1024)])
-    assert prompt == 1000 + 255 + 765
-    assert completion > expected_tokens("x" * 3000, [])[1]
+def test_a_prompt_is_its_text_and_its_pictures() -> None:
+    assert prompt_tokens("x" * 3000, [(512, 512), (1024, 1024)]) == 1000 + 255 + 765

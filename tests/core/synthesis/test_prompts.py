@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from mme5core.asking.request import prompt_hash
 from mme5core.synthesis.plan import COMBINATIONS, PlannedSample
-from mme5core.synthesis.prompts import ASPECTS, CRITERIA, answer_schema, build_prompt, prompt_hash
+from mme5core.synthesis.prompts import ASPECTS, CRITERIA, answer_schema, build_prompt
 
 PLANNED = [(task, combination) for task, combinations in COMBINATIONS.items() for combination in combinations]
 

@@ -1,0 +1,341 @@
+"""Asks through the server's Batch API: a file of requests out, their answers into the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mme5core.asking.answer import NOT_OF_THE_PROTOCOL, answer_of
+from mme5core.asking.batch_api import CLOCKS_DIFFER_S, MAX_FILE_BYTES, BatchClient, Reply, batch_line
+from mme5core.asking.batch_record import BatchRecord
+from mme5core.asking.client import Client
+from mme5core.asking.failures import (
+    BudgetSpent,
+    NotThere,
+    OutOfMoney,
+    RequestFailed,
+    ServerMisconfigured,
+    ServerUnavailable,
+    is_unpaid,
+    may_pass,
+)
+from mme5core.asking.gate import SharedGate
+from mme5core.asking.log_file import LogFile
+from mme5core.asking.one_by_one import OneByOne, Preparer
+from mme5core.asking.patience import Patience
+from mme5core.asking.recorder import AGAIN, PENDING, Recorder
+from mme5core.asking.request import SCHEMA
+from mme5core.errors import BAD_INPUT, RESUMABLE
+
+LEAST_WAIT_S, LONGEST_PAUSE_S = 1.0, 600.0
+FAILED_POLLS_IN_A_ROW = 3
+
+
+class CallsInFlight:
+    """Calls of one batch: whatever happens to them, each leaves the gate exactly once.
+
+    Attributes:
+        were_sent: whether those that are open at the end have been paid for.
+    """
+
+    def __init__(self, gate: SharedGate, num_calls: int, *, were_sent: bool) -> None:
+        self._gate, self._num_open, self.were_sent = gate, num_calls, were_sent
+
+    def end(self, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
+        """One has ended, and was paid for."""
+        self._num_open -= 1
+        self._gate.leave(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+    def give_back(self, num_calls: int) -> None:
+        """So many will not be made."""
+        self._num_open -= num_calls
+        for _ in range(num_calls):
+            self._gate.leave(was_called=False)
+
+    def __enter__(self) -> CallsInFlight:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._num_open:
+            self._num_open -= 1
+            self._gate.leave(was_called=self.were_sent)
+
+
+class InBatches:
+    """Asks in batches; first takes up what an earlier run, or a worker that died, has sent.
+
+    Where it is not known yet in which form the server answers, one record is asked about by itself.
+
+    Args:
+        folder: of the batches' records.
+        calls_per_batch: None: only take up batches of earlier runs, and ask the rest call by call.
+        base_url: of the server, which must be the one that has the batches.
+        poll_s: between two looks at a batch.
+    """
+
+    def __init__(
+        self,
+        batches: BatchClient,
+        client: Client,
+        gate: SharedGate,
+        preparer: Preparer,
+        recorder: Recorder,
+        patience: Patience,
+        single: OneByOne,
+        slots: asyncio.Semaphore,
+        folder: Path,
+        *,
+        base_url: str,
+        calls_per_batch: int | None,
+        poll_s: float,
+    ) -> None:
+        self._batches, self._client, self._gate, self._single = batches, client, gate, single
+        self._preparer, self._recorder, self._patience = preparer, recorder, patience
+        self._slots, self._folder, self._base_url = slots, folder, base_url
+        self._calls_per_batch, self._poll_s = calls_per_batch, poll_s
+        self._learning_form = asyncio.Lock()
+        self._sending = asyncio.Lock()  # the client holds a whole file in memory
+        self._num_with_server = 0
+
+    async def work_through(self, file: LogFile) -> None:
+        """Ask about every record of a file that has no answer."""
+        records = [r for r in BatchRecord.of_file(self._folder, file.number) if await self._is_with_server(r)]
+        taken = {number for record in records for number in record.numbers}
+        missing = [number for number in file.missing() if number not in taken]
+        if self._calls_per_batch is None:
+            asked = [self._single.ask(file, number) for number in missing]
+        else:
+            missing = await self._learn_form(file, missing)
+            starts = range(0, len(missing), self._calls_per_batch)
+            asked = [self._in_batches(file, missing[start : start + self._calls_per_batch]) for start in starts]
+        await asyncio.gather(*(self._take_up(file, record) for record in records), *asked)
+
+    async def _is_with_server(self, record: BatchRecord) -> bool:
+        """Whether the server has the batch; its name tells where a run was killed before it heard so."""
+        if record.base_url != self._base_url:
+            self._patience.halt(
+                BAD_INPUT,
+                f"batches of an earlier run are with {record.base_url}: run with that address until they are done, "
+                f"or remove {self._folder} and pay for them again",
+            )
+            return False
+        if record.batch_id is None:
+            try:
+                record.batch_id = await self._batches.find(record.name, since_s=record.made_s - CLOCKS_DIFFER_S)
+            except (ServerMisconfigured, ServerUnavailable) as error:
+                self._patience.halt(RESUMABLE, f"{error} at {self._base_url}; run again")
+                return False
+            if record.batch_id is None:
+                record.remove(self._folder)
+                return False
+            record.save(self._folder)
+        return True
+
+    async def _learn_form(self, file: LogFile, missing: list[int]) -> list[int]:
+        """Ask about single records until the server has answered one; returns those that are left."""
+        async with self._learning_form:
+            while missing and self._client.form is None and self._patience.stop is None:
+                await self._single.ask(file, missing[0])
+                missing = missing[1:]
+        return missing
+
+    @contextlib.contextmanager
+    def _halting(self, file: LogFile, number: int) -> Iterator[None]:
+        """What a failure means for the requests after it."""
+        try:
+            yield
+        except OSError as error:
+            self._patience.halt_on_file(error, file.folder)
+        except RequestFailed as error:
+            self._recorder.failed(file, number, error, is_form_known=self._client.form is not None)
+
+    async def _take_up(self, file: LogFile, record: BatchRecord) -> None:
+        """Wait for a batch of an earlier run."""
+        self._gate.inside(len(record.numbers))
+        calls = CallsInFlight(self._gate, len(record.numbers), were_sent=True)
+        with self._halting(file, record.numbers[0]), calls:
+            await self._wait_for(file, record, calls)
+
+    async def _in_batches(self, file: LogFile, numbers: list[int]) -> None:
+        """Ask about records in as many batches as budget, file size and the server's queue make of them."""
+        most, num_refused = len(numbers), 0
+        async with self._slots:
+            goes_on = True
+            while numbers and goes_on and self._patience.stop is None:
+                goes_on = False
+                with self._halting(file, numbers[0]):
+                    num_granted = await self._gate.enter_many(min(most, len(numbers)))
+                    if not num_granted:
+                        raise BudgetSpent
+                    with CallsInFlight(self._gate, num_granted, were_sent=False) as calls:
+                        record, num_written = await self._submit(file, numbers[:num_granted], calls)
+                        numbers = numbers[num_written:]
+                        problem = None if record is None else await self._wait_for(file, record, calls)
+                    if record is not None and problem is not None:
+                        numbers, num_refused = record.numbers + numbers, num_refused + 1
+                        most = await self._make_room(len(record.numbers), num_refused, problem)
+                    goes_on = True
+        self._recorder.counts[PENDING] += len(numbers)
+
+    async def _make_room(self, num_calls: int, num_refused: int, problem: str) -> int:
+        """Wait because the account's queue is full; returns how many calls the next batch may have.
+
+        Where it is not our own batches that fill it, the batch itself may be too large for it.
+        """
+        if not self._num_with_server:
+            if num_calls == 1:
+                role = self._patience.role
+                self._patience.halt(RESUMABLE, f"the {role}'s queue for batches is full ({problem}); run again later")
+            num_calls = max(1, num_calls // 2)
+        await asyncio.sleep(min(LONGEST_PAUSE_S, self._poll_s * 2 ** min(num_refused, 10)))
+        return num_calls
+
+    async def _submit(
+        self, file: LogFile, numbers: Sequence[int], calls: CallsInFlight
+    ) -> tuple[BatchRecord | None, int]:
+        """Send the first of some records, as many as fit into a file; returns the batch, and how many are settled."""
+        form = self._client.form or SCHEMA
+        async with self._sending:
+            with tempfile.NamedTemporaryFile(suffix=".jsonl") as lines:
+                sent, num_written = await self._write_lines(file, numbers, form, lines)
+                calls.give_back(len(numbers) - len(sent))
+                if not sent:
+                    return None, num_written
+                record = BatchRecord(file.number, sent, self._base_url, form)
+                record.save(self._folder)
+                try:
+                    record.batch_id = await self._batches.submit(Path(lines.name), record.name)
+                except OutOfMoney:
+                    record.remove(self._folder)  # refused: the server has no such batch
+                    raise
+                except ServerMisconfigured as error:
+                    record.remove(self._folder)  # as above
+                    section = self._patience.role
+                    hint = f": set {section}.calls_per_batch=null" if isinstance(error, NotThere) else ""
+                    raise ServerMisconfigured(f"{error}{hint}") from None
+        calls.were_sent = True
+        record.save(self._folder)
+        return record, num_written
+
+    async def _write_lines(self, file: LogFile, numbers: Sequence[int], form: str, lines: Any) -> tuple[list[int], int]:
+        """The records that were written as requests, and how many are settled, those of the cache included."""
+        sent: list[int] = []
+        for num_written, number in enumerate(numbers):
+            prepared = await self._preparer.prepare(file, number)
+            if isinstance(prepared, str):
+                self._recorder.counts[prepared] += 1
+                continue
+            request = prepared.request
+            # What the log wants beside the answer travels in the line's name, since the request is gone by then.
+            name = (
+                f"{number}-{prepared.key}-{request.estimated_prompt_tokens(self._client.model)}-"
+                f"{request.seed}-{request.prompt_sha256()}"
+            )
+            line = batch_line(name, self._client.body(request, form))
+            if sent and lines.tell() + len(line) > MAX_FILE_BYTES:
+                lines.flush()
+                return sent, num_written
+            lines.write(line)
+            sent.append(number)
+        lines.flush()
+        return sent, len(numbers)
+
+    async def _wait_for(self, file: LogFile, record: BatchRecord, calls: CallsInFlight) -> str | None:
+        """Wait until a batch is over and its answers are in the log; returns why it must be sent again, if it must.
+
+        Where the job ends at once (a wrong key, say) it is left to the next run.
+
+        Raises:
+            ServerMisconfigured: the server refuses it as a whole, or does not know it.
+            ServerUnavailable: nobody answers any more.
+        """
+        self._num_with_server += 1
+        try:
+            return await self._result(file, record, calls)
+        except NotThere:
+            where = record.path(self._folder)
+            raise ServerMisconfigured(
+                f"the {self._patience.role} does not know batch {record.batch_id} (any more): remove {where} to pay "
+                "for it again"
+            ) from None
+        finally:
+            self._num_with_server -= 1
+
+    async def _result(self, file: LogFile, record: BatchRecord, calls: CallsInFlight) -> str | None:
+        assert record.batch_id is not None
+        num_failed = 0
+        while self._patience.stop is None or self._patience.stop.code == RESUMABLE:
+            try:
+                state = await self._batches.state(record.batch_id)
+                if state.status == "failed":
+                    calls.were_sent = False
+                    record.remove(self._folder)
+                    await self._batches.forget(state)
+                    if state.is_queue_full:
+                        return state.problem
+                    if state.is_unpaid:
+                        raise OutOfMoney(self._patience.role, 400)
+                    raise ServerMisconfigured(f"the {self._patience.role} refuses a batch ({state.problem})")
+                if state.is_over:
+                    self._take(file, record, await self._batches.replies(state), calls)
+                    await file.sync()  # before the record goes, with which they would be fetched again
+                    record.remove(self._folder)
+                    await self._batches.forget(state)
+                    return None
+                num_failed = 0
+            except OutOfMoney:
+                raise
+            except ServerUnavailable as error:
+                num_failed += 1
+                if num_failed == FAILED_POLLS_IN_A_ROW:
+                    self._patience.halt(RESUMABLE, f"{error} at {self._base_url}; run again when it is there")
+                    raise
+            await asyncio.sleep(self._poll_s)
+        return None
+
+    def _take(self, file: LogFile, record: BatchRecord, replies: Sequence[Reply], calls: CallsInFlight) -> None:
+        """Write the answers of a batch; a run that was killed here has written some of them already."""
+        calls.were_sent = False  # what is open at the end: expired, cancelled, or written before
+        waiting = set(record.numbers) & set(file.missing())
+        for reply in replies:
+            number = int(reply.custom_id.partition("-")[0])
+            if number in waiting:
+                waiting.remove(number)
+                status = self.write_reply(file, record.mode, reply, calls)
+                self._recorder.counts[PENDING if status == AGAIN else status] += 1
+        self._recorder.counts[PENDING] += len(waiting)
+
+    def write_reply(self, file: LogFile, form: str, reply: Reply, calls: CallsInFlight) -> str:
+        """Write one reply of a batch; returns what its record came to."""
+        # Batches of earlier versions have no seed and no hash in the names of their lines.
+        name, key, prompt_tokens, seed, prompt_sha256 = (*reply.custom_id.split("-"), "0", "")[:5]
+        number = int(name)
+        if not reply.status_code:
+            return PENDING
+        if reply.status_code == 200:
+            try:
+                answer = answer_of(reply.body, self._client.model, form=form)
+            except NOT_OF_THE_PROTOCOL:
+                return self._unanswered(file, number, "an answer that is not of the protocol", calls)
+            answer = answer.with_tokens(lambda: int(prompt_tokens))
+            calls.end(answer.prompt_tokens, answer.completion_tokens)
+            return self._recorder.answered(file, number, key, answer, prompt_sha256=prompt_sha256, seed=int(seed))
+        error = reply.body.get("error")
+        problem = error if isinstance(error, dict) else {"message": error}
+        detail = f"{reply.status_code}: {str(problem.get('message'))[:200]}"
+        if is_unpaid(reply.status_code, problem.get("code")):
+            unpaid = OutOfMoney(self._patience.role, reply.status_code)
+            self._patience.failed(unpaid, is_form_known=True)
+            return self._unanswered(file, number, detail, calls)
+        if may_pass(reply.status_code):
+            return self._unanswered(file, number, detail, calls)
+        calls.end()
+        return self._recorder.rejected(file, number, key, detail, 1)
+
+    def _unanswered(self, file: LogFile, number: int, detail: str, calls: CallsInFlight) -> str:
+        calls.end()
+        return self._recorder.unanswered(file, number, detail, 1)

@@ -1,0 +1,103 @@
+"""A file of records while a worker asks about them, and the log that takes their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mme5core.asking.answer_log import AnswerWriter, Entry, settled
+from mme5core.asking.question import Record, Records
+from mme5core.durable import sync
+
+SYNC_EVERY_S = 1.0
+
+
+class LogFile:
+    """One file of records, and this worker's own file of the log for it.
+
+    Args:
+        number: of the file among `records`.
+        worker: the name of the worker in the log.
+    """
+
+    def __init__(self, records: Records, log: Path, number: int, worker: str) -> None:
+        self.number = number
+        self.folder = log
+        self._start = int(records.starts[number])
+        self._records = records.rows(number)
+        self._writer = AnswerWriter(log, number, worker)
+        self._syncing = asyncio.Lock()
+        self._sync_error: OSError | None = None
+
+    def __enter__(self) -> LogFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def missing(self) -> list[int]:
+        """The records without an answer, as the log says now: another worker may have died over this file."""
+        have = settled(self.folder, self.number)
+        return [n for n in range(self._start, self._start + len(self._records)) if n not in have]
+
+    def record(self, number: int) -> Record:
+        return self._records[number - self._start]
+
+    def write(self, entry: Entry) -> None:
+        self._writer.write(entry)
+
+    async def sync(self) -> None:
+        """Wait until what was written so far is on the disk.
+
+        Raises:
+            OSError: it is not; also at every later call, since the system reports a failed sync only once.
+        """
+        async with self._syncing:  # an earlier call may not have ended
+            if self._sync_error is not None:
+                raise self._sync_error
+            if (descriptor := self._writer.unsynced()) is not None:
+                try:
+                    await asyncio.to_thread(sync, descriptor)
+                except OSError as error:
+                    self._sync_error = error
+                    raise
+
+
+class OpenLogFiles:
+    """The files that a worker has open, synced every second: a lost machine takes one second of answers with it."""
+
+    def __init__(self, records: Records, log: Path, worker: str, on_error: Callable[[OSError], None]) -> None:
+        self._records, self._log, self._worker, self._on_error = records, log, worker, on_error
+        self._open: set[LogFile] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def __contains__(self, file: LogFile) -> bool:
+        return file in self._open
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    @contextlib.contextmanager
+    def opened(self, number: int) -> Iterator[LogFile]:
+        with LogFile(self._records, self._log, number, self._worker) as file:
+            self._open.add(file)
+            if self._task is None or self._task.done():
+                self._task = asyncio.get_running_loop().create_task(self._sync_while_open())
+            try:
+                yield file
+            finally:
+                self._open.remove(file)
+
+    async def _sync_while_open(self) -> None:
+        while self._open:
+            await asyncio.sleep(SYNC_EVERY_S)
+            for file in list(self._open):
+                try:
+                    await file.sync()
+                except OSError as error:
+                    self._on_error(error)

@@ -1,0 +1,114 @@
+"""Writes into the log what came of each record, counts it, and tells the worker's patience."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from mme5core.asking.answer import Answer
+from mme5core.asking.answer_log import ANSWERED, FAILED, REJECTED, Entry
+from mme5core.asking.failures import RequestFailed
+from mme5core.asking.log_file import LogFile, OpenLogFiles
+from mme5core.asking.patience import Patience
+from mme5core.asking.pricing import Price
+from mme5core.asking.question import Question, Retry
+from mme5core.errors import BAD_INPUT
+from mme5core.images import BadImage
+from mme5core.types import Rejected
+
+KEPT, REFUSED, PENDING = "kept", "refused", "pending"
+"""What a record has come to."""
+AGAIN = "again"
+"""Its answer says nothing of the record: ask once more."""
+
+
+class Recorder:
+    """
+    Args:
+        counts: of records by what they came to; shared with the gate, which reports them.
+    """
+
+    def __init__(
+        self, question: Question, price: Price | None, patience: Patience, files: OpenLogFiles, counts: Counter[str]
+    ) -> None:
+        self._question, self._price, self._patience = question, price, patience
+        self._files, self.counts = files, counts
+        self._held: list[tuple[LogFile, Entry]] = []  # rejections since the last answer
+        self._rejects_all = False
+
+    def answered(self, file: LogFile, number: int, key: str, answer: Answer, *, prompt_sha256: str, seed: int) -> str:
+        """Write an answer; returns what the record came to."""
+        line = answer.record(prompt_sha256, seed, self._price)
+        verdict = self._question.verdict(line, file.record(number))
+        tokens = answer.prompt_tokens, answer.completion_tokens
+        entry = Entry(number, ANSWERED, answer.calls, *tokens, line["usd"] or 0.0, key, line)
+        if isinstance(verdict, Retry):
+            entry = replace(entry, status=FAILED, answer={"reason": "asked_again", "detail": verdict.reason})
+        file.write(entry)
+        self._patience.answered()
+        self.settle_rejections()
+        if isinstance(verdict, Retry):
+            return AGAIN
+        refused = verdict if isinstance(verdict, Rejected) else None
+        self._patience.judged(refused)
+        return KEPT if refused is None else REFUSED
+
+    def cached(self, file: LogFile, number: int, key: str, known: Entry) -> str | None:
+        """Write an answer that another run has paid for; None where it would have to be asked again."""
+        line = known.answer | {"usd": None if self._price is None else 0.0}
+        verdict = self._question.verdict(line, file.record(number))
+        if isinstance(verdict, Retry):
+            return None
+        file.write(Entry(number, ANSWERED, 0, 0, 0, 0.0, key, line))
+        if isinstance(verdict, Rejected):
+            return REFUSED
+        self._patience.judged(None)
+        return KEPT
+
+    def unusable(self, file: LogFile, number: int, error: BadImage) -> str:
+        """Refuse a record whose picture cannot be shown, though its header was good."""
+        line = {"reason": error.reason, "detail": str(error)}
+        file.write(Entry(number, REJECTED, 0, 0, 0, 0.0, "-", line))
+        return REFUSED
+
+    def rejected(self, file: LogFile, number: int, key: str, detail: str, calls: int) -> str:
+        """Hold a rejection back until the next answer: many without one are the server's or the recipe's fault."""
+        line = {"reason": f"{self._patience.role}_rejected", "detail": detail}
+        self._held.append((file, Entry(number, REJECTED, calls, 0, 0, 0.0, key, line)))
+        if len(self._held) > self._patience.most_rejections:
+            self.settle_rejections(all_are=True)
+        return PENDING
+
+    def settle_rejections(self, *, all_are: bool = False) -> None:
+        """Write what was held back: refused, or, where the server rejects all, left to the next run."""
+        if not self._held:
+            return
+        self._rejects_all |= all_are or not self._patience.has_answer
+        if self._rejects_all:
+            detail = self._held[0][1].answer["detail"]
+            self._patience.halt(BAD_INPUT, f"the {self._patience.role} rejects every request ({detail})")
+        held, self._held = self._held, []
+        for file, entry in held:
+            if self._rejects_all:
+                self._note(file, replace(entry, status=FAILED))
+                continue
+            file.write(entry)
+            self.counts.update({REFUSED: 1, PENDING: -1})
+        for file in {file for file, _ in held}:
+            if file not in self._files:
+                file.close()  # it was closed before, and these lines opened it again
+
+    def failed(self, file: LogFile, number: int, error: RequestFailed, *, is_form_known: bool) -> None:
+        """Note what was paid for without an answer, and what the failure means for the requests after it."""
+        self.unanswered(file, number, str(error), error.calls)
+        self._patience.failed(error, is_form_known=is_form_known)
+
+    def unanswered(self, file: LogFile, number: int, detail: str, calls: int) -> str:
+        """Note what was paid for without an answer; the record is left to the next run."""
+        line = {"reason": f"{self._patience.role}_unavailable", "detail": detail}
+        self._note(file, Entry(number, FAILED, calls, 0, 0, 0.0, "-", line))
+        return PENDING
+
+    def _note(self, file: LogFile, entry: Entry) -> None:
+        if entry.calls:
+            file.write(entry)

@@ -1,0 +1,1 @@
+"""A corpus indexed on disk: its rows, their distinct contents, and operations on more rows than memory holds."""

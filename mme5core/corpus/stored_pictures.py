@@ -1,0 +1,38 @@
+"""The pictures of a corpus, read again where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mme5core.readers import ReadOptions, read_picture
+from mme5core.storage import locate
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPictures:
+    """Travels to the workers.
+
+    Args:
+        shards: of the corpus, by the number that a picture's place names.
+        labels: of the shards, see `readers.shards.labels`.
+        options: of reading them.
+    """
+
+    shards: tuple[str, ...]
+    labels: tuple[str, ...]
+    options: ReadOptions
+
+    def read(self, place: Mapping[str, Any]) -> bytes:
+        """The encoded bytes of a picture.
+
+        Args:
+            place: its "id", and its "shard", "offset" and "num_bytes" as the index has them.
+
+        Raises:
+            OSError: naming the shard.
+        """
+        shard = locate(self.shards[place["shard"]])
+        options = replace(self.options, label=self.labels[place["shard"]])
+        return read_picture(shard, place["id"], place["offset"], place["num_bytes"], options)

@@ -1,0 +1,75 @@
+"""Settings as typed attributes: what a recipe may hold, with description, unit, default and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+PathKind = Literal["local", "existing", "any"]
+
+
+class Section(BaseModel):
+    """A group of settings. A key that it does not have is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the command line must know of a key beside its type.
+
+    Args:
+        rows: it changes the rows of the output, so that two runs of one folder must agree on it.
+        names_input: it names files to read. They may move: their content counts, not their path.
+        path: it names a place, which workers must get as an absolute path: "local" for a path of this machine,
+            "existing" for a folder of this machine where there is one of that name, else a hub id or the like, "any"
+            for a path or an address (s3://...).
+        formerly: an earlier name, which still works, and which the fingerprints of earlier runs hold.
+    """
+
+    rows: bool = True
+    names_input: bool = False
+    path: PathKind | None = None
+    formerly: str | None = None
+
+
+def key(
+    default: Any,
+    description: str,
+    *,
+    rows: bool = True,
+    names_input: bool = False,
+    path: PathKind | None = None,
+    formerly: str | None = None,
+    **rules: Any,
+) -> Any:
+    """A key with a default; `rules` are pydantic's limits (`ge`, `le`, ...), the others those of `Traits`."""
+    extra: dict[str, Any] = {"rows": rows, "names_input": names_input, "path": path, "formerly": formerly}
+    return Field(default, description=description, json_schema_extra=extra, **rules)
+
+
+def required(description: str, *, names_input: bool = False, path: PathKind | None = None) -> Any:
+    """A key without a default."""
+    return key(..., description, names_input=names_input, path=path)
+
+
+def traits(field: FieldInfo) -> Traits:
+    extra = field.json_schema_extra
+    return Traits(**extra) if isinstance(extra, dict) else Traits()  # type: ignore[arg-type]
+
+
+def walk(settings: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Traits]]:
+    """(path, setting, traits) of every key, sections opened; a key that was renamed under its earlier name."""
+    for name, field in type(settings).model_fields.items():
+        setting, own = getattr(settings, name), traits(field)
+        path = (*prefix, own.formerly or name)
+        if isinstance(setting, BaseModel):
+            yield from walk(setting, path)
+            continue
+        if isinstance(setting, dict):
+            setting = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in setting.items()}
+        yield path, setting, own

@@ -1,0 +1,21 @@
+"""The actor that asks: files of records in, whether to stop out; the answers go into the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from mme5core.asking.worker import Asking, Worker
+from rayjobs.on_ray.gate import LimiterHandle
+
+
+class AskActor:
+    def __init__(self, asking: Asking, limiter: LimiterHandle) -> None:
+        self._worker = Worker(asking, limiter.exchange(), api_key=limiter.api_key())
+
+    async def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
+        stop = None
+        for number in batch["file"].to_pylist():
+            stop = await self._worker.ask_file(number)
+        return {"stop_code": [stop.code if stop else 0], "stop_reason": [stop.reason if stop else ""]}

@@ -1,0 +1,83 @@
+"""Asks about every record that has no answer yet, by actors that share one rate limiter."""
+
+from __future__ import annotations
+
+import os
+
+from mme5core.asking.answer_log import Survey
+from mme5core.asking.batch_record import num_with_server
+from mme5core.asking.patience import BUDGET_SPENT, Stop
+from mme5core.asking.recorder import KEPT, PENDING, REFUSED
+from mme5core.asking.settings import BudgetSettings
+from mme5core.asking.worker import Asking
+from mme5core.errors import RESUMABLE
+from mme5core.progress import Progress
+from rayjobs.asking.actors import AskActor
+from rayjobs.command.outcome import STOPPED
+from rayjobs.command.signals import stopping_softly
+from rayjobs.on_ray.connection import is_submitted
+from rayjobs.on_ray.gate import LimiterHandle, LimiterState
+from rayjobs.on_ray.resources import ASK, place
+from rayjobs.on_ray.streams import ActorPool, stream
+
+# For the calls that are in flight when the job is told to stop; `ray job stop` kills it after 3 seconds.
+GRACE_S, GRACE_OF_SUBMITTED_S = 10.0, 2.0
+FILES_AT_ONCE = 2  # that a worker has open: the last calls of one go beside the first of the next
+
+
+def api_key() -> str | None:
+    return os.environ.get("OPENAI_API_KEY")
+
+
+def ask_all(
+    asking: Asking, survey: Survey, *, budget: BudgetSettings, num_workers: int, job: str, unit: str
+) -> Stop | None:
+    """Ask about every record without an answer; returns why it ended before all had one.
+
+    Args:
+        survey: of the log as it stands.
+        job, unit: for the progress line.
+    """
+    sizes = asking.records.starts[1:] - asking.records.starts[:-1]
+    items = [{"file": n} for n in range(len(sizes)) if survey.num_settled[n] < sizes[n]]
+    if not items:
+        return None
+    server, num_done = asking.server, int(survey.num_settled.sum())
+    num_workers = min(num_workers, len(items))
+    limiter = LimiterHandle.start(
+        asking.log,
+        survey.used_by_worker,
+        api_key=api_key(),
+        max_in_flight=num_workers * server.concurrency * (server.calls_per_batch or 1) + num_with_server(asking.work),
+        budget_calls=budget.calls,
+        budget_usd=budget.usd,
+        # Batches have limits of their own, and the server keeps them.
+        requests_per_minute=None if server.calls_per_batch else server.requests_per_minute,
+        tokens_per_minute=None if server.calls_per_batch else server.tokens_per_minute,
+    )
+    files_at_once = max(FILES_AT_ONCE, server.concurrency) if asking.in_batches else FILES_AT_ONCE
+    pool = ActorPool(AskActor, (asking, limiter), num_workers, place(ASK, num_workers), calls_at_once=files_at_once)
+    stop: Stop | None = None
+    grace_s = GRACE_OF_SUBMITTED_S if is_submitted() else GRACE_S
+    with (
+        Progress(job, int(sizes.sum()), unit, done=num_done) as progress,
+        stopping_softly(0.0 if asking.in_batches else grace_s) as is_to_stop,  # nobody waits for a batch
+    ):
+
+        def show(state: LimiterState) -> None:
+            counts = state.counts
+            extra = f"{counts[REFUSED]:,} refused, {counts[PENDING]:,} pending"
+            extra += f", {state.usd:,.2f} USD" if state.usd else ""
+            progress.update(num_done + counts[KEPT] + counts[REFUSED], extra)
+            if is_to_stop.is_set():
+                limiter.halt()  # what is in flight is paid for
+
+        with limiter.watched(show, api_key=api_key()):
+            for row in stream(items, pool, num_tasks=len(items)):
+                if row["stop_code"] and (stop is None or stop.code == RESUMABLE != row["stop_code"]):
+                    stop = Stop(row["stop_code"], row["stop_reason"])
+                if stop and stop.code != RESUMABLE:
+                    limiter.halt()  # the calls that the other workers have out are paid for: they may end
+    if is_to_stop.is_set() and (stop is None or stop.reason == BUDGET_SPENT):
+        return Stop(RESUMABLE, STOPPED)
+    return stop

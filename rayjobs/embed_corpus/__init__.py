@@ -1,0 +1,1 @@
+"""The job `embed-corpus`: vectors of any corpus in Parquet."""

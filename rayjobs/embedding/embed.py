@@ -1,0 +1,96 @@
+"""Streams the contents that have no vector yet through a pool of encoders."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from mme5core.corpus.contents import Contents
+from mme5core.corpus.index import Index
+from mme5core.corpus.unembedded import EmbeddingKey, ReadUnembedded
+from mme5core.corpus.vector_log import VectorPlaces
+from mme5core.durable import wait_until_seen
+from mme5core.embedding_settings import EmbeddingSettings
+from mme5core.errors import InputError, WorkFailed
+from mme5core.readers import ReadOptions
+from rayjobs.embedding.actors import EmbedActor, LoadEncoder, ReadWindows
+from rayjobs.on_ray.resources import (
+    EMBED,
+    Placement,
+    cluster_cpus,
+    cluster_gpus,
+    place,
+    workers_per_node,
+)
+from rayjobs.on_ray.streams import ActorPool, stream
+
+WINDOWS_PER_TASK, TASKS_PER_CPU = 8, 4
+
+
+def placement_for(settings: EmbeddingSettings, num_workers: int, *, job: str) -> Placement:
+    """GPUs where the cluster has any, or the settings want them; never the CPU without a line.
+
+    Raises:
+        InputError: the cluster has fewer GPUs than the workers need.
+    """
+    if settings.device == "cpu":
+        return place(EMBED, num_workers)
+    if settings.device == "auto" and not cluster_gpus():
+        print(f"{job}: the cluster has no GPU: embedding on CPUs (device=cuda would refuse)", file=sys.stderr)
+        return place(EMBED, num_workers)
+    return place(EMBED, num_workers, gpus_per_worker=settings.gpus_per_worker)
+
+
+def embed_contents(
+    index: Index,
+    contents: Contents,
+    places: VectorPlaces,
+    settings: EmbeddingSettings,
+    options: ReadOptions,
+    placement: Placement,
+    *,
+    num_workers: int,
+    load: LoadEncoder,
+) -> Iterator[None]:
+    """Embed the first row of every distinct content that is not done; `places` grows, and each step is yielded.
+
+    Raises:
+        InputError: the model cannot be loaded.
+        WorkFailed: contents cannot be embedded.
+    """
+    items = [
+        {"shard": shard, "path": str(path)}
+        for shard, path in enumerate(index.shards)
+        if (places.places[contents.starts[shard] : contents.starts[shard + 1]] < 0).any()
+    ]
+    if not items:
+        return
+    places.flush()
+    read = ReadUnembedded(
+        index.folder,
+        index.starts,
+        contents,
+        places.file,
+        EmbeddingKey(settings.instruction),
+        settings.window_rows,
+        options,
+    )
+    # A task reads several small shards, so that their rows share windows.
+    num_windows = -(-(len(contents) - places.num_done) // settings.window_rows)
+    num_tasks = max(num_windows // WINDOWS_PER_TASK, TASKS_PER_CPU * cluster_cpus())
+    arguments = (
+        load,
+        settings,
+        places.log.folder,
+        places.log.dimension,
+        placement.uses_gpu,
+        workers_per_node(num_workers),
+    )
+    pool = ActorPool(EmbedActor, arguments, num_workers, placement)
+    for row in stream(items, pool, read=ReadWindows(read), num_tasks=num_tasks):
+        if row["problem"]:
+            raise (InputError if row["problem"].startswith("cannot load") else WorkFailed)(row["problem"])
+        file = places.log.folder / row["file"]
+        wait_until_seen(file.is_file, places.log.folder)
+        places.add(row["file"])
+        yield

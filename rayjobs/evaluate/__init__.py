@@ -1,0 +1,1 @@
+"""The job `evaluate`: metrics, a table and a report."""

@@ -1,0 +1,1 @@
+"""The job `train`: an embedding model from samples."""

@@ -1,0 +1,27 @@
+"""What `train` would do: samples, steps, output."""
+
+from __future__ import annotations
+
+from mme5core.readers.samples import open_samples
+from rayjobs.preview_lines import file_lines, output_lines
+from rayjobs.train.config import TrainConfig
+from rayjobs.train.inputs import check, check_batch_size, sources_of, train_folder
+
+
+def preview(config: TrainConfig) -> list[str]:
+    """
+    Raises:
+        InputError: a run would refuse the configuration or the input.
+    """
+    sources = sources_of(config)
+    shards = [shard for files in sources.values() for shard in files]
+    check(config)
+    rows = sum(open_samples(shard).metadata.num_rows for shard in shards)
+    rows = min(rows, config.limit or rows)
+    check_batch_size(config, rows)
+    steps = config.num_steps or max(1, int(config.num_epochs * rows / config.batch_size))
+    return [
+        *file_lines(shards),
+        f"{rows:,} samples before any is refused; about {steps:,} steps",
+        *output_lines(train_folder(config, sources)),
+    ]
