@@ -15,6 +15,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import PlanSettings
 from mme5core.synthesis.planning import make_plan
-from mme5core.tasks import run_here
+from mme5core.tasks import Item, run_here
 from rayjobs.folder.versions import versions
 from rayjobs.on_ray.connection import connected
 from rayjobs.on_ray.tasks import run_on_ray
@@ -101,13 +102,17 @@ def measure(work: Path, num_pictures: int, on_ray: bool, told: Any) -> None:
         return time.perf_counter() - started, len(made)
 
     if on_ray:
-        with connected() as ray:
-            list(run_on_ray(ray)(dict, [{"n": n} for n in range(4)]))  # its workers are started
-            seconds, samples = plan(run_on_ray(ray))
+        with connected():
+            list(run_on_ray(_echo, [{"n": n} for n in range(4)]))  # its workers are started
+            seconds, samples = plan(run_on_ray)
     else:
         seconds, samples = plan(run_here)
     told.put((seconds, samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10))
     shutil.rmtree(work)
+
+
+def _echo(item: Item) -> Iterator[Item]:
+    yield item
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ import torch
 
 from benchmarks import checkpoints
 from benchmarks.embedding import BATCH_SIZE, bare_forward, jpeg
+from mme5core.corpus.embedding_worker import load_encoder
+from mme5core.embedding_settings import EmbeddingSettings
 from mme5core.encoder import Encoder
 from mme5core.types import Content
 from rayjobs.embed_corpus import job
@@ -38,7 +40,7 @@ class SleepingEncoder:
 
     dimension = 128
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, settings: EmbeddingSettings) -> None:
         pass
 
     def stream(
@@ -50,9 +52,9 @@ class SleepingEncoder:
             yield places, np.ones((len(places), self.dimension), np.float32)
 
 
-def on_one_thread(config: dict[str, Any]) -> Any:
+def on_one_thread(settings: EmbeddingSettings) -> Any:
     """The job's own encoder, with the other core left to what prepares its batches."""
-    encoder = job.load_encoder(config)
+    encoder = load_encoder(settings)
     torch.set_num_threads(1)
     return encoder
 
@@ -67,7 +69,11 @@ def slope(folder: Path, rows: list[dict[str, Any]], model: Path, load: Any) -> f
             part = rows[shard * count // 4 : (shard + 1) * count // 4]
             pq.write_table(pa.Table.from_pylist(part), folder / f"{shard}.parquet")
         config = EmbedCorpusConfig(
-            input=[str(folder)], model=str(model), output=str(folder / "out"), window_rows=128, batch_size=BATCH_SIZE
+            input=[str(folder)],
+            model=str(model),
+            output=str(folder / "out"),
+            window_rows=128,
+            max_batch_rows=BATCH_SIZE,
         )
         seconds.append(_embedding_seconds(config, load))
     return (seconds[1] - seconds[0]) / (0.75 * len(rows) / BATCH_SIZE)
@@ -75,21 +81,21 @@ def slope(folder: Path, rows: list[dict[str, Any]], model: Path, load: Any) -> f
 
 def _embedding_seconds(config: EmbedCorpusConfig, load: Any) -> float:
     """From the first contents' reading to the last vector's writing."""
-    found = {}
-    embed_all = job._embed_all
+    seconds = 0.0
+    embed = job.embed_contents
 
-    def timed(*args: Any, **kwargs: Any) -> int:
+    def timed(*args: Any, **kwargs: Any) -> Iterator[None]:
+        nonlocal seconds
         began = time.perf_counter()
-        num_done = embed_all(*args, **kwargs)
-        found["s"] = time.perf_counter() - began
-        return num_done
+        yield from embed(*args, **kwargs)
+        seconds = time.perf_counter() - began
 
-    job._embed_all = timed  # type: ignore[assignment]
+    job.embed_contents = timed  # type: ignore[attr-defined]
     try:
         job.run(config, load=load)
     finally:
-        job._embed_all = embed_all
-    return found["s"]
+        job.embed_contents = embed  # type: ignore[attr-defined]
+    return seconds
 
 
 def main() -> None:

@@ -101,12 +101,7 @@ class Owner:
 
 def read_holder(folder: Path) -> Holder | None:
     """The owner of a folder, alive or not; None where it has none."""
-    try:
-        return Holder(**json.loads((folder / OWNER).read_text()))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError):  # cut off by a full disk
-        return Holder("", "", "an unknown machine", 0, "")
+    return _holder_in(folder / OWNER)
 
 
 def is_owned_now(folder: Path) -> bool:
@@ -161,10 +156,19 @@ def _remove(file: Path, other: Holder) -> None:
     aside = file.with_name(f".{OWNER}.{uuid.uuid4().hex}.dead")
     with contextlib.suppress(FileNotFoundError):
         os.rename(file, aside)
-        if json.loads(aside.read_text() or "{}").get("token", "") != other.token:
+        if _holder_in(aside) != other:
             os.rename(aside, file)  # it was the file of a faster run
             raise is_owned(file.parent)
         aside.unlink()
+
+
+def _holder_in(file: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):  # cut off by a full disk
+        return Holder("", "", "an unknown machine", 0, "")
 
 
 def _file_system_time(folder: Path) -> float:

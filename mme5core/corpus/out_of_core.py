@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import bisect
 import errno
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,79 +23,10 @@ Keyed = tuple[np.ndarray, np.ndarray]
 _KEYED = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
 
 
-def sort_tables(
-    tables: Iterable[pa.Table], folder: Path, *, by: Sequence[str] = ("id",), bytes_in_memory: int = BYTES_IN_MEMORY
-) -> Iterator[pa.Table]:
-    """All rows in the order of the columns `by`, as tables of about `bytes_in_memory` at most.
-
-    More than that is sorted in runs, which are written to `folder` and read again by ranges of the first column.
-
-    Args:
-        by: names of columns; the first one is of strings, none of them null.
-        folder: does not exist yet, and does not exist afterwards.
-    """
-    keys = [(name, "ascending") for name in by]
-    runs: list[Path] = []
-    waiting: list[pa.Table] = []
-    num_bytes = 0
-
-    def write_run() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        runs.append(folder / f"run-{len(runs):05d}.arrow")
-        write_table(pa.concat_tables(waiting).sort_by(keys), runs[-1])
-        waiting.clear()
-
-    for table in tables:
-        waiting.append(table)
-        num_bytes += table.nbytes
-        # Larger ones when there are many: each range reads from every run.
-        if num_bytes >= bytes_in_memory * (1 + len(runs) / RUNS_OF_ONE_SIZE):
-            write_run()
-            num_bytes = 0
-    if not runs:
-        if waiting:
-            yield pa.concat_tables(waiting).sort_by(keys)
-        return
-    if waiting:
-        write_run()
-    try:
-        for low, high in pairwise([None, *_splitters(runs, by[0]), None]):
-            yield pa.concat_tables([_range_of(run, by[0], low, high) for run in runs]).sort_by(keys)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def write_table(table: pa.Table, file: Path) -> None:
     """Write as one record batch, so that it can be searched without being read."""
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-
-
-def _splitters(runs: Sequence[Path], name: str) -> list[str]:
-    """Values that part the rows into about as many ranges as there are runs."""
-    samples: list[str] = []
-    for run in runs:
-        column = _open(run)[name]
-        places = np.linspace(0, len(column) - 1, min(SAMPLES_PER_RUN, len(column))).astype(np.int64)
-        samples += column.take(pa.array(places)).to_pylist()
-    samples.sort()
-    return sorted({samples[len(samples) * n // len(runs)] for n in range(1, len(runs))})
-
-
-def _range_of(run: Path, name: str, low: str | None, high: str | None) -> pa.Table:
-    """The rows of a run with low <= value < high."""
-    table = _open(run)
-    column = table[name].combine_chunks()
-
-    def place(value: str) -> int:
-        return bisect.bisect_left(column, value, key=lambda scalar: scalar.as_py())
-
-    start = 0 if low is None else place(low)
-    return table.slice(start, (len(column) if high is None else place(high)) - start)
-
-
-def _open(file: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
 def first_of_equal(

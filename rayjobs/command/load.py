@@ -105,10 +105,10 @@ def _explain(error: ValidationError, model: type[BaseModel], overrides: Sequence
     problem = problems[0]
     known = [".".join(path) for path in _known_keys(model)]
     key = ".".join(str(part) for part in problem["loc"])
+    typed = {".".join(_current_name(name.split("."), model)): name for name, *_ in (o.split("=") for o in overrides)}
     if problem["type"] == "extra_forbidden":
-        typed = [override.partition("=")[0] for override in overrides]
         # Below a name that people choose (also.NAME.key) the known keys are those of its section.
-        key = next((name for name in typed if name.startswith(f"{key}.")), key)
+        key = next((name for name in typed.values() if name.startswith(f"{key}.")), key)
         return f"unknown key {key!r}{nearest(key, known)}"
     last = problem["loc"][-1]
     if problem["input"] is None and isinstance(last, str) and ":" in last:
@@ -120,6 +120,7 @@ def _explain(error: ValidationError, model: type[BaseModel], overrides: Sequence
     if problem["type"] == "missing":
         return f"{key!r} is required: {_description(model, key)}"
     message = problem["msg"].removeprefix("Value error, ")
+    key = typed.get(key, key)
     return f"{key}={problem['input']!r}: {message[:1].lower()}{message[1:]}{_hint(key, problem, known)}"
 
 
@@ -141,7 +142,10 @@ def _description(model: type[BaseModel], key: str) -> str:
 
 
 def _known_keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name in model.model_fields:
+    """The paths of all keys, those that were renamed under their earlier names too."""
+    for name, field in model.model_fields.items():
         yield (*prefix, name)
+        if formerly := traits(field).formerly:
+            yield (*prefix, formerly)
         if section := _section(model, name):
             yield from _known_keys(section, (*prefix, name))

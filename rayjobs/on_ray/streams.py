@@ -56,7 +56,9 @@ def stream(
             num_cpus=READ_CONTENTS.cpus,
             memory=READ_CONTENTS.memory_bytes,
         )
-    concurrency: dict[str, Any] = {} if pool.calls_at_once is None else {"max_concurrent_calls_per_actor": pool.calls_at_once}
+    concurrency: dict[str, Any] = (
+        {} if pool.calls_at_once is None else {"max_concurrent_calls_per_actor": pool.calls_at_once}
+    )
     dataset = dataset.map_batches(
         pool.actor,
         fn_constructor_args=pool.arguments,

@@ -143,11 +143,12 @@ def step(setting: Setting) -> Found:
     else:
         from mme5core.training import deepspeed_engine
 
-        world = distributed.get_world_size()
-        config = {"batch_size": NUM_ROWS, "num_workers": world, "max_grad_norm": 1e9, "weight_decay": 0.0}
-        # No weight of so small a model would be sharded otherwise.
         engine = deepspeed_engine.build(
-            encoder.module, config | {"zero_stage": setting.zero_stage}, persistence_threshold=0
+            encoder.module,
+            zero_stage=setting.zero_stage,
+            max_grad_norm=1e9,
+            weight_decay=0.0,
+            persistence_threshold=0,  # no weight of so small a model would be sharded otherwise
         )
     rows = [row for combination in setting.combination.split("+") for row in samples(combination)]
     temperatures = None

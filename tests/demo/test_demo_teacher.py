@@ -48,7 +48,9 @@ def ask(
     images = {key: data_by_key[key] for key in plan.image_ids}
 
     async def once() -> Answer:
-        teacher = Client(base_url, MODEL, api_key=None, max_attempts=max_attempts, gate=gate, mode=SCHEMA)
+        teacher = Client(
+            base_url, MODEL, role="teacher", api_key=None, max_attempts=max_attempts, gate=gate, form=SCHEMA
+        )
         try:
             return await teacher.ask(build_request(plan, images, num_negatives=2))
         finally:
@@ -232,7 +234,7 @@ def test_a_question_that_cannot_be_answered_is_rejected_for_good(
     system, user = build_prompt(plan_for("I2T", keys), num_negatives=2)
 
     async def once(base_url: str) -> Answer:
-        teacher = Client(base_url, MODEL, api_key=None, max_attempts=1)
+        teacher = Client(base_url, MODEL, role="teacher", api_key=None, max_attempts=1)
         try:
             return await teacher.ask(Request(system, user, pictures, {"type": "object"}, "", 0))
         finally:

@@ -10,15 +10,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rayjobs.dry_run import _neighbours_of, describe
 
 from mme5core.asking.answer_log import ANSWERED, FAILED, AnswerWriter, Entry
 from mme5core.asking.batch_record import BatchRecord, batch_folder
 from mme5core.errors import InputError
 from mme5core.schemas import NEIGHBOURS
-from rayjobs import dry_run
+from rayjobs.command.main import dry_run_text
+from rayjobs.synth import preview
+from rayjobs.synth.__main__ import JOB as SYNTH
 from rayjobs.synth.config import SynthConfig
 from rayjobs.synth.inputs import corpus_shards, synth_folder
+from rayjobs.synth.preview import _neighbours_of
+from rayjobs.train.__main__ import JOB as TRAIN
 from rayjobs.train.config import TrainConfig
 from tests.jobs.asking import NUM_PICTURES, write_pictures
 
@@ -48,7 +51,7 @@ def config(file: Path, model: Path, /, **changes: object) -> TrainConfig:
 
 
 def test_a_training_is_told_with_its_rows_and_steps(tmp_path: Path, model: Path) -> None:
-    text = describe("train", config(samples(tmp_path, 40), model, num_epochs=2))
+    text = dry_run_text(TRAIN, "", config(samples(tmp_path, 40), model, num_epochs=2))
     assert "40 samples before any is refused; about 10 steps" in text
 
 
@@ -65,12 +68,12 @@ def test_a_training_that_cannot_begin_is_refused(
     changes: dict[str, object], said: str, tmp_path: Path, model: Path
 ) -> None:
     with pytest.raises(InputError, match=said):
-        describe("train", config(samples(tmp_path, 40), model, **changes))
+        dry_run_text(TRAIN, "", config(samples(tmp_path, 40), model, **changes))
 
 
 def test_a_file_without_a_column_of_samples_is_named(tmp_path: Path, model: Path) -> None:
     with pytest.raises(InputError, match=r"samples.parquet: no column 'positive'; it has id, query, pos, negatives"):
-        describe("train", config(samples(tmp_path, 40, positive="pos"), model))
+        dry_run_text(TRAIN, "", config(samples(tmp_path, 40, positive="pos"), model))
 
 
 def synthesis(tmp_path: Path, **changes: object) -> SynthConfig:
@@ -88,34 +91,37 @@ def cost(text: str) -> tuple[int, float]:
 def test_a_synthesis_is_told_with_what_an_earlier_run_has_left_of_it(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     config = synthesis(tmp_path)
-    text = describe("synth", config)
+    text = dry_run_text(SYNTH, "", config)
     assert f"output {tmp_path}/out: new" in text and cost(text)[0] == NUM_PICTURES
     whole = cost(text)[1]
     assert not (tmp_path / "out").exists()
 
     folder = synth_folder(config, corpus_shards(config))
     folder.open()
-    folder = synth_folder(config, corpus_shards(config))  # the run is over
+    folder.close()  # the run is over
     begun = "begun by an earlier run, which was stopped: the same command goes on"
-    assert f"output {tmp_path}/out: {begun}" in describe("synth", config)
-    assert cost(describe("synth", config)) == (NUM_PICTURES, pytest.approx(whole))
+    assert f"output {tmp_path}/out: {begun}" in dry_run_text(SYNTH, "", config)
+    assert cost(dry_run_text(SYNTH, "", config)) == (NUM_PICTURES, pytest.approx(whole))
     spent = {"calls": 31, "usd": 1.5}
     refused = Counter({"cut_off": 2})
+    folder.open()
     folder.finish(unit="planned samples", num_read=40, num_kept=28, refused=refused, pending=10, extra_counters=spent)
-    text = describe("synth", config)
+    folder.close()
+    text = dry_run_text(SYNTH, "", config)
     assert "which left 28 planned samples kept, 2 refused and 10 pending: the same command goes on" in text
     assert "an earlier run has spent 31 calls, 1.50 USD" in text
     assert cost(text) == (10, pytest.approx(whole / 4, abs=0.01))
 
+    folder.open()
     folder.finish(unit="planned samples", num_read=40, num_kept=38, refused=refused, pending=0, extra_counters=spent)
-    text = describe("synth", config)
+    text = dry_run_text(SYNTH, "", config)
     assert "finished already: a run would say so and do nothing" in text and cost(text) == (0, 0.0)
 
 
 def test_what_a_killed_run_has_paid_for_is_told_though_it_left_no_manifest(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     config = synthesis(tmp_path)
-    whole = cost(describe("synth", config))[1]
+    whole = cost(dry_run_text(SYNTH, "", config))[1]
     folder = synth_folder(config, corpus_shards(config))
     folder.open()
     (folder.work / "plan").mkdir()
@@ -126,8 +132,8 @@ def test_what_a_killed_run_has_paid_for_is_told_though_it_left_no_manifest(tmp_p
         for number in numbers:
             writer.write(Entry(number, ANSWERED, 2, 9, 9, 0.05, "-", {}))
     writer.write(Entry(36, FAILED, 5, 0, 0, 0.0, "-", {}))
-    del folder
-    text = describe("synth", config)
+    folder.close()
+    text = dry_run_text(SYNTH, "", config)
     assert "an earlier run has spent 65 calls, 1.50 USD; what follows is for what is left" in text
     assert cost(text) == (10, pytest.approx(whole / 4, abs=0.01))
 
@@ -142,8 +148,8 @@ def test_what_is_with_the_server_in_batches_is_not_reckoned_again(tmp_path: Path
     (folder.work / "answers").mkdir()
     AnswerWriter(folder.work / "answers", 0, "a").write(Entry(0, ANSWERED, 1, 9, 9, 0.0, "-", {}))
     BatchRecord(0, list(range(1, 31)), "http://x/v1", "plain").save(batch_folder(folder.work))
-    del folder
-    text = describe("synth", config)
+    folder.close()
+    text = dry_run_text(SYNTH, "", config)
     assert "an earlier run has spent 1 calls, and 30 are with the server in batches" in text and cost(text)[0] == 9
 
 
@@ -153,8 +159,8 @@ def test_the_plan_of_another_configuration_is_not_reckoned_with(tmp_path: Path) 
     folder.open()
     (folder.work / "plan").mkdir()
     (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, NUM_PICTURES]}))
-    del folder
-    text = describe("synth", synthesis(tmp_path, samples_per_image=4))
+    folder.close()
+    text = dry_run_text(SYNTH, "", synthesis(tmp_path, samples_per_image=4))
     assert ": new" in text and cost(text)[0] == 4 * NUM_PICTURES
 
 
@@ -162,28 +168,28 @@ def test_of_a_large_input_what_is_left_is_reckoned_from_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_pictures(tmp_path / "pictures")
-    monkeypatch.setattr(dry_run, "DRY_ROWS", 10)
-    assert cost(describe("synth", synthesis(tmp_path)))[0] == pytest.approx(NUM_PICTURES, abs=3)
+    monkeypatch.setattr(preview, "DRY_ROWS", 10)
+    assert cost(dry_run_text(SYNTH, "", synthesis(tmp_path)))[0] == pytest.approx(NUM_PICTURES, abs=3)
     folder = synth_folder(synthesis(tmp_path), corpus_shards(synthesis(tmp_path)))
     folder.open()
     (folder.work / "plan").mkdir()
     (folder.work / "plan" / "plan.json").write_text(json.dumps({"starts": [0, NUM_PICTURES]}))
     (folder.work / "answers").mkdir()
     AnswerWriter(folder.work / "answers", 0, "a").write(Entry(0, ANSWERED, 1, 9, 9, 0.0, "-", {}))
-    del folder
-    assert cost(describe("synth", synthesis(tmp_path)))[0] == NUM_PICTURES - 1
+    folder.close()
+    assert cost(dry_run_text(SYNTH, "", synthesis(tmp_path)))[0] == NUM_PICTURES - 1
 
 
 def test_a_budget_that_is_not_enough_is_told_beside_the_cost(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
-    whole = cost(describe("synth", synthesis(tmp_path)))[1]
+    whole = cost(dry_run_text(SYNTH, "", synthesis(tmp_path)))[1]
     for budget, said in (
         ({"usd": round(whole / 4, 3)}, "is enough for about 10 of these calls"),
         ({"usd": 0.0}, "budget.usd=0 is spent: a run would ask for nothing"),
         ({"calls": 7}, "budget.calls=7 is enough for about 7 of these calls"),
         ({"calls": 40, "usd": 99.0}, None),
     ):
-        text = describe("synth", synthesis(tmp_path, budget=budget))
+        text = dry_run_text(SYNTH, "", synthesis(tmp_path, budget=budget))
         assert (said in text) if said else ("budget.calls=" not in text and "budget.usd=" not in text)
 
 
@@ -198,8 +204,8 @@ def test_a_setting_that_a_run_would_refuse_is_told(tmp_path: Path, monkeypatch: 
         ({"base_url": "http://x/v1", "cache": str(tmp_path / "file")}, "is not a folder"),
         ({"base_url": "https://x/v1"}, "OPENAI_API_KEY is not set"),
     ):
-        assert said in describe("synth", synthesis(tmp_path, teacher={"model": "m"} | teacher))
-    text = describe("synth", synthesis(tmp_path, teacher={"model": "m", "base_url": "http://x/v1"}))
+        assert said in dry_run_text(SYNTH, "", synthesis(tmp_path, teacher={"model": "m"} | teacher))
+    text = dry_run_text(SYNTH, "", synthesis(tmp_path, teacher={"model": "m", "base_url": "http://x/v1"}))
     assert "is not set" not in text and "would refuse" not in text
 
 
@@ -207,11 +213,11 @@ def test_samples_that_cannot_be_drawn_are_told(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     only = {"tasks": {"retrieval": 1, "vqa": 0, "classification": 0}, "combinations": {"T2I": 1}}
     with pytest.raises(InputError, match="not one sample can be planned: T2I need neighbours=, pictures"):
-        describe("synth", synthesis(tmp_path, **only))
-    text = describe("synth", synthesis(tmp_path, tasks={"retrieval": 1}))
+        dry_run_text(SYNTH, "", synthesis(tmp_path, **only))
+    text = dry_run_text(SYNTH, "", synthesis(tmp_path, tasks={"retrieval": 1}))
     assert "without neighbours= there are no samples of I2I, IT2I, IT2IT, T2I, T2IT\n" in text
     half = {"tasks": {"retrieval": 1, "vqa": 1, "classification": 0}, "combinations": {"T2I": 1}}
-    text = describe("synth", synthesis(tmp_path, **half))
+    text = dry_run_text(SYNTH, "", synthesis(tmp_path, **half))
     assert f"{NUM_PICTURES - cost(text)[0]} samples are not planned: T2I need neighbours=" in text
 
 
@@ -220,7 +226,7 @@ def test_an_input_without_rows_is_refused(tmp_path: Path) -> None:
         pa.table({"id": pa.array([], pa.string()), "image": pa.array([], pa.binary())}), tmp_path / "x.parquet"
     )
     with pytest.raises(InputError, match=r"no rows in the input \(x.parquet\)"):
-        describe("synth", synthesis(tmp_path, input=str(tmp_path / "x.parquet")))
+        dry_run_text(SYNTH, "", synthesis(tmp_path, input=str(tmp_path / "x.parquet")))
 
 
 def test_neighbours_without_a_rank_come_last(tmp_path: Path) -> None:
@@ -240,17 +246,17 @@ def test_a_dry_run_refuses_the_output_that_the_run_would_refuse(tmp_path: Path) 
     folder = synth_folder(config, corpus_shards(config))
     folder.open()
     with pytest.raises(InputError, match="is being written by another run"):
-        describe("synth", config)
+        dry_run_text(SYNTH, "", config)
     folder.finish(unit="planned samples", num_read=1, num_kept=1, refused=Counter(), pending=0)
     with pytest.raises(InputError, match=r"holds a run of another configuration \(seed: 0 there, 1 here\)"):
-        describe("synth", synthesis(tmp_path, seed=1))
+        dry_run_text(SYNTH, "", synthesis(tmp_path, seed=1))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is not a folder"):
-        describe("synth", synthesis(tmp_path, output=str(tmp_path / "file")))
+        dry_run_text(SYNTH, "", synthesis(tmp_path, output=str(tmp_path / "file")))
     with pytest.raises(InputError, match="is not empty"):
-        describe("synth", synthesis(tmp_path, output=str(tmp_path / "pictures")))
+        dry_run_text(SYNTH, "", synthesis(tmp_path, output=str(tmp_path / "pictures")))
 
 
 def test_a_training_is_told_with_its_output(tmp_path: Path, model: Path) -> None:
-    text = describe("train", config(samples(tmp_path, 40), model, output=str(tmp_path / "out")))
+    text = dry_run_text(TRAIN, "", config(samples(tmp_path, 40), model, output=str(tmp_path / "out")))
     assert f"output {tmp_path}/out: new" in text

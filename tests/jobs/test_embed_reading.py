@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
+from mme5core.corpus import index as index_module
+from mme5core.corpus import unembedded
 from mme5core.corpus.contents import Contents, number_contents
 from mme5core.corpus.index import Index
+from mme5core.corpus.unembedded import EmbeddingKey, ReadUnembedded
+from mme5core.embedding_settings import InstructionSettings
 from mme5core.readers import ReadOptions
-from rayjobs import scan
-from rayjobs.embed_corpus import job
-from rayjobs.embed_corpus.job import KeyOf, ReadContents
 from tests.jobs.indexes import indexed
 
-INSTRUCTIONS: dict[str, str | None] = {"T": None, "I": None, "IT": None}
+KEY_OF = EmbeddingKey(InstructionSettings())
 
 
 class Corpus:
@@ -29,7 +29,7 @@ class Corpus:
         for number, texts in enumerate(shards):
             self.write(number, texts)
         paths = [self.path(number) for number in range(len(shards))]
-        self.index: Index = indexed(folder, paths, KeyOf(INSTRUCTIONS))
+        self.index: Index = indexed(folder, paths, KEY_OF)
         self.starts = self.index.starts
         self.contents: Contents = number_contents(self.index, folder)
 
@@ -44,18 +44,17 @@ class Corpus:
         places = np.full(len(self.contents), -1)
         places[list(done)] = 7
         places.tofile(self.folder / "done")
-        read = ReadContents(
+        read = ReadUnembedded(
             self.index.folder,
             self.starts,
             self.contents,
             self.folder / "done",
-            INSTRUCTIONS,
+            KEY_OF,
             window_rows,
             ReadOptions(),
         )
-        batch = pa.table({"shard": shards, "path": [str(self.path(shard)) for shard in shards]})
-        windows = [value for table in read(batch) for value in table["window"].to_pylist()]
-        return [pa.ipc.open_stream(window).read_all().to_pylist() for window in windows]
+        items = [{"shard": shard, "path": str(self.path(shard))} for shard in shards]
+        return [window.to_pylist() for window in read.windows(items)]
 
 
 def texts(tables: list[list[dict[str, Any]]]) -> list[tuple[int, str | None]]:
@@ -66,7 +65,7 @@ def texts(tables: list[list[dict[str, Any]]]) -> list[tuple[int, str | None]]:
 def test_each_content_is_read_once_in_the_shard_where_it_comes_first(
     rows_per_group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "ROWS_PER_GROUP", rows_per_group)
+    monkeypatch.setattr(index_module, "ROWS_PER_GROUP", rows_per_group)
     corpus = Corpus(tmp_path, ["a", "b", "a", "", "c"], ["c", "d", "b", "e", "d"])
     assert texts(corpus.read(0)) == [(0, "a"), (1, "b"), (2, "c")]
     assert texts(corpus.read(1)) == [(3, "d"), (4, "e")]
@@ -95,6 +94,6 @@ def test_a_row_that_has_changed_is_refused_and_one_that_cannot_be_read_again_is_
 
 
 def test_a_window_ends_where_it_has_enough_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "WINDOW_BYTES", 10)
+    monkeypatch.setattr(unembedded, "WINDOW_BYTES", 10)
     corpus = Corpus(tmp_path, ["a" * 9, "bb", "c", "d" * 30, "e"])
     assert [len(window) for window in corpus.read(0)] == [2, 2, 1]

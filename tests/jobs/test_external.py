@@ -1,8 +1,7 @@
-"""Sorting and finding equal rows through files gives what doing it in memory gives."""
+"""Finding equal rows through files gives what doing it in memory gives."""
 
 from __future__ import annotations
 
-import random
 import resource
 from pathlib import Path
 
@@ -10,32 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mme5core.corpus.out_of_core import KeyTable, first_of_equal, keys_of, new_array, sort_tables
-
-
-def rows(count: int, *, distinct: int) -> list[tuple[str, int]]:
-    draw = random.Random(0)
-    return [(f"é{draw.randrange(distinct)}", number) for number in range(count)]
-
-
-@pytest.mark.parametrize("bytes_in_memory", [1 << 30, 20_000, 3_000])
-@pytest.mark.parametrize("distinct", [10**6, 7, 1])
-def test_tables_come_out_in_order_however_little_fits(bytes_in_memory: int, distinct: int, tmp_path: Path) -> None:
-    given = rows(5_000, distinct=distinct)
-    tables = (
-        pa.table({"id": [r[0] for r in part], "x": [r[1] for r in part]})
-        for part in (given[start : start + 77] for start in range(0, len(given), 77))
-    )
-    found = list(sort_tables(tables, tmp_path / "runs", by=("id", "x"), bytes_in_memory=bytes_in_memory))
-    ordered = pa.concat_tables(found)
-    assert list(zip(ordered["id"].to_pylist(), ordered["x"].to_pylist(), strict=True)) == sorted(given)
-    assert not (tmp_path / "runs").exists()
-    if bytes_in_memory < 1 << 30 and distinct > 7:
-        assert len(found) > 1 and max(table.nbytes for table in found) < 3 * bytes_in_memory
-
-
-def test_nothing_to_sort_is_no_table(tmp_path: Path) -> None:
-    assert list(sort_tables([], tmp_path / "runs")) == []
+from mme5core.corpus.out_of_core import KeyTable, first_of_equal, keys_of, new_array
 
 
 @pytest.mark.parametrize("rows_in_memory", [1 << 20, 300, 7])

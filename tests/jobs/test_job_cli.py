@@ -11,20 +11,32 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from pydantic import BaseModel
-from rayjobs.config import CONFIGS
 
 from mme5core.errors import InputError, WorkFailed
 from mme5core.images import to_jpeg
-from rayjobs import cli
+from rayjobs.command import signals
+from rayjobs.command.job import Job, Verb, preview_nothing
+from rayjobs.command.main import main
+from rayjobs.command.outcome import RESUMABLE, Outcome, Stopped
+from rayjobs.command.signals import stop_at_once, stopping_softly
+from rayjobs.demo.__main__ import JOB as DEMO
+from rayjobs.embed_corpus.__main__ import JOB as EMBED_CORPUS
+from rayjobs.evaluate.__main__ import JOB as EVALUATE
+from rayjobs.synth.__main__ import JOB as SYNTH
+from rayjobs.synth.config import GalleryConfig, SynthConfig
+from rayjobs.synth.preview import preview
+from rayjobs.train.__main__ import JOB as TRAIN
 
 ARGUMENTS = ["input=pictures", "output=rows"]
+JOBS = (SYNTH, TRAIN, EMBED_CORPUS, EVALUATE, DEMO)
+Work = Callable[[Any], Outcome]
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +48,24 @@ def _clean_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     signal.signal(signal.SIGTERM, before)
 
 
-def run(job: cli.Verb, argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], str]:
+def synth(**verbs: Work) -> Job:
+    """`synth` with other work; `job` is that of the job itself."""
+    table = {
+        "" if name == "job" else name: Verb(
+            GalleryConfig if name == "gallery" else SynthConfig,
+            work,
+            preview if name == "job" else preview_nothing,
+            needs_output=name == "job",
+        )
+        for name, work in verbs.items()
+    }
+    return Job("synth", table)
+
+
+def run(job: Work, argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], str]:
     """Exit code, summary and stderr of `synth` with `job` as its work."""
     with pytest.raises(SystemExit) as ended:
-        cli.main("synth", {"": job, "export": job}, argv)
+        main(synth(job=job, export=job), argv)
     out, err = capsys.readouterr()
     summary = json.loads(out.splitlines()[-1])
     assert list(summary) == ["job", "code", "reason", "output", "counters"]
@@ -47,7 +73,7 @@ def run(job: cli.Verb, argv: list[str], capsys: pytest.CaptureFixture[str]) -> t
     return int(ended.value.code or 0), summary, err
 
 
-def never(config: Any) -> cli.Outcome:
+def never(config: Any) -> Outcome:
     raise AssertionError("the job must not have started")
 
 
@@ -64,9 +90,9 @@ def test_a_finished_job_ends_with_0_and_its_summary_as_the_last_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def job(config: Any) -> cli.Outcome:
+    def job(config: Any) -> Outcome:
         print("a line of the job's own")
-        return cli.Outcome({"read": 3, "kept": 2, "refused": {"broken_image": 1}, "pending": 0})
+        return Outcome({"read": 3, "kept": 2, "refused": {"broken_image": 1}, "pending": 0})
 
     code, summary, err = run(job, ARGUMENTS, capsys)
     assert (code, summary["reason"], err) == (0, "done", "")
@@ -75,17 +101,17 @@ def test_a_finished_job_ends_with_0_and_its_summary_as_the_last_line(
 
 
 def test_a_job_that_stops_at_a_limit_ends_with_3(capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = cli.Outcome({"pending": 7}, cli.RESUMABLE, "the budget is spent")
+    outcome = Outcome({"pending": 7}, RESUMABLE, "the budget is spent")
     code, summary, _ = run(lambda config: outcome, ARGUMENTS, capsys)
     assert (code, summary["reason"], summary["counters"]) == (3, "the budget is spent", {"pending": 7})
 
 
 def test_sigterm_and_ctrl_c_end_with_3(capsys: pytest.CaptureFixture[str]) -> None:
-    def terminated(config: Any) -> cli.Outcome:
+    def terminated(config: Any) -> Outcome:
         os.kill(os.getpid(), signal.SIGTERM)
-        return cli.Outcome()
+        return Outcome()
 
-    def interrupted(config: Any) -> cli.Outcome:
+    def interrupted(config: Any) -> Outcome:
         raise KeyboardInterrupt
 
     assert run(terminated, ARGUMENTS, capsys)[0] == 3
@@ -93,8 +119,8 @@ def test_sigterm_and_ctrl_c_end_with_3(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_failure_for_people_ends_with_1_and_bad_input_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(error: Exception) -> cli.Verb:
-        def job(config: Any) -> cli.Outcome:
+    def fail(error: Exception) -> Work:
+        def job(config: Any) -> Outcome:
             raise error
 
         return job
@@ -108,7 +134,7 @@ def test_a_failure_for_people_ends_with_1_and_bad_input_with_2(capsys: pytest.Ca
 def test_an_unforeseen_error_becomes_one_line_and_a_file_with_the_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def job(config: Any) -> cli.Outcome:
+    def job(config: Any) -> Outcome:
         raise ValueError("seven is no colour\nand a second line")
 
     code, _, err = run(job, ARGUMENTS, capsys)
@@ -119,10 +145,10 @@ def test_an_unforeseen_error_becomes_one_line_and_a_file_with_the_traceback(
 
 
 def test_a_full_disk_becomes_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def job(config: Any) -> cli.Outcome:
+    def job(config: Any) -> Outcome:
         # Opened without O_CREAT: where there is no such device the test must not make a file of that name.
         os.write(os.open("/dev/full", os.O_WRONLY), b"rows")
-        return cli.Outcome()
+        return Outcome()
 
     code, summary, err = run(job, ARGUMENTS, capsys)
     assert code == 1 and len(err.splitlines()) == 1
@@ -152,25 +178,25 @@ def test_what_cannot_be_read_ends_with_2_before_the_job_starts(
 
 def test_a_verb_is_the_first_word_and_gets_the_same_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
-    verbs: dict[str, cli.Verb] = {"": never, "show": lambda config: seen.append(config) or cli.Outcome()}
+    job = synth(job=never, show=lambda config: seen.append(config) or Outcome())
     with pytest.raises(SystemExit):
-        cli.main("synth", verbs, ["show", "--config=demo", "seed=11"])
+        main(job, ["show", "--config=demo", "seed=11"])
     assert seen[0].seed == 11 and seen[0].teacher.model == "demo-teacher"
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["code"] == 0
 
 
 def test_a_verb_with_keys_of_its_own_reads_what_the_recipes_job_wrote(capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
-    verbs: dict[str, cli.Verb] = {"": never, "gallery": lambda config: seen.append(config) or cli.Outcome()}
+    job = synth(job=never, gallery=lambda config: seen.append(config) or Outcome())
     with pytest.raises(SystemExit):
-        cli.main("synth", verbs, ["gallery", "--config=mme5", "num_samples=3"])
+        main(job, ["gallery", "--config=mme5", "num_samples=3"])
     assert (seen[0].input, seen[0].output, seen[0].num_samples) == ("runs/mme5/synth", "", 3)
     with pytest.raises(SystemExit) as ended:
-        cli.main("synth", verbs, ["gallery", "input=x", "num_sample=3"])
+        main(job, ["gallery", "input=x", "num_sample=3"])
     assert ended.value.code == 2
     assert "num_samples" in json.loads(capsys.readouterr().out.splitlines()[-1])["reason"]
     with pytest.raises(SystemExit):
-        cli.main("synth", verbs, ["--help"])
+        main(job, ["--help"])
     assert "keys of synth gallery:" in capsys.readouterr().out
 
 
@@ -185,7 +211,7 @@ def test_a_dry_run_prints_the_effective_configuration_and_does_not_start(
             tar.addfile(member, io.BytesIO(data))
     argv = [f"input={tmp_path}/*.tar", f"output={tmp_path}/rows", "samples_per_image=37", "teacher.model=some-model"]
     with pytest.raises(SystemExit) as ended:
-        cli.main("synth", {"": never}, [*argv, "--dry-run"])
+        main(synth(job=never), [*argv, "--dry-run"])
     *printed, last = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0 and json.loads(last)["code"] == 0
     text = "\n".join(printed)
@@ -197,14 +223,14 @@ def test_a_dry_run_prints_the_effective_configuration_and_does_not_start(
     assert [file.name for file in tmp_path.iterdir()] == ["00000.tar"]
 
 
-@pytest.mark.parametrize("job", sorted(CONFIGS))
-def test_help_lists_every_key_with_its_meaning(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_help_lists_every_key_with_its_meaning(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(job, {"": never}, ["--help"])
+        main(job, ["--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert ended.value.code == 0
-    for key, description in leaf_keys(CONFIGS[job]):
-        (place,) = [number for number, line in enumerate(lines) if line.split("  (")[0] == key]
+    for key, description in leaf_keys(job.verbs[""].config):
+        place = next(number for number, line in enumerate(lines) if line.split("  (")[0] == key)
         assert description and lines[place + 1] == description
         assert "default" in lines[place] or "required" in lines[place]
 
@@ -245,7 +271,7 @@ def kill_self(number: int = signal.SIGTERM) -> None:
 @pytest.fixture
 def handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, cli._stop)
+    signal.signal(signal.SIGTERM, stop_at_once)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
     yield
     for number, handler in before.items():
@@ -254,18 +280,18 @@ def handlers() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_soft_stop_is_told_and_raises_nothing(number: int, handlers: None) -> None:
-    with cli.stopping_softly(60.0) as is_to_stop:
+    with stopping_softly(60.0) as is_to_stop:
         assert not is_to_stop.is_set()
         kill_self(number)
         kill_self(number)  # as of one that was sent to the group as well
         assert is_to_stop.is_set()
-    with pytest.raises((cli.Stopped, KeyboardInterrupt)):
+    with pytest.raises((Stopped, KeyboardInterrupt)):
         kill_self(number)
 
 
 def test_a_second_stop_is_no_soft_one(handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "SAME_SIGNAL_S", 0.0)
-    with pytest.raises(cli.Stopped), cli.stopping_softly(60.0):
+    monkeypatch.setattr(signals, "SAME_SIGNAL_S", 0.0)
+    with pytest.raises(Stopped), stopping_softly(60.0):
         kill_self()
         kill_self(signal.SIGINT)
 
@@ -273,7 +299,7 @@ def test_a_second_stop_is_no_soft_one(handlers: None, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("grace_s", [0.0, 0.3])
 def test_the_grace_of_a_soft_stop_ends(grace_s: float, handlers: None) -> None:
     started = time.monotonic()
-    with pytest.raises(cli.Stopped), cli.stopping_softly(grace_s):
+    with pytest.raises(Stopped), stopping_softly(grace_s):
         kill_self()
         time.sleep(5.0)
     assert grace_s <= time.monotonic() - started < 4.0
@@ -281,7 +307,7 @@ def test_the_grace_of_a_soft_stop_ends(grace_s: float, handlers: None) -> None:
 
 def test_an_error_after_a_soft_stop_is_of_the_stop(handlers: None, capsys: pytest.CaptureFixture[str]) -> None:
     for is_stopped in (False, True):
-        with pytest.raises(cli.Stopped if is_stopped else RuntimeError), cli.stopping_softly(60.0):
+        with pytest.raises(Stopped if is_stopped else RuntimeError), stopping_softly(60.0):
             if is_stopped:
                 kill_self()
             raise RuntimeError("an actor died")
@@ -290,6 +316,6 @@ def test_an_error_after_a_soft_stop_is_of_the_stop(handlers: None, capsys: pytes
 
 def test_a_signal_that_is_ignored_stays_so(handlers: None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with cli.stopping_softly(60.0) as is_to_stop:
+    with stopping_softly(60.0) as is_to_stop:
         kill_self(signal.SIGINT)
         assert not is_to_stop.is_set()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from rayjobs.config import CONFIGS
 
+import rayjobs.demo.__main__ as demo
+import rayjobs.embed_corpus.__main__ as embed_corpus
+import rayjobs.evaluate.__main__ as evaluate
+import rayjobs.synth.__main__ as synth
+import rayjobs.train.__main__ as train
 from mme5core.errors import InputError
 from rayjobs.command.config import JobConfig, fingerprint, resolve_paths
-from rayjobs.command.load import load_config
+from rayjobs.command.load import load_config as load_verb
 from rayjobs.embed_corpus.config import EmbedCorpusConfig
 from rayjobs.synth.config import SynthConfig
 from rayjobs.train.config import TrainConfig
 
+JOBS = {job.name: job for job in (synth.JOB, train.JOB, embed_corpus.JOB, evaluate.JOB, demo.JOB)}
 # The keys that a job cannot do without.
 REQUIRED = {
     "synth": ["input=pictures"],
@@ -22,6 +28,10 @@ REQUIRED = {
     "evaluate": ["benchmark=bench"],
     "demo": [],
 }
+
+
+def load_config(job: str, recipe: str | None, overrides: Sequence[str]) -> JobConfig:
+    return load_verb(JOBS[job], "", recipe, overrides)
 
 
 def load_synth(recipe: Path | None, *overrides: str) -> SynthConfig:
@@ -58,7 +68,7 @@ def test_a_job_reads_its_own_section_of_a_recipe(tmp_path: Path) -> None:
     assert (load_synth(recipe).input, load_synth(recipe).seed) == (["pictures"], 3)
     embed = load_config("embed-corpus", str(recipe), [])
     assert isinstance(embed, EmbedCorpusConfig)
-    assert (embed.input, embed.seed, embed.batch_size) == (["corpus"], 4, 7)
+    assert (embed.input, embed.seed, embed.max_batch_rows) == (["corpus"], 4, 7)
 
 
 def test_a_recipe_without_sections_is_the_jobs_own(tmp_path: Path) -> None:
@@ -167,7 +177,7 @@ def test_a_recipe_that_holds_no_keys_is_a_bad_configuration(tmp_path: Path, cont
         load_config("synth", str(tmp_path / "bad.yaml"), [])
 
 
-@pytest.mark.parametrize("job", sorted(CONFIGS))
+@pytest.mark.parametrize("job", sorted(JOBS))
 def test_the_demo_recipe_is_valid_for_every_job(job: str) -> None:
     assert load_config(job, "demo", []).output.startswith("runs/demo")
 
@@ -177,9 +187,59 @@ def test_resolving_makes_the_output_absolute(tmp_path: Path, monkeypatch: pytest
     assert resolve_paths(JobConfig(output="a/b")).output == str(tmp_path / "a/b")
 
 
-@pytest.mark.parametrize("job", sorted(CONFIGS))
+@pytest.mark.parametrize("job", sorted(JOBS))
 def test_workers_and_place_do_not_change_the_fingerprint(job: str) -> None:
     assert print_of(job, "num_workers=4", "output=elsewhere") == print_of(job, "num_workers=8")
+
+
+def test_a_key_that_was_renamed_works_under_both_names_and_leaves_the_fingerprint(tmp_path: Path) -> None:
+    by_either = [load_synth(None, "input=a", f"teacher.{name}=99") for name in ("max_tokens", "max_answer_tokens")]
+    assert [config.teacher.max_answer_tokens for config in by_either] == [99, 99]
+    assert fingerprint(by_either[0]) == fingerprint(by_either[1])
+    recipe = write(tmp_path / "r.yaml", "input: a\nteacher: {batch_size: 7}")
+    assert load_synth(recipe).teacher.calls_per_batch == 7
+    assert load_synth(recipe, "teacher.calls_per_batch=8").teacher.calls_per_batch == 8
+    twice = write(tmp_path / "twice.yaml", "input: a\nteacher: {batch_size: 7, calls_per_batch: 8}")
+    assert "'calls_per_batch' is set twice" in refusal("synth", recipe=twice)
+
+
+@pytest.mark.parametrize(
+    ("job", "overrides", "identities", "expected"),
+    [
+        ("synth", ["teacher.max_tokens=99"], {}, "2a0a900f149d52a1"),
+        ("embed-corpus", ["batch_size=7", "instruction.I=x"], {"model": "m"}, "cb35bd284fbafe45"),
+        ("train", ["lora.rank=4"], {"model": "m"}, "931dfc62bb4d6c9e"),
+        ("evaluate", ["also.x.input=v"], {"benchmark": "b"}, "39100a3fdd2f3087"),
+    ],
+)
+def test_a_folder_of_version_0_1_has_the_fingerprint_that_it_had(
+    job: str, overrides: list[str], identities: dict[str, str], expected: str
+) -> None:
+    assert print_of(job, *overrides, input="same", **identities) == expected
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/run"])
+def test_an_output_that_is_an_address_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match="must be a folder that every node sees"):
+        resolve_paths(JobConfig(output=address))
+
+
+def test_checkpoints_named_by_a_relative_path_lie_where_the_job_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_paths(load_train("checkpoints=kept/here")).checkpoints == str(tmp_path / "kept" / "here")
+    assert resolve_paths(load_train("checkpoints=s3://bucket/run")).checkpoints == "s3://bucket/run"
+    assert resolve_paths(load_train()).checkpoints is None
+
+
+def test_a_model_is_an_absolute_path_where_there_is_such_a_folder_and_else_a_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    assert resolve_paths(load_train("model=base")).model == str(tmp_path / "base")
+    assert resolve_paths(load_train("model=owner/name")).model == "owner/name"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 
 from mme5core.errors import InputError
 from mme5core.file_entries import describe
+from mme5core.ownership import Owner
 from mme5core.schemas import QUARANTINE
 from mme5core.types import Rejected
 from rayjobs.folder import JobFolder, Run
@@ -84,10 +85,10 @@ def test_the_quarantine_holds_every_refused_input_and_is_counted_by_reason(tmp_p
     table = pq.read_table(tmp_path / "out" / "_quarantine")
     assert table.schema.equals(QUARANTINE)
     assert [(row["id"], row["reason"], row["detail"]) for row in table.to_pylist()] == [
-        ("a", "broken", "cut off"),
-        ("a", "x", ""),
-        ("b", "empty", ""),
         ("c", "broken", ""),
+        ("a", "broken", "cut off"),
+        ("b", "empty", ""),
+        ("a", "x", ""),
     ]
 
 
@@ -133,7 +134,7 @@ def test_success_comes_only_when_nothing_is_pending_and_then_the_work_is_gone(tm
     finish(first, num_kept=2, pending=1)
     assert not (tmp_path / "out" / "_SUCCESS").exists() and manifest_of(tmp_path / "out")["finished"] is False
     assert first.work.is_dir()
-    del first
+    first.close()
     second = folder_of(tmp_path / "out")
     assert second.open() is None
     second.write_parts(tables(3), SCHEMA, rows_per_file=9)
@@ -161,7 +162,7 @@ def test_a_run_of_another_configuration_is_refused_naming_what_differs(tmp_path:
     else:
         (first.work / "rows").mkdir()
         (first.work / "rows" / "a.arrow").touch()
-    del first
+    first.close()
     with pytest.raises(InputError) as caught:
         folder_of(tmp_path / "out", seed=4).open()
     assert "seed: 3 there, 4 here" in str(caught.value) and "limit" not in str(caught.value)
@@ -176,7 +177,7 @@ def test_a_run_that_was_refused_at_once_leaves_its_folder_to_the_corrected_one(t
     first.open()
     with pytest.raises(InputError, match="seed: 3 there, 4 here"):
         folder_of(tmp_path / "out", seed=4).open()  # it may still be at work
-    del first
+    first.close()
     second = folder_of(tmp_path / "out", seed=4)
     assert second.open() is None
     assert json.loads((second.work / "run.json").read_text())["keys"]["seed"] == 4
@@ -209,17 +210,17 @@ def test_an_empty_folder_that_exists_may_be_used(tmp_path: Path) -> None:
 def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
     first = folder_of(tmp_path / "out")
     first.open()
-    for look in (JobFolder.open, JobFolder.look):
+    for look in (JobFolder.open, JobFolder.state):
         with pytest.raises(InputError, match="is being written by another run"):
             look(folder_of(tmp_path / "out"))
-    del first
-    assert "which was stopped" in folder_of(tmp_path / "out").look()
+    first.close()
+    assert "which was stopped" in folder_of(tmp_path / "out").state()
     assert folder_of(tmp_path / "out").open() is None
 
 
 def test_a_killed_run_leaves_a_folder_that_the_same_run_goes_on_with(tmp_path: Path) -> None:
     script = (
-        "import os, signal; from pathlib import Path; from rayjobs.output import JobFolder, Run\n"
+        "import os, signal; from pathlib import Path; from rayjobs.folder import JobFolder, Run\n"
         f"path = Path({str(tmp_path / 'out')!r})\n"
         "folder = JobFolder(path, Run('synth', {}, '0-aaaa', {'seed': 0, 'limit': None}, {'input': 'aaaa'}))\n"
         "folder.open(); (folder.work / 'rows').mkdir(); (path / 'part-00007.parquet').touch()\n"
@@ -244,7 +245,7 @@ def test_a_changed_input_is_refused_with_the_files_that_changed(tmp_path: Path) 
     first.open()
     (first.work / "rows").mkdir()
     (first.work / "rows" / "x.arrow").touch()
-    del first
+    first.close()
     for now, said in (
         (
             {"a": "1", "b": "9", "d": "4", "e": "4", "f": "4", "g": "4"},
@@ -291,18 +292,18 @@ def test_a_part_that_is_not_as_it_was_described_does_not_pass(tmp_path: Path) ->
 
 
 def test_a_folder_that_another_run_finishes_just_now_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take, late = JobFolder._take_lock, folder_of(tmp_path / "out")
+    take, late = Owner.take, folder_of(tmp_path / "out")
 
-    def take_after_the_other(self: JobFolder) -> None:
-        monkeypatch.setattr(JobFolder, "_take_lock", take)
+    def take_after_the_other(work: Path) -> Owner:
+        monkeypatch.setattr(Owner, "take", take)
         first = folder_of(tmp_path / "out")
         first.open()
         first.write_parts(tables(3), SCHEMA, rows_per_file=9)
         finish(first, num_kept=3)
-        self.work.mkdir(exist_ok=True)
-        take(self)
+        work.mkdir(exist_ok=True)
+        return take(work)
 
-    monkeypatch.setattr(JobFolder, "_take_lock", take_after_the_other)
+    monkeypatch.setattr(Owner, "take", take_after_the_other)
     found = late.open()
     assert found and found["counters"]["kept"] == 3 and not late.work.exists()
 

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mme5core.corpus import index as index_module
+from mme5core.corpus import scan
 from mme5core.corpus.contents import number_contents
 from mme5core.corpus.index import Index
 from mme5core.corpus.picture_filters import FilterSettings, PictureKey
@@ -27,7 +29,6 @@ from mme5core.synthesis import neighbour_pairs, planning
 from mme5core.synthesis.plan import Neighbour, PairRules, PlanSettings, plan_image
 from mme5core.synthesis.planning import Plan, make_plan, refused_samples
 from mme5core.tasks import Item, Runner, Task, run_here
-from rayjobs import scan
 from tests.jobs.indexes import indexed
 
 PAIRS_ONLY = {"retrieval": 1.0}
@@ -41,13 +42,14 @@ def jpeg(number: int) -> bytes:
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Index, dict[str, bytes]]:
     """Two shards, three rows of their index in a group; b1 has the bytes of a2, one row holds no picture."""
     monkeypatch.setattr(scan, "ROWS_PER_GROUP", 3)
+    monkeypatch.setattr(index_module, "ROWS_PER_GROUP", 3)
     images = {f"a{n}": jpeg(n) for n in range(6)} | {f"b{n}": jpeg(10 + n) for n in range(4)} | {"b1": jpeg(2)}
     for name in "ab":
         rows = [{"id": key, "image": data} for key, data in images.items() if key.startswith(name)]
         rows += [{"id": "bad", "image": b"no picture"}] if name == "a" else []
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=4)
     shards = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
-    return indexed(tmp_path, shards, PictureKey(FilterSettings().model_dump())), images
+    return indexed(tmp_path, shards, PictureKey(FilterSettings())), images
 
 
 def neighbours(folder: Path, *pairs: tuple[str, str, int] | tuple[str, str, int, str]) -> list[AnyPath]:
@@ -180,7 +182,7 @@ def test_the_plan_is_what_each_picture_and_its_neighbours_give_however_the_tasks
 
     def backwards(task: Task, items: Sequence[Item]) -> Iterator[Item]:
         assert len(items) > 2
-        return reversed([task(item) for item in items])
+        return reversed([report for item in items for report in task(item)])
 
     for name in ("FEWEST_PER_FILE", "SAMPLES_PER_TASK"):
         monkeypatch.setattr(planning, name, 1)
@@ -248,7 +250,7 @@ def test_filters_refuse_what_they_do_not_let_pass(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     filters = FilterSettings(
         nsfw=["UNLIKELY"], max_punsafe=0.5, min_similarity=0.3, min_side=32, max_aspect_ratio=3
-    ).model_dump()
+    )
     index = indexed(tmp_path, [tmp_path / "a.parquet"], PictureKey(filters), columns=("NSFW", "punsafe", "similarity"))
     assert {r.id: r.reason for r in index.refused()} == {
         "nsfw": "filtered_nsfw",

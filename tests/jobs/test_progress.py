@@ -27,7 +27,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("rayjobs.progress.time.monotonic", clock)
+    monkeypatch.setattr("mme5core.progress.time.monotonic", clock)
     return clock
 
 

@@ -22,7 +22,7 @@ from mme5core.readers.shards import of_one_side
 from mme5core.tables import shards_of
 from mme5core.types import Rejected
 
-ANY_PICTURE = PictureKey(FilterSettings().model_dump())
+ANY_PICTURE = PictureKey(FilterSettings())
 
 
 def row(row_id: str, reason: str | None = None) -> dict[str, Any]:
@@ -50,12 +50,11 @@ def jpeg(color: tuple[int, int, int]) -> bytes:
 def scan_file(file: Path, *, limit: int | None = None, options: ReadOptions = AS_IT_IS) -> list[dict[str, Any]]:
     folder = file.parent / "index"
     folder.mkdir(exist_ok=True)
-    batch = pa.table({"shard": [5], "path": [str(file)], "label": [""]})
-    counts = list(ScanShard(folder, ANY_PICTURE, limit, options)(batch))
-    assert all(count["failure"] == [""] for count in counts)
+    item = {"shard": 5, "path": str(file), "label": ""}
+    *counts, last = ScanShard(folder, ANY_PICTURE, limit, options)(item)
     found = pq.read_table(folder / "000005.parquet")
-    assert found.schema.equals(INDEX) and found.num_rows == sum(count["count"][0] for count in counts)
-    assert counts[-1]["total"] == [found.num_rows]
+    assert found.schema.equals(INDEX) and found.num_rows == sum(count["rows"] for count in counts)
+    assert last == {"shard": 5, "total": found.num_rows}
     rows: list[dict[str, Any]] = found.to_pylist()
     return rows
 
@@ -65,8 +64,8 @@ def test_rows_without_ids_in_files_of_one_name_are_all_kept(tmp_path: Path) -> N
     for label in ("a/x.jsonl", "b/x.jsonl"):
         (tmp_path / label).parent.mkdir()
         (tmp_path / label).write_text('{"text": "same place"}\n')
-        batch = pa.table({"shard": [0], "path": [str(tmp_path / label)], "label": [label]})
-        list(ScanShard(tmp_path, lambda row: b"0" * 16)(batch))
+        item = {"shard": 0, "path": str(tmp_path / label), "label": label}
+        list(ScanShard(tmp_path, lambda row: b"0" * 16)(item))
         ids += pq.read_table(tmp_path / "000000.parquet")["id"].to_pylist()
     assert ids == ["a/x.jsonl:0", "b/x.jsonl:0"]
 

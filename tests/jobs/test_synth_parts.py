@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
@@ -15,15 +14,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rayjobs.synth_worker import Rules
 
 from mme5core.asking.answer_log import ANSWERED, REJECTED, AnswerWriter, Entry
 from mme5core.corpus.stored_pictures import StoredPictures
 from mme5core.file_entries import describe
-from mme5core.parts import part_name
+from mme5core.parts import Part, PartFiles, part_name
 from mme5core.readers import AS_IT_IS
 from mme5core.synthesis import planning, sample_parts
-from mme5core.synthesis.sample_parts import Part, WriteSamples, write_parts
+from mme5core.synthesis.question import Synthesis
+from mme5core.synthesis.sample_parts import WriteSamples, part_items
 from mme5core.tasks import Item, Runner, Task
 from rayjobs.folder import JobFolder, Run
 from tests.jobs.asking import GOOD, NUM_PICTURES, Work
@@ -33,7 +32,7 @@ VALUE = {"text": json.dumps(GOOD), "finish_reason": "stop", "model": "m", "promp
 
 
 def backwards(task: Task, items: Sequence[Item]) -> Iterator[Item]:
-    return (task(item) for item in reversed(items))
+    return (report for item in reversed(items) for report in task(item))
 
 
 class Parts:
@@ -47,16 +46,15 @@ class Parts:
 
     def write(self, run: Runner = backwards) -> list[Part]:
         """As a run does it, which then takes them to the output."""
-        log = self.work.log()
         pictures = StoredPictures(self.work.plan.shards, ("",), AS_IT_IS)
-        task = WriteSamples(self.work.plan, log.reader(), pictures, Rules(1, None), None, self.folder)
-        self.written = []
-
-        def watched(task: Task, items: Sequence[Item]) -> Iterator[Item]:
-            self.written = [item["part"] for item in items]
-            return run(task, items)
-
-        parts = write_parts(task, log, self.output, watched)
+        task = WriteSamples(self.work.plan, Synthesis(pictures, 1), None, self.folder)
+        items = part_items(self.work.plan, self.work.answers, self.work.survey())
+        files = PartFiles(self.folder, self.output)
+        by_number = files.written(items)
+        missing = [item for item in items if item["part"] not in by_number]
+        self.written = [item["part"] for item in missing]
+        by_number |= {part.number: part for part in files.write(task, missing, run)}
+        parts = [by_number[item["part"]] for item in items]
         self.job.take_parts({part.entry["name"]: part.file for part in parts})
         kept, pending, refused = (sum(counts) for counts in zip(*map(_counts, parts), strict=True))
         self.job.finish(
@@ -75,13 +73,13 @@ class Parts:
 
 def _counts(part: Part) -> tuple[int, int, int]:
     """Kept, pending, refused."""
-    return part.told["kept"], part.told["pending"], part.told["refusals"]["rows"]
+    return part.report["kept"], part.report["pending"], part.report["refusals"]["rows"]
 
 
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
-    for name, value in (("FEWEST_PER_FILE", 1), ("FILES_PER_WORKER", NUM_FILES)):
-        monkeypatch.setattr(planning, name, value)
+    for name, number in (("FEWEST_PER_FILE", 1), ("FILES_PER_WORKER", NUM_FILES)):
+        monkeypatch.setattr(planning, name, number)
     monkeypatch.setattr(sample_parts, "PLANS_PER_PART", NUM_PICTURES // NUM_PARTS)
     work = Work(tmp_path)
     assert work.plan.num_files == NUM_FILES
@@ -100,7 +98,7 @@ def test_counts_and_entries_are_told_in_the_order_of_the_parts(parts: Parts) -> 
     answer(parts.work, range(12))
     answer(parts.work, [12, 39], status=REJECTED)
     written = parts.write()
-    assert [part.told["part"] for part in written] == [0, 1, 2, 3]
+    assert [part.report["part"] for part in written] == [0, 1, 2, 3]
     assert [_counts(part) for part in written] == [(10, 0, 0), (2, 7, 1), (0, 10, 0), (0, 9, 1)]
     manifest = json.loads((parts.output / "_manifest.json").read_text())
     described = [describe(parts.output / part_name(n), parts.output) for n in range(4)]
@@ -124,19 +122,20 @@ def test_only_parts_with_other_answers_are_written_again(parts: Parts) -> None:
     assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(25)]
 
 
-def test_a_second_answer_that_does_not_count_writes_nothing_again(parts: Parts) -> None:
+def test_a_second_answer_changes_no_row(parts: Parts) -> None:
     answer(parts.work, range(12))
     parts.write()
+    rows = parts.rows()
     answer(parts.work, [3], worker="b")
     parts.write()
-    assert parts.written == []
+    assert parts.written == [0] and parts.rows() == rows  # its part is written again, from the same answers
 
 
 @pytest.mark.parametrize("harm", ["remove", "cut", "forget", "lose the refusals", "an older version's"])
 def test_a_part_that_is_not_whole_any_more_is_written_again(parts: Parts, harm: str) -> None:
     answer(parts.work, range(12))
     written = parts.write()
-    rows, part, told = parts.rows(), parts.output / part_name(1), parts.folder / "told-00001.json"
+    rows, part, report = parts.rows(), parts.output / part_name(1), parts.folder / "report-00001.json"
     if harm == "remove":
         part.unlink()
     elif harm == "cut":
@@ -144,9 +143,9 @@ def test_a_part_that_is_not_whole_any_more_is_written_again(parts: Parts, harm: 
     elif harm == "lose the refusals":
         written[1].refusals.unlink()
     elif harm == "forget":
-        told.unlink()
+        report.unlink()
     else:
-        told.write_text(json.dumps({k: v for k, v in json.loads(told.read_text()).items() if k != "refusals"}))
+        report.write_text(json.dumps({k: v for k, v in json.loads(report.read_text()).items() if k != "made_from"}))
     parts.write()
     assert parts.written == [1] and parts.rows() == rows
 
@@ -164,9 +163,9 @@ def test_a_part_that_a_killed_run_left_beside_the_output_is_taken(parts: Parts) 
     assert parts.written == [] and (parts.output / part_name(2)).is_file()
 
 
-def test_what_nobody_was_told_of_is_removed(parts: Parts) -> None:
+def test_files_that_no_task_reported_are_removed(parts: Parts) -> None:
     answer(parts.work, range(12))
-    parts.folder.mkdir()
+    parts.folder.mkdir(exist_ok=True)
     for name in ("0123.parquet", ".0123", "part-00001.parquet"):
         (parts.folder / name).write_bytes(b"half")
     (parts.folder / ".nfs0001").mkdir()  # cannot be removed
@@ -189,10 +188,9 @@ def test_a_task_that_outlives_its_run_spoils_nothing(parts: Parts) -> None:
 
     def beside(task: Task, items: Sequence[Item]) -> Iterator[Item]:
         for item in items:
-            yield task(item)
+            yield from task(item)
             old, asked = late[item["part"]]
-            with contextlib.suppress(IndexError):  # the log has files that it does not know
-                old(asked)
+            list(old(asked))
 
     parts.write(beside)
     assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(25)]
@@ -209,7 +207,7 @@ def test_parts_are_taken_when_this_machine_sees_them(parts: Parts, tmp_path: Pat
     def seen_late(task: Task, items: Sequence[Item]) -> Iterator[Item]:
         """On a machine whose files come to be seen here some time after they are said to be written."""
         assert isinstance(task, WriteSamples)
-        told = [replace(task, folder=elsewhere)(item) for item in items]
+        reports = [report for item in items for report in replace(task, folder=elsewhere)(item)]
 
         def show() -> None:
             for file in sorted(elsewhere.iterdir()):
@@ -217,7 +215,7 @@ def test_parts_are_taken_when_this_machine_sees_them(parts: Parts, tmp_path: Pat
                 shutil.move(file, parts.folder / file.name)
 
         Thread(target=show).start()
-        yield from told
+        yield from reports
 
     parts.write(seen_late)
     assert parts.written == [1, 2]

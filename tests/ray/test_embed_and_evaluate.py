@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mme5core import Content, Encoder
+from mme5core.readers import read_rows
 from mme5core.vectors import Int8Calibration, cut, pack_bits
 from tests.ray.conftest import World, adds_up, kill_when, read_parts, run_job
 
@@ -37,7 +38,9 @@ def embed_args(world: World, base: Path, output: Path) -> list[str]:
 
 def test_every_row_has_the_vector_that_the_encoder_gives_it(vectors: Path, world: World, base: Path) -> None:
     rows = read_parts(vectors)
-    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+    tars = [row.id for tar in sorted((world.root / "corpus").glob("*.tar")) for row in read_rows(tar) if row.image]
+    queries = pq.read_table(world.root / "bench" / "queries.parquet")["id"].to_pylist()
+    assert [row["id"] for row in rows] == tars + queries  # as they come in the input
     by_id = {row["id"]: row["embedding"] for row in rows}
     encoder = Encoder.load(base)
     some = sorted(world.images)[:5]
