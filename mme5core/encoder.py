@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModel, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mme5core.ahead import ahead
@@ -384,12 +384,7 @@ def _load_model(
     if quantize is not None:
         kwargs |= _quantised(quantize)
     try:
-        try:
-            return AutoModel.from_pretrained(base, **kwargs)
-        except ValueError:
-            if not remote_code:
-                raise
-            return AutoModelForCausalLM.from_pretrained(base, **kwargs)  # all that some remote code offers
+        return AutoModel.from_pretrained(base, **kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the model at {base!r}: {first_line(error)}") from None
 
