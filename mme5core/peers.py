@@ -14,7 +14,7 @@ from mme5core.images import BadImage, load_rgb
 from mme5core.types import Content, Modality
 
 if TYPE_CHECKING:
-    from mme5core.prepare import OnBad
+    from mme5core.encoder.prepare import OnBad
 
 PICTURES_PER_BATCH = 4
 """Batches' worth of pictures decoded at once."""

@@ -21,10 +21,10 @@ from mme5core.batching import deal_chunks
 from mme5core.content_key import document_key
 from mme5core.distributed import rank, sum_over_processes, world_size
 from mme5core.encoder import Encoder
+from mme5core.encoder.prepare import PreparedBatch
 from mme5core.gradcache import Engine, PlainEngine, contrastive_backward
 from mme5core.images import image_hash
 from mme5core.objective import Labels, Objective, TaskTemperatures
-from mme5core.prepare import PreparedBatch
 from mme5core.sampling import BatchSampler
 from mme5core.types import Content, Sample
 

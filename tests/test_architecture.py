@@ -18,7 +18,7 @@ JOBS = {"synth", "train", "embed_corpus", "evaluate", "demo"}
 # From the top down; a module imports its own layer or a lower one, and never in a circle.
 LAYERS = (
     {"training", "evaluation", "synthesis", "demo", "peers"},
-    {"encoder", "prepare", "adapters", "gradcache", "objective", "losses", "checkpoint", "sampling"},
+    {"encoder", "adapters", "gradcache", "objective", "losses", "checkpoint", "sampling"},
     {"backbones", "batching", "readers", "prompt_styles", "distributed"},
     {"images", "metrics", "schemas", "languages", "model_folder", "content_key", "vectors", "ahead"},
     {"types", "storage", "errors"},

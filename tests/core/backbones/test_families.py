@@ -16,8 +16,8 @@ from mme5core import Content, Encoder
 from mme5core.backbones import BACKBONES, load_backbone
 from mme5core.backbones.loading import load_config
 from mme5core.backbones.protocol import Features, PictureInputs
+from mme5core.encoder.prepare import PreparedBatch
 from mme5core.model_folder import model_width
-from mme5core.prepare import PreparedBatch
 from tests.core.backbones.families import DUAL, FAMILIES, UNKNOWN, VLMS
 from tests.core.contents import SIZES, mixed, picture
 
