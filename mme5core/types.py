@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,31 +13,60 @@ MODALITIES: tuple[Modality, ...] = ("T", "I", "IT")
 ImageRef = Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Content:
-    """What one embedding stands for: a text, a picture, or both.
+    """What one embedding stands for: a text, a picture or several, or text and pictures together.
+
+    `images` are all its pictures, in their order; `image` is the picture of a content that has exactly one.
 
     >>> Content(text="a cat").modality
     'T'
-    >>> Content(text="what is this?", image=b"...").modality
-    'IT'
+    >>> Content(text="what is this?", image="page.png")
+    Content(text='what is this?', images=('page.png',))
+    >>> two = Content("what has changed?", images=("before.png", "after.png"))
+    >>> two.modality, two.image, len(two.images)
+    ('IT', None, 2)
+
+    Args:
+        text: None or empty for none.
+        image: the one-picture case: `image=x` and `images=(x,)` are the same content.
+        images: two pages of a document, the frames of a video, two pictures to compare.
 
     Raises:
-        ValueError: if there is neither text nor picture, or the text is not a string.
+        ValueError: there is neither text nor picture; the text is not a string; `images` is not a list or tuple of
+            pictures; `image` and `images` are both given and differ.
     """
 
-    text: str | None = None
-    image: ImageRef | None = None
+    text: str | None
+    images: tuple[ImageRef, ...]
 
-    def __post_init__(self) -> None:
-        if self.text is not None and not isinstance(self.text, str):
-            raise ValueError(f"text must be a string, got {type(self.text).__name__}")
-        if self.image is None and not self.text:
+    def __init__(self, text: str | None = None, image: ImageRef | None = None, images: Sequence[ImageRef] = ()) -> None:
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"text must be a string, got {type(text).__name__}")
+        if isinstance(image, list | tuple):
+            raise ValueError(f"image is one picture, got a {type(image).__name__}; several are given as images=")
+        if not isinstance(images, list | tuple):
+            raise ValueError(f"images must be a list or tuple of pictures, got {type(images).__name__}")
+        if any(picture is None for picture in images):
+            raise ValueError(f"images must be pictures, got None at place {list(images).index(None)}")
+        pictures = tuple(images)
+        if image is not None:
+            if pictures and pictures != (image,):
+                raise ValueError(f"image and images differ ({len(pictures)} in images); give one of the two")
+            pictures = (image,)
+        if not pictures and not text:
             raise ValueError("content needs a text, a picture, or both; got neither")
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "images", pictures)
+
+    @property
+    def image(self) -> ImageRef | None:
+        """The picture, where there is exactly one; of several, and of none, None."""
+        return self.images[0] if len(self.images) == 1 else None
 
     @property
     def modality(self) -> Modality:
-        if self.image is None:
+        if not self.images:
             return "T"
         return "IT" if self.text else "I"
 

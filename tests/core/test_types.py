@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+import pickle
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 
@@ -47,3 +49,45 @@ def test_negatives_have_no_say_in_the_combination() -> None:
 def test_a_content_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         TEXT.text = "a dog"  # type: ignore[misc]
+    with pytest.raises((AttributeError, TypeError)):  # TypeError: Python 3.11's frozen classes with slots
+        BOTH.image = b"other"  # type: ignore[misc]
+
+
+def test_one_picture_is_the_same_content_however_it_is_given() -> None:
+    assert BOTH == Content("a cat", images=(b"\xff",)) == Content("a cat", b"\xff", [b"\xff"])
+    assert hash(BOTH) == hash(Content("a cat", images=[b"\xff"]))
+    assert (BOTH.image, BOTH.images) == (b"\xff", (b"\xff",))
+    assert (TEXT.image, TEXT.images) == (None, ())
+
+
+@pytest.mark.parametrize(("text", "modality"), [("a cat", "IT"), (None, "I"), ("", "I")])
+def test_several_pictures_keep_their_order_and_are_no_single_one(text: str | None, modality: Modality) -> None:
+    content = Content(text, images=[b"a", b"b", b"a"])
+    assert (content.images, content.image, content.modality) == ((b"a", b"b", b"a"), None, modality)
+    assert content != Content(text, images=(b"b", b"a", b"a"))
+    assert len({content, Content(text, images=(b"a", b"b", b"a")), Content(text, images=(b"a", b"b"))}) == 2
+
+
+@pytest.mark.parametrize("content", [TEXT, PICTURE, BOTH, Content("a", images=(b"a", b"b"))])
+def test_a_content_is_pickled_and_replaced_as_it_is(content: Content) -> None:
+    assert pickle.loads(pickle.dumps(content)) == content
+    assert replace(content, text="a dog") == Content("a dog", images=content.images)
+    assert replace(content, images=(b"c", b"d")) == Content(content.text, images=(b"c", b"d"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": "cat.jpg"}, "list or tuple of pictures, got str"),
+        ({"images": b"\xff"}, "list or tuple of pictures, got bytes"),
+        ({"images": None}, "list or tuple of pictures, got NoneType"),
+        ({"images": (b"a", None)}, "got None at place 1"),
+        ({"image": [b"a", b"b"]}, "image is one picture, got a list; several are given as images="),
+        ({"image": b"a", "images": (b"b",)}, "image and images differ"),
+        ({"image": b"a", "images": (b"a", b"b")}, r"differ \(2 in images\)"),
+        ({"text": "", "images": ()}, "neither"),
+    ],
+)
+def test_pictures_that_cannot_be_meant_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Content(**{"text": "a cat"} | arguments)
