@@ -157,7 +157,7 @@ def _picture_batches(encoder: Encoder, pictures: Sequence[PictureInputs]) -> lis
     batches = []
     for start in range(0, len(pictures), CHUNK_ROWS):
         rows = list(range(start, min(start + CHUNK_ROWS, len(pictures))))
-        inputs = encoder.backbone.collate([token_ids] * len(rows), [pictures[row] for row in rows])
+        inputs = encoder.backbone.collate([token_ids] * len(rows), [[pictures[row]] for row in rows])
         batches.append(PreparedBatch(rows, inputs))
     return batches
 

@@ -20,9 +20,9 @@ from mme5core.backbones import Backbone
 from mme5core.backbones.protocol import PictureInputs
 from mme5core.encoder.loading import default_device, load_model
 from mme5core.encoder.module import EmbeddingModel
-from mme5core.encoder.prepare import PreparedBatch, prepare_batches, size_of
+from mme5core.encoder.prepare import PreparedBatch, prepare_batches, prepare_picture, sizes_of
 from mme5core.encoder.saving import save_model
-from mme5core.images import load_rgb
+from mme5core.images import BadImage
 from mme5core.model_folder import config_width
 from mme5core.prompt_styles import DEFAULT_STYLE, check_style, render
 from mme5core.types import Content
@@ -135,7 +135,8 @@ class Encoder:
             batch_size: rows of one forward pass at most.
 
         Raises:
-            ValueError: a picture that cannot be read (`images.BadImage`), naming its place in `contents`.
+            ValueError: a picture that cannot be read (`images.BadImage`), or more than the family takes, naming the
+                content's place.
         """
         for place, content in enumerate(contents):
             if not isinstance(content, Content):
@@ -175,13 +176,22 @@ class Encoder:
         return prepare_batches(self.backbone, contents, prompts, max_tokens=self.max_tokens, **options)
 
     def token_ids(self, contents: Sequence[Content], instructions: Sequence[str | None]) -> list[list[int]]:
-        """Token ids of each content's prompt, cut to `max_tokens`."""
-        sizes = [size_of(self.backbone, content) for content in contents]
+        """Token ids of each content's prompt, cut to `max_tokens`.
+
+        Raises:
+            ValueError: a picture that cannot be read, or more than the family takes, naming the content's place.
+        """
+        sizes = []
+        for place, content in enumerate(contents):
+            try:
+                sizes.append(sizes_of(self.backbone, content))
+            except BadImage as error:
+                raise ValueError(f"content {place}: {error}") from None
         return self.backbone.token_ids(self._prompts(contents, instructions), sizes, max_tokens=self.max_tokens)
 
-    def prepare_picture(self, content: Content) -> PictureInputs:
-        """The tensors of a content's picture."""
-        return self.backbone.prepare_picture(load_rgb(content.image))
+    def prepare_picture(self, content: Content, place: int = 0) -> PictureInputs:
+        """The tensors of a content's picture; of several, the one at `place`."""
+        return prepare_picture(self.backbone, content, place)
 
     def _prompts(self, contents: Sequence[Content], instructions: Sequence[str | None]) -> list[str]:
         return [

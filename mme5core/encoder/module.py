@@ -39,14 +39,14 @@ class EmbeddingModel(nn.Module):
         inputs, features = self.on_device(batch.inputs), batch.features
         if features is None and batch.pictures:
             made = [feature for part in self._tower_passes(batch.pictures) for feature in self.features(part)]
-            features = [made[place] for place in batch.picture_of]
+            features = [[made[place] for place in of_row] for of_row in batch.pictures_of]
         if features is not None:
             device = next(self.parameters()).device
             moved: dict[int, Features] = {}  # rows may share a picture
-            for feature in features:
+            for feature in (feature for of_row in features for feature in of_row):
                 if id(feature) not in moved:
                     moved[id(feature)] = tuple(part.to(device, non_blocking=True) for part in feature)
-            features = [moved[id(feature)] for feature in features]
+            features = [[moved[id(feature)] for feature in of_row] for of_row in features]
         # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
         return F.normalize(self.backbone.pooled(self.model, inputs, features).float(), dim=-1)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -26,8 +26,8 @@ OnBad = Callable[[int, BadImage], None]
 class PreparedBatch:
     """Inputs of one forward pass, and which rows of the caller's list they are.
 
-    Rows may share pictures: `pictures` are the distinct ones, `picture_of` tells each row's, and `inputs` then hold no
-    pixels.
+    Rows may share pictures: `pictures` are the distinct ones, `pictures_of` holds for each row the places of its own
+    among them, and `inputs` then hold no pixels.
 
     In training also: the tower's features of the rows' pictures where they were made before, the seed of the pass's
     randomness, so that it can be repeated, and a weight of 0 for a pass that only keeps step with other processes.
@@ -36,10 +36,35 @@ class PreparedBatch:
     rows: list[int]
     inputs: dict[str, Tensor]
     pictures: Sequence[PictureInputs] = ()
-    picture_of: Sequence[int] = ()
-    features: Sequence[Features] | None = None
+    pictures_of: Sequence[Sequence[int]] = ()
+    features: Sequence[Sequence[Features]] | None = None
     seed: int | None = None
     weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Contents as they are read, and the places of those that turned out to be unusable."""
+
+    contents: Sequence[Content]
+    on_bad: OnBad | None
+    bad: set[int] = field(default_factory=set)
+
+    def attempt(self, read: Callable[[Content], T], row: int) -> T | None:
+        """What `read` gives of a content; None where it is unusable, which is reported once.
+
+        Raises:
+            ValueError: it is unusable, and nobody is told of it.
+        """
+        try:
+            return read(self.contents[row])
+        except BadImage as error:
+            if self.on_bad is None:
+                raise ValueError(f"content {row}: {error}") from None
+            if row not in self.bad:
+                self.bad.add(row)
+                self.on_bad(row, error)
+            return None
 
 
 def prepare_batches(
@@ -64,70 +89,86 @@ def prepare_batches(
         share_pictures: the tower shall read a picture that several rows have once, where the family's tower is known;
             else every row brings its pixels, as a tower that trains needs them.
         num_threads: that decode pictures.
-        on_bad: told of pictures that cannot be read, and of texts that hold the token for a picture; their rows are
-            left out. None: they raise.
+        on_bad: told of pictures that cannot be read, of texts that hold the token for a picture, and of more pictures
+            than the family takes; their rows are left out. None: they raise.
 
     Raises:
-        ValueError: a bad picture, where nobody is told of it.
+        ValueError: a bad content, where nobody is told of it.
     """
-    bad: set[int] = set()
-
-    def tried(read: Callable[[Content], T], row: int) -> T | None:
-        try:
-            return read(contents[row])
-        except BadImage as error:
-            if on_bad is None:
-                raise ValueError(f"content {row}: {error}") from None
-            if row not in bad:
-                bad.add(row)
-                on_bad(row, error)
-            return None
-
-    for row in range(len(contents)):
-        tried(partial(_check_text, backbone), row)
-    sizes = [tried(lambda content: size_of(backbone, content), row) for row in range(len(contents))]
-    keys: list[Hashable] = [*range(len(contents))]
-    if share_pictures and backbone.knows_tower:
-        keys = [tried(_picture_key, row) for row in range(len(contents))]
-    good = [row for row in range(len(contents)) if row not in bad]
+    reading, rows = _Reading(contents, on_bad), range(len(contents))
+    share = share_pictures and backbone.knows_tower
+    for row in rows:
+        reading.attempt(partial(_check_text, backbone), row)
+    sizes = [reading.attempt(partial(sizes_of, backbone), row) for row in rows]
+    keys: list[tuple[Hashable, ...] | None] = [
+        reading.attempt(partial(picture_keys, backbone), row)
+        if share
+        else tuple((row, place) for place in range(len(contents[row].images)))
+        for row in rows
+    ]
+    good = [row for row in rows if row not in reading.bad]
     if not good:
         return
-    ids = backbone.token_ids([prompts[row] for row in good], [sizes[row] for row in good], max_tokens=max_tokens)
-    token_ids = dict(zip(good, ids, strict=True))
+    key_of = {row: keys[row] or () for row in good}
+    ids = backbone.token_ids([prompts[row] for row in good], [sizes[row] or () for row in good], max_tokens=max_tokens)
+    ids_of = dict(zip(good, ids, strict=True))
     plan = plan_batches(
-        [len(token_ids[row]) for row in good],
-        [contents[row].image is not None for row in good],
+        [len(ids_of[row]) for row in good],
+        [batch_kind(backbone, contents[row]) for row in good],
         max_rows=batch_size,
         max_tokens=max_batch_tokens,
-        pictures=[keys[row] for row in good],
+        pictures=[key_of[row] for row in good],
         max_pictures=max_pictures,
     )
     with ThreadPoolExecutor(num_threads) as threads:
         for places in plan:
-            rows = [good[place] for place in places]
-            if contents[rows[0]].image is None:
-                yield PreparedBatch(rows, backbone.collate([token_ids[row] for row in rows], None))
-                continue
-            first = {keys[row]: row for row in reversed(rows)}
-            decoded = threads.map(lambda row: tried(lambda content: _prepare(backbone, content), row), first.values())
-            pictures = {key: picture for key, picture in zip(first, decoded, strict=True) if picture is not None}
-            for row in rows:
-                if keys[row] not in pictures and row not in bad:
-                    tried(lambda content: _prepare(backbone, content), row)  # its picture is bad in every row
-            rows = [row for row in rows if row not in bad]
-            if rows:
-                yield _with_pictures(backbone, rows, token_ids, keys, pictures, share=share_pictures)
+            chosen = [good[place] for place in places]
+            pictures = _decode(backbone, reading, {row: key_of[row] for row in chosen}, threads)
+            chosen = [row for row in chosen if row not in reading.bad]
+            if chosen:
+                yield _batch(backbone, chosen, ids_of, [key_of[row] for row in chosen], pictures, share=share)
 
 
-def size_of(backbone: Backbone, content: Content) -> PictureSize | None:
-    """The size of a content's picture, as far as its tokens depend on it; None without a picture.
+def batch_kind(backbone: Backbone, content: Content) -> int:
+    """Equal for contents that may share a batch; 0 without picture."""
+    return min(1, len(content.images)) if backbone.mixes_picture_counts else len(content.images)
+
+
+def sizes_of(backbone: Backbone, content: Content) -> tuple[PictureSize, ...]:
+    """The sizes of a content's pictures, as far as its tokens depend on them.
+
+    Raises:
+        BadImage: one cannot be read, or they are more than the family takes (`too_many_pictures`).
+    """
+    count, most = len(content.images), backbone.max_pictures
+    if most is not None and count > most:
+        raise BadImage("too_many_pictures", f"{count} pictures in one content; {backbone.family} takes {most}")
+    return tuple(picture_size(image) if backbone.needs_sizes else (1, 1) for image in content.images)
+
+
+def prepare_picture(backbone: Backbone, content: Content, place: int = 0) -> PictureInputs:
+    """The tensors of one of a content's pictures.
 
     Raises:
         BadImage: it cannot be read.
     """
-    if content.image is None:
-        return None
-    return picture_size(content.image) if backbone.needs_sizes else (1, 1)
+    return backbone.prepare_picture(load_rgb(content.images[place]), is_one_of_several=len(content.images) > 1)
+
+
+def picture_keys(backbone: Backbone, content: Content) -> tuple[Hashable, ...]:
+    """For each picture what is equal where the tower would read the same; a path stands for its file, which is not
+    read for this.
+
+    Raises:
+        BadImage: one cannot be read.
+    """
+    is_coarse = backbone.reads_several_coarsely and len(content.images) > 1
+    return tuple(
+        ("path", os.fspath(image), is_coarse)
+        if isinstance(image, str | os.PathLike)
+        else ("content", image_hash(image), is_coarse)
+        for image in content.images
+    )
 
 
 def _check_text(backbone: Backbone, content: Content) -> None:
@@ -140,30 +181,54 @@ def _check_text(backbone: Backbone, content: Content) -> None:
         raise BadImage("picture_token_in_text", token)
 
 
-def _prepare(backbone: Backbone, content: Content) -> PictureInputs:
-    return backbone.prepare_picture(load_rgb(content.image))
+def _decode(
+    backbone: Backbone, reading: _Reading, keys: Mapping[int, Sequence[Hashable]], threads: ThreadPoolExecutor
+) -> dict[Hashable, PictureInputs]:
+    """The distinct pictures of some rows, by key; of a row with a bad one, some may be missing.
+
+    Args:
+        keys: of each row's pictures.
+    """
+
+    def prepared(row: int, place: int) -> PictureInputs | None:
+        return reading.attempt(lambda content: prepare_picture(backbone, content, place), row)
+
+    first: dict[Hashable, tuple[int, int]] = {}
+    for row, of_row in keys.items():
+        for place, key in enumerate(of_row):
+            first.setdefault(key, (row, place))
+    decoded = threads.map(lambda where: prepared(*where), first.values())
+    pictures = {key: picture for key, picture in zip(first, decoded, strict=True) if picture is not None}
+    for row, of_row in keys.items():
+        for place, key in enumerate(of_row):
+            if key not in pictures and row not in reading.bad:
+                again = prepared(row, place)  # bad in every row that shows it; each is reported
+                if again is not None:
+                    pictures[key] = again
+    return pictures
 
 
-def _picture_key(content: Content) -> Hashable:
-    """Equal for contents that show the same picture; a path stands for its file, which is not read for this."""
-    if content.image is None or isinstance(content.image, str | os.PathLike):
-        return None if content.image is None else ("path", os.fspath(content.image))
-    return image_hash(content.image)
-
-
-def _with_pictures(
+def _batch(
     backbone: Backbone,
     rows: list[int],
-    token_ids: dict[int, list[int]],
-    keys: Sequence[Hashable],
-    pictures: dict[Hashable, PictureInputs],
+    ids_of: Mapping[int, list[int]],
+    keys: Sequence[Sequence[Hashable]],
+    pictures: Mapping[Hashable, PictureInputs],
     *,
     share: bool,
 ) -> PreparedBatch:
-    ids = [token_ids[row] for row in rows]
-    if not (share and backbone.knows_tower):
-        return PreparedBatch(rows, backbone.collate(ids, [pictures[keys[row]] for row in rows]))
-    slim = {key: without_pixels(picture) for key, picture in pictures.items()}
-    places = {key: place for place, key in enumerate(pictures)}
-    inputs = backbone.collate(ids, [slim[keys[row]] for row in rows])
-    return PreparedBatch(rows, inputs, [*pictures.values()], [places[keys[row]] for row in rows])
+    ids = [ids_of[row] for row in rows]
+    if not keys[0]:
+        return PreparedBatch(rows, backbone.collate(ids, None))
+    if not share:
+        return PreparedBatch(rows, backbone.collate(ids, [[pictures[key] for key in of_row] for of_row in keys]))
+    distinct = list(dict.fromkeys(key for of_row in keys for key in of_row))
+    places = {key: place for place, key in enumerate(distinct)}
+    slim = {key: without_pixels(pictures[key]) for key in distinct}
+    inputs = backbone.collate(ids, [[slim[key] for key in of_row] for of_row in keys])
+    return PreparedBatch(
+        rows,
+        inputs,
+        [pictures[key] for key in distinct],
+        [[places[key] for key in of_row] for of_row in keys],
+    )

@@ -41,7 +41,7 @@ def test_a_batch_ends_only_where_one_more_row_would_not_have_fitted(seed: int) -
 @pytest.mark.parametrize("seed", range(8))
 def test_rows_of_one_picture_share_a_batch_where_they_fit_in_one(seed: int) -> None:
     lengths, has_image = random_rows(seed)
-    pictures = [random.Random(seed + row).randint(0, 9) for row in range(len(lengths))]
+    pictures = [(random.Random(seed + row).randint(0, 9),) for row in range(len(lengths))]
     batches = plan_batches(lengths, has_image, max_rows=5, max_tokens=80, pictures=pictures, max_pictures=2)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     batch_of = {row: number for number, batch in enumerate(batches) for row in batch}
