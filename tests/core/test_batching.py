@@ -59,6 +59,28 @@ def test_a_limit_of_pictures_does_not_limit_texts() -> None:
     assert plan_batches([1] * 3, [True] * 3, max_rows=8, max_tokens=99, max_pictures=2) == [[0, 1], [2]]
 
 
+def test_rows_of_other_kinds_never_meet_and_texts_come_first() -> None:
+    kinds = [2, 0, 1, 2, 0, 1]
+    assert plan_batches([3] * 6, kinds, max_rows=8, max_tokens=99) == [[1, 4], [2, 5], [0, 3]]
+    chunks = deal_chunks([3] * 6, kinds, max_rows=1, max_tokens=99, num_processes=2)
+    assert [[(chunk.kind, chunk.rows) for chunk in own] for own in chunks] == [
+        [(0, (1,)), (1, (2,)), (2, (0,))],
+        [(0, (4,)), (1, (5,)), (2, (3,))],
+    ]
+
+
+def test_a_limit_of_pictures_counts_each_distinct_one_of_all_rows_once() -> None:
+    pictures = ["ab", "bc", "ca", "de", "a", "abcd"]
+    planned = plan_batches([1, 2, 3, 4, 5, 6], [1] * 6, max_rows=8, max_tokens=99, pictures=pictures, max_pictures=3)
+    # a, b, c; then d, e with a; then a row that is above the limit alone.
+    assert planned == [[0, 1, 2], [3, 4], [5]]
+
+
+def test_rows_of_the_same_pictures_in_the_same_order_stay_together() -> None:
+    planned = plan_batches([1, 5, 9], [1] * 3, max_rows=2, max_tokens=99, pictures=["ab", "ba", "ab"])
+    assert planned == [[1], [0, 2]]
+
+
 def test_the_budget_counts_padding_and_not_true_tokens() -> None:
     # 1 + 1 + 6 tokens are 8, but padded to 6 they are 18.
     assert plan_batches([6, 1, 1], [False] * 3, max_rows=8, max_tokens=10) == [[1, 2], [0]]
