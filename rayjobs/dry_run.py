@@ -62,7 +62,7 @@ def _describe_output(folder: JobFolder) -> list[str]:
 
 
 def _describe_training(config: TrainConfig) -> list[str]:
-    from mme5core.readers.samples import open_samples
+    from mme5core.sample_readers import open_samples
     from rayjobs.train import check, sources_of, train_folder
 
     sources = sources_of(config)

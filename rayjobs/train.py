@@ -17,7 +17,7 @@ from typing import Any
 from mme5core.model_folder import check_model_files, model_identity, model_width
 from mme5core.prompt_styles import check_style
 from mme5core.readers import InputError, input_files, input_identity
-from mme5core.readers.samples import SampleTable, count_by, map_samples
+from mme5core.sample_table import SampleTable, count_by, map_samples
 from mme5core.storage import AnyPath, locate
 from mme5core.types import Rejected
 from rayjobs import cli

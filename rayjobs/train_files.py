@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mme5core.readers.samples import SampleTable
+from mme5core.sample_table import SampleTable
 from mme5core.sampling import BatchSampler
 
 LOG = Path("log") / "metrics.jsonl"

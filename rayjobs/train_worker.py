@@ -19,7 +19,7 @@ from mme5core.distributed import rank, sum_over_processes
 from mme5core.encoder import Encoder
 from mme5core.gradcache import PlainEngine
 from mme5core.objective import Objective, TaskTemperatures
-from mme5core.readers.samples import SampleTable
+from mme5core.sample_table import SampleTable
 from mme5core.training import StepResult, fit
 from rayjobs import deepspeed_engine
 from rayjobs.output import write_json

@@ -18,8 +18,8 @@ JOBS = {"synth", "train", "embed_corpus", "evaluate", "demo"}
 # From the top down; a module imports its own layer or a lower one, and never in a circle.
 LAYERS = (
     {"training", "evaluation", "synthesis", "demo", "peers"},
-    {"encoder", "adapters", "gradcache", "objective", "losses", "checkpoint", "sampling"},
-    {"backbones", "batching", "readers", "prompt_styles", "distributed"},
+    {"encoder", "adapters", "gradcache", "objective", "losses", "checkpoint", "sampling", "sample_table"},
+    {"backbones", "batching", "readers", "sample_readers", "prompt_styles", "distributed"},
     {"images", "metrics", "schemas", "languages", "model_folder", "content_key", "vectors", "ahead"},
     {"types", "storage", "errors"},
 )
@@ -185,7 +185,8 @@ def test_nothing_is_pickled_and_no_remote_code_is_trusted() -> None:
 
 
 def test_what_only_reads_plans_parses_or_scores_starts_without_torch() -> None:
-    packages = ("mme5core.readers", "mme5core.synthesis", "mme5core.evaluation", "mme5core.metrics")
+    parts = ("readers", "sample_readers", "sample_table", "synthesis", "evaluation", "metrics")
+    packages = tuple(f"mme5core.{part}" for part in parts)
     core = ["mme5core", *(name for name in sources() if any(is_in(name, package) for package in packages))]
     assert len(core) > 12
     ended = subprocess.run(
