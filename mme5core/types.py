@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -105,10 +106,54 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class EvalQuery:
-    """One benchmark query: the vector `id` should find `positive_id` among the candidates."""
+    """One benchmark query: what is asked, and how relevant which candidates are to it.
+
+    >>> query = EvalQuery("q1", Content("a cat"), "Find the picture:", {"cat.jpg": 1.0}, language="en")
+    >>> query.positive_id
+    'cat.jpg'
+
+    Args:
+        content: None where the benchmark does not hold it: vectors made before are found by `id`.
+        relevance: for each relevant candidate's id how relevant it is, above 0; every other candidate is not.
+        candidate_ids: the query's own candidates, where the benchmark has them; None: all of the benchmark's.
+        language: by code; empty where the benchmark names none.
+
+    Raises:
+        ValueError: no candidate is relevant, a relevance is not above 0 or not finite, a candidate stands twice, or a relevant one
+            is not among the query's own candidates.
+    """
 
     id: str
-    positive_id: str
-    language: str
-    text: str = ""
-    instruction: str | None = None
+    content: Content | None
+    instruction: str | None
+    relevance: Mapping[str, float]
+    candidate_ids: tuple[str, ...] | None = None
+    language: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.relevance:
+            raise ValueError(f"query {self.id!r} has no relevant candidate")
+        for candidate, relevance in self.relevance.items():
+            if not 0 < relevance < math.inf:  # so is NaN
+                raise ValueError(
+                    f"query {self.id!r}: relevance must be > 0 and finite, got {relevance} for {candidate!r}"
+                )
+        if self.candidate_ids is None:
+            return
+        own = set(self.candidate_ids)
+        if len(own) < len(self.candidate_ids):
+            raise ValueError(f"query {self.id!r}: a candidate stands twice among its own")
+        if not own.issuperset(self.relevance):
+            strangers = sorted(self.relevance.keys() - own)
+            raise ValueError(f"query {self.id!r}: {strangers[0]!r} is relevant, but not among its own candidates")
+
+    @property
+    def positive_id(self) -> str:
+        """The relevant candidate, where there is exactly one.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if len(self.relevance) > 1:
+            raise ValueError(f"query {self.id!r} has {len(self.relevance)} relevant candidates, not one")
+        return next(iter(self.relevance))

@@ -12,7 +12,7 @@ from mme5core.evaluation.report import ScoreSet, html, table
 from mme5core.evaluation.retrieval import score
 from mme5core.model_folder import model_identity
 from mme5core.readers import InputError, input_files, input_identity
-from mme5core.types import Content, Rejected
+from mme5core.types import Content, EvalQuery, Rejected
 from rayjobs import cli
 from rayjobs.config import AlsoConfig, ConfigError, EvaluateConfig
 from rayjobs.output import job_folder, write_json
@@ -115,9 +115,9 @@ def _embed(config: EvaluateConfig, model: str, benchmark: Benchmark) -> dict[str
 
     encoder = Encoder.load(model)
     ids = [query.id for query in benchmark.queries] + benchmark.candidate_ids
-    contents = [Content(query.text) for query in benchmark.queries] + benchmark.contents
+    contents = [_content_of(query) for query in benchmark.queries] + benchmark.contents
     instructions: list[str | None] = [query.instruction for query in benchmark.queries]
-    instructions += [config.image_instruction if c.image is not None else None for c in benchmark.contents]
+    instructions += [config.image_instruction if c.images else None for c in benchmark.contents]
     found: dict[str, np.ndarray] = {}
     window = 32 * config.batch_size
     with Progress("evaluate: embedding", len(ids), "contents") as progress:
@@ -127,6 +127,12 @@ def _embed(config: EvaluateConfig, model: str, benchmark: Benchmark) -> dict[str
             found |= dict(zip(ids[chosen], matrix, strict=True))
             progress.update(len(found))
     return found
+
+
+def _content_of(query: EvalQuery) -> Content:
+    if query.content is None:
+        raise ValueError(f"query {query.id!r} has no text to embed")
+    return query.content
 
 
 def main() -> None:

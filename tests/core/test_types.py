@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mme5core.types import MODALITIES, Content, Modality, Sample
+from mme5core.types import MODALITIES, Content, EvalQuery, Modality, Sample
 
 TEXT, PICTURE, BOTH = Content(text="a cat"), Content(image=b"\xff"), Content(text="a cat", image=b"\xff")
 
@@ -91,3 +91,33 @@ def test_a_content_is_pickled_and_replaced_as_it_is(content: Content) -> None:
 def test_pictures_that_cannot_be_meant_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Content(**{"text": "a cat"} | arguments)
+
+
+def test_a_query_holds_graded_relevance_and_may_have_candidates_of_its_own() -> None:
+    query = EvalQuery("q", BOTH, "Find:", {"a": 2.0, "b": 0.5}, candidate_ids=("b", "x", "a"))
+    assert (query.relevance["a"], query.candidate_ids, query.language) == (2.0, ("b", "x", "a"), "")
+    assert pickle.loads(pickle.dumps(query)) == query
+    with pytest.raises(ValueError, match="'q' has 2 relevant candidates, not one"):
+        _ = query.positive_id
+    assert EvalQuery("q", None, None, {"a": 0.5}).positive_id == "a"
+
+
+@pytest.mark.parametrize(
+    ("relevance", "candidate_ids", "message"),
+    [
+        ({}, None, "query 'q' has no relevant candidate"),
+        ({}, ("a",), "query 'q' has no relevant candidate"),
+        ({"a": 1.0, "b": 0.0}, None, "relevance must be > 0 and finite, got 0.0 for 'b'"),
+        ({"a": -1.0}, None, "relevance must be > 0 and finite, got -1.0 for 'a'"),
+        ({"a": float("inf")}, None, "relevance must be > 0 and finite, got inf"),
+        ({"a": float("nan")}, None, "relevance must be > 0 and finite, got nan for 'a'"),
+        ({"a": 1.0, "b": 1.0}, ("a", "c"), "'b' is relevant, but not among its own candidates"),
+        ({"a": 1.0}, (), "'a' is relevant, but not among its own candidates"),
+        ({"a": 1.0}, ("a", "b", "a"), "a candidate stands twice among its own"),
+    ],
+)
+def test_a_query_that_cannot_be_scored_is_refused(
+    relevance: dict[str, float], candidate_ids: tuple[str, ...] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvalQuery("q", None, None, relevance, candidate_ids)
