@@ -119,8 +119,8 @@ class EvalQuery:
         language: by code; empty where the benchmark names none.
 
     Raises:
-        ValueError: no candidate is relevant, a relevance is not above 0 or not finite, a candidate stands twice, or a relevant one
-            is not among the query's own candidates.
+        ValueError: no candidate is relevant, a relevance is not above 0 or not finite, a candidate stands twice, or a
+            relevant one is not among the query's own candidates.
     """
 
     id: str
