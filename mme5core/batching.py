@@ -39,9 +39,6 @@ def plan_batches(
     if max_rows < 1 or max_tokens < 1 or (max_pictures is not None and max_pictures < 1):
         raise ValueError(f"max_rows and max_tokens must be >= 1, got {max_rows} and {max_tokens}")
     shown = [(row,) if kind else () for row, kind in enumerate(kinds)] if pictures is None else pictures
-    groups: dict[tuple[int, Hashable], list[int]] = {}
-    for row, kind in enumerate(kinds):
-        groups.setdefault((kind, tuple(shown[row]) if kind else row), []).append(row)
     batches: list[list[int]] = []
     in_last_batch: set[Hashable] = set()
 
@@ -57,11 +54,7 @@ def plan_batches(
             and (max_pictures is None or len(in_last_batch.union(shown[more[0]])) <= max_pictures)
         )
 
-    def place(rows: list[int]) -> tuple[int, int, int]:
-        return kinds[rows[0]], max(lengths[row] for row in rows), rows[0]
-
-    for rows in sorted(groups.values(), key=place):
-        rows.sort(key=lambda row: (lengths[row], row))
+    for rows in _rows_of_the_same_pictures(lengths, kinds, shown):
         if batches and fits(batches[-1], rows):
             batches[-1] += rows
             in_last_batch.update(shown[rows[0]])
@@ -75,6 +68,21 @@ def plan_batches(
             else:
                 batches.append([row])
     return batches
+
+
+def _rows_of_the_same_pictures(
+    lengths: Sequence[int], kinds: Sequence[int], pictures: Sequence[Sequence[Hashable]]
+) -> list[list[int]]:
+    """Rows that show the same pictures in the same order, shortest first; the groups by kind and by longest row."""
+    groups: dict[tuple[int, Hashable], list[int]] = {}
+    for row, kind in enumerate(kinds):
+        groups.setdefault((kind, tuple(pictures[row]) if kind else row), []).append(row)
+
+    def place(rows: list[int]) -> tuple[int, int, int]:
+        return kinds[rows[0]], max(lengths[row] for row in rows), rows[0]
+
+    in_order = sorted(groups.values(), key=place)
+    return [sorted(rows, key=lambda row: (lengths[row], row)) for rows in in_order]
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class LlavaOnevision(LlavaNext):
         # The model asks for the number of pictures in each row, to know which are alone. Of coarse ones that follow
         # each other only their number counts; a single one, whose neighbours are elsewhere, is said to be one of two.
         counts: list[int] = []
-        for is_coarse, run in groupby(int(flag) for flag in stacked.pop("is_coarse")):
+        for is_coarse, run in groupby(stacked.pop("is_coarse").tolist()):
             length = len(list(run))
             counts += [max(2, length)] if is_coarse else [1] * length
         return stacked | {"batch_num_images": torch.tensor(counts, device=stacked["image_sizes"].device)}

@@ -2,6 +2,5 @@
 
 from mme5core.encoder.encoder import Encoder
 from mme5core.encoder.module import EmbeddingModel, in_row_order
-from mme5core.encoder.prepare import PreparedBatch
 
-__all__ = ["EmbeddingModel", "Encoder", "PreparedBatch", "in_row_order"]
+__all__ = ["EmbeddingModel", "Encoder", "in_row_order"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ from mme5core.images import BadImage
 from mme5core.readers.shards import InputError
 from mme5core.sample_readers import ours
 from mme5core.sample_readers.sample_format import PictureFolder, Row, SampleFormat
-from mme5core.storage import AnyPath, locate, parquet_file
+from mme5core.storage import Address, AnyPath, locate, parquet_file
 from mme5core.types import Rejected, Sample
 
 # In this order: the first whose columns a file has is taken.
@@ -40,10 +39,10 @@ def read_samples(
         ValueError: an unknown format.
         InputError: the file cannot be read, or has not the columns of the format, or of any.
     """
-    file = locate(file) if isinstance(file, str) else Path(file) if isinstance(file, os.PathLike) else file
-    parquet = open_samples(file, format)
-    chosen = _format_of(file, parquet.schema_arrow.names, format)
-    return _samples(file, parquet, chosen, PictureFolder.at(images))
+    shard = file if isinstance(file, Address) else locate(os.fspath(file))
+    parquet = open_samples(shard, format)
+    chosen = _format_of(shard, parquet.schema_arrow.names, format)
+    return _samples(shard, parquet, chosen, PictureFolder.at(images))
 
 
 def open_samples(file: AnyPath, format: str | None = None) -> pq.ParquetFile:

@@ -43,6 +43,9 @@ def settings(base: Path) -> list[Setting]:
                 found.append(replace(dropout, grad_cache=cache, targets=targets))
     dora = Setting(str(base), OBJECTIVES["own"], dropout=0.3, chunk_rows=3, lora={"use_dora": True})
     found += [dora, replace(dora, grad_cache=True)]
+    # Contents of one to three pictures: on mllama each number has chunks of its own.
+    several = Setting(str(base), OBJECTIVES["own"], most_pictures=3)
+    found += [several, replace(several, grad_cache=True, targets="language")]
     # Where only the vision tower trains, a text gives no gradient; in a batch of texts nothing does.
     for combination, num_steps in (("T2I", 1), ("T2I+T2T", 4)):
         for cache in (False, True):

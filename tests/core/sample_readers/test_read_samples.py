@@ -63,14 +63,14 @@ def test_every_row_is_a_sample_or_a_reason_in_the_files_order(tmp_path: Path) ->
         row("a", {"text": "two", "image": {"bytes": b"not decoded"}}, [{"text": "x"}, {"image": {"bytes": b"y"}}]),
         row("", {"image": {"bytes": None, "path": "gone.jpg"}}),
     ]
-    found = list(read_samples(write(tmp_path / "s.parquet", rows)))
-    assert found == [
+    items = list(read_samples(write(tmp_path / "s.parquet", rows)))
+    assert items == [
         Sample("a", Content("one"), Content("a cat"), (Content("x"),), "Find:"),
         Rejected("s.parquet:1", "bad_content", "content needs a text, a picture, or both; got neither"),
         Sample("a", Content("two", b"not decoded"), Content("a cat"), (Content("x"), Content(image=b"y")), "Find:"),
         Rejected("s.parquet:3", "bad_content", "a picture without bytes"),
     ]
-    assert list(read_samples(str(tmp_path / "s.parquet"), format="ours")) == found
+    assert list(read_samples(str(tmp_path / "s.parquet"), format="ours")) == items
 
 
 def test_a_content_of_several_pictures_comes_back_with_all_of_them_in_order(tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_a_picture_that_is_missing_or_outside_the_folder_is_refused(tmp_path: Pa
     (tmp_path / "outside.png").write_bytes(png(0))
     path = path.replace("{root}", str(tmp_path))
     rows = [row("a", {"image": {"path": path}}), row("b", {"image": {"path": "folder/in.png"}})]
-    found = list(read_samples(write(tmp_path / "s.parquet", rows), tmp_path / "pictures"))
-    assert found[0] == Rejected("a", reason, path)
-    assert query_of(found[1]) == Content(image=str(tmp_path / "pictures" / "folder" / "in.png"))
+    items = list(read_samples(write(tmp_path / "s.parquet", rows), tmp_path / "pictures"))
+    assert items[0] == Rejected("a", reason, path)
+    assert query_of(items[1]) == Content(image=str(tmp_path / "pictures" / "folder" / "in.png"))
 
 
 def test_an_unknown_format_is_a_value_error_that_lists_the_known(tmp_path: Path) -> None:
