@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from mme5core.types import Content
 
 T = TypeVar("T")
 OnBad = Callable[[int, BadImage], None]
-"""Told the place of a content whose picture cannot be read, and why."""
+"""Told the place of a content that cannot be embedded, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class _Reading:
     contents: Sequence[Content]
     on_bad: OnBad | None
     bad: set[int] = field(default_factory=set)
+    _lock: Lock = field(default_factory=Lock)  # two pictures of one row may be decoded side by side
 
     def attempt(self, read: Callable[[Content], T], row: int) -> T | None:
         """What `read` gives of a content; None where it is unusable, which is reported once.
@@ -61,9 +63,10 @@ class _Reading:
         except BadImage as error:
             if self.on_bad is None:
                 raise ValueError(f"content {row}: {error}") from None
-            if row not in self.bad:
-                self.bad.add(row)
-                self.on_bad(row, error)
+            with self._lock:
+                if row not in self.bad:
+                    self.bad.add(row)
+                    self.on_bad(row, error)
             return None
 
 

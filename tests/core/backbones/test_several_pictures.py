@@ -164,6 +164,16 @@ def test_a_family_that_was_never_compared_takes_one_picture(
     assert load_backbone(base, load_config(base)).max_pictures == 1
 
 
+def test_a_row_of_many_bad_pictures_is_reported_once(encoder_of: EncoderOf) -> None:
+    reported: list[int] = []
+    whole = picture_bytes(picture(0))
+    contents = [Content(images=[whole[: 90 + number] for number in range(8)]), Content("a cat")]
+    options: dict[str, Any] = {"batch_size": 8, "max_batch_tokens": 9999, "num_threads": 4}
+    stream = encoder_of("qwen2_vl").stream(contents, [None] * 2, on_bad=lambda row, _: reported.append(row), **options)
+    kept = [row for rows, _ in stream for row in rows]
+    assert (kept, reported) == ([1], [0])
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "mllama"])
 def test_one_bad_picture_of_several_refuses_its_rows_and_no_other(family: str, encoder_of: EncoderOf) -> None:
     encoder, (a, b) = encoder_of(family), pictures_of([(60, 40), (33, 100)])
