@@ -14,7 +14,7 @@ from mme5core.images import BadImage, load_rgb
 from mme5core.types import Content, Modality
 
 if TYPE_CHECKING:
-    from mme5core.prepare import OnBad
+    from mme5core.encoder.prepare import OnBad
 
 PICTURES_PER_BATCH = 4
 """Batches' worth of pictures decoded at once."""
@@ -78,11 +78,11 @@ class SentenceTransformerEncoder:
         """
         groups: dict[tuple[str, str | None], list[int]] = {}
         for place, (content, instruction) in enumerate(zip(contents, instructions, strict=True)):
-            if not self._takes(content.modality):
-                unsupported = BadImage("unsupported_modality", f"the model takes no {_SHOWN[content.modality]}")
+            refusal = self._refusal(content)
+            if refusal is not None:
                 if on_bad is None:
-                    raise ValueError(f"content {place}: {unsupported}")
-                on_bad(place, unsupported)
+                    raise ValueError(f"content {place}: {refusal}")
+                on_bad(place, refusal)
                 continue
             groups.setdefault((content.modality, instruction), []).append(place)
         for (modality, instruction), places in groups.items():
@@ -99,6 +99,15 @@ class SentenceTransformerEncoder:
                         show_progress_bar=False,
                     )
                     yield list(inputs), np.asarray(vectors, dtype=np.float32)
+
+    def _refusal(self, content: Content) -> BadImage | None:
+        """Why the model cannot take a content; None if it can."""
+        if len(content.images) > 1:
+            count = len(content.images)
+            return BadImage("too_many_pictures", f"{count} pictures in one content; sentence-transformers takes 1")
+        if not self._takes(content.modality):
+            return BadImage("unsupported_modality", f"the model takes no {_SHOWN[content.modality]}")
+        return None
 
     def _takes(self, modality: Modality) -> bool:
         return not hasattr(self._model, "supports") or bool(self._model.supports(_NAMES[modality]))

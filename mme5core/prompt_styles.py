@@ -21,19 +21,20 @@ PICTURE_TOKENS = (
 """What stands for a picture in one family or another. A text that holds one would be taken for a row with a picture."""
 
 
-def _mme5(content: Content, instruction: str | None, image_prefix: str) -> str:
-    # A query is "[picture]instruction text\n"; a document without instruction is its text, verbatim.
+def _mme5(content: Content, instruction: str | None, pictures: str) -> str:
+    # A query is "[pictures]instruction text\n"; a document without instruction is its text, verbatim.
     text = content.text or ""
     if instruction:
         text = f"{instruction} {text}\n" if text else f"{instruction}\n"
-    return image_prefix + text if content.image is not None else text
+    return pictures + text
 
 
-def _plain(content: Content, instruction: str | None, image_prefix: str) -> str:
+def _plain(content: Content, instruction: str | None, pictures: str) -> str:
     # What a model sees that was never trained on instructions, as CLIP: they would only blur its texts.
-    return image_prefix + (content.text or "") if content.image is not None else content.text or ""
+    return pictures + (content.text or "")
 
 
+# Each takes the content, its instruction and what stands for all its pictures.
 PROMPT_STYLES = {"mme5": _mme5, "plain": _plain}
 
 
@@ -43,12 +44,14 @@ def render(content: Content, instruction: str | None, *, style: str, image_prefi
     Args:
         instruction: what the embedding is for; None or empty for none.
         style: a name in `PROMPT_STYLES`.
-        image_prefix: what stands for the picture in the backbone's family.
+        image_prefix: what stands for a picture in the backbone's family; of several, once for each, before the text.
 
     >>> render(Content(text="a cat"), "Find the picture:", style="mme5", image_prefix="<image>")
     'Find the picture: a cat\n'
     >>> render(Content(image=b"..."), "Represent the given image.", style="mme5", image_prefix="<image>")
     '<image>Represent the given image.\n'
+    >>> render(Content("Compare.", images=("a.png", "b.png")), None, style="mme5", image_prefix="<image>\n")
+    '<image>\n<image>\nCompare.'
     >>> render(Content(text=" a cat "), None, style="mme5", image_prefix="<image>")
     ' a cat '
     >>> render(Content(text="a cat"), "Find the picture:", style="plain", image_prefix="")
@@ -57,7 +60,7 @@ def render(content: Content, instruction: str | None, *, style: str, image_prefi
     Raises:
         ValueError: for an unknown style.
     """
-    return PROMPT_STYLES[check_style(style)](content, instruction, image_prefix)
+    return PROMPT_STYLES[check_style(style)](content, instruction, image_prefix * len(content.images))
 
 
 def check_style(style: str) -> str:

@@ -7,6 +7,9 @@ import pyarrow as pa
 # Encoded bytes, and where they came from. Hugging Face `datasets` reads this struct as its Image feature.
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CONTENT = pa.struct([("text", pa.string()), ("image", IMAGE)])
+# The same for contents that may hold several pictures: `images` then, and `image` is null. A file whose contents have
+# one picture each needs no such field.
+CONTENT_OF_SEVERAL = pa.struct([*CONTENT, ("images", pa.list_(IMAGE))])
 
 # What img2dataset writes beside each tar; columns of the source (similarity, NSFW, ...) come before these.
 IMG2DATASET = pa.schema(

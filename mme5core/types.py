@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,31 +14,60 @@ MODALITIES: tuple[Modality, ...] = ("T", "I", "IT")
 ImageRef = Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Content:
-    """What one embedding stands for: a text, a picture, or both.
+    """What one embedding stands for: a text, a picture or several, or text and pictures together.
+
+    `images` are all its pictures, in their order; `image` is the picture of a content that has exactly one.
 
     >>> Content(text="a cat").modality
     'T'
-    >>> Content(text="what is this?", image=b"...").modality
-    'IT'
+    >>> Content(text="what is this?", image="page.png")
+    Content(text='what is this?', images=('page.png',))
+    >>> two = Content("what has changed?", images=("before.png", "after.png"))
+    >>> two.modality, two.image, len(two.images)
+    ('IT', None, 2)
+
+    Args:
+        text: None or empty for none.
+        image: the one-picture case: `image=x` and `images=(x,)` are the same content.
+        images: two pages of a document, the frames of a video, two pictures to compare.
 
     Raises:
-        ValueError: if there is neither text nor picture, or the text is not a string.
+        ValueError: there is neither text nor picture; the text is not a string; `images` is not a list or tuple of
+            pictures; `image` and `images` are both given and differ.
     """
 
-    text: str | None = None
-    image: ImageRef | None = None
+    text: str | None
+    images: tuple[ImageRef, ...]
 
-    def __post_init__(self) -> None:
-        if self.text is not None and not isinstance(self.text, str):
-            raise ValueError(f"text must be a string, got {type(self.text).__name__}")
-        if self.image is None and not self.text:
+    def __init__(self, text: str | None = None, image: ImageRef | None = None, images: Sequence[ImageRef] = ()) -> None:
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"text must be a string, got {type(text).__name__}")
+        if isinstance(image, list | tuple):
+            raise ValueError(f"image is one picture, got a {type(image).__name__}; several are given as images=")
+        if not isinstance(images, list | tuple):
+            raise ValueError(f"images must be a list or tuple of pictures, got {type(images).__name__}")
+        if any(picture is None for picture in images):
+            raise ValueError(f"images must be pictures, got None at place {list(images).index(None)}")
+        pictures = tuple(images)
+        if image is not None:
+            if pictures and pictures != (image,):
+                raise ValueError(f"image and images differ ({len(pictures)} in images); give one of the two")
+            pictures = (image,)
+        if not pictures and not text:
             raise ValueError("content needs a text, a picture, or both; got neither")
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "images", pictures)
+
+    @property
+    def image(self) -> ImageRef | None:
+        """The picture, where there is exactly one; of several, and of none, None."""
+        return self.images[0] if len(self.images) == 1 else None
 
     @property
     def modality(self) -> Modality:
-        if self.image is None:
+        if not self.images:
             return "T"
         return "IT" if self.text else "I"
 
@@ -75,10 +106,54 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class EvalQuery:
-    """One benchmark query: the vector `id` should find `positive_id` among the candidates."""
+    """One benchmark query: what is asked, and how relevant which candidates are to it.
+
+    >>> query = EvalQuery("q1", Content("a cat"), "Find the picture:", {"cat.jpg": 1.0}, language="en")
+    >>> query.positive_id
+    'cat.jpg'
+
+    Args:
+        content: None where the benchmark does not hold it: vectors made before are found by `id`.
+        relevance: for each relevant candidate's id how relevant it is, above 0; every other candidate is not.
+        candidate_ids: the query's own candidates, where the benchmark has them; None: all of the benchmark's.
+        language: by code; empty where the benchmark names none.
+
+    Raises:
+        ValueError: no candidate is relevant, a relevance is not above 0 or not finite, a candidate stands twice, or a
+            relevant one is not among the query's own candidates.
+    """
 
     id: str
-    positive_id: str
-    language: str
-    text: str = ""
-    instruction: str | None = None
+    content: Content | None
+    instruction: str | None
+    relevance: Mapping[str, float]
+    candidate_ids: tuple[str, ...] | None = None
+    language: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.relevance:
+            raise ValueError(f"query {self.id!r} has no relevant candidate")
+        for candidate, relevance in self.relevance.items():
+            if not 0 < relevance < math.inf:  # so is NaN
+                raise ValueError(
+                    f"query {self.id!r}: relevance must be > 0 and finite, got {relevance} for {candidate!r}"
+                )
+        if self.candidate_ids is None:
+            return
+        own = set(self.candidate_ids)
+        if len(own) < len(self.candidate_ids):
+            raise ValueError(f"query {self.id!r}: a candidate stands twice among its own")
+        if not own.issuperset(self.relevance):
+            strangers = sorted(self.relevance.keys() - own)
+            raise ValueError(f"query {self.id!r}: {strangers[0]!r} is relevant, but not among its own candidates")
+
+    @property
+    def positive_id(self) -> str:
+        """The relevant candidate, where there is exactly one.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if len(self.relevance) > 1:
+            raise ValueError(f"query {self.id!r} has {len(self.relevance)} relevant candidates, not one")
+        return next(iter(self.relevance))

@@ -18,10 +18,10 @@ def file_lines(shards: Sequence[AnyPath]) -> list[str]:
     ]
 
 
-def output_lines(folder: JobFolder) -> list[str]:
-    """What a run would meet in its output folder.
+def output_lines(output: str, folder: JobFolder) -> list[str]:
+    """What a run would meet in its output folder, if one is set.
 
     Raises:
         InputError: a run would refuse the folder.
     """
-    return [f"output {folder.path}: {folder.state()}"] if folder.run.config["output"] else []
+    return [f"output {folder.path}: {folder.state()}"] if output else []

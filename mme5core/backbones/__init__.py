@@ -10,7 +10,6 @@ from mme5core.backbones.llava_next import LlavaNext
 from mme5core.backbones.llava_onevision import LlavaOnevision
 from mme5core.backbones.loading import load_image_processor, load_processor, load_tokenizer
 from mme5core.backbones.mllama import Mllama
-from mme5core.backbones.phi3_v import Phi3V
 from mme5core.backbones.protocol import Backbone
 from mme5core.backbones.qwen2_5_vl import Qwen25VL
 from mme5core.backbones.qwen2_vl import Qwen2VL
@@ -24,7 +23,6 @@ BACKBONES: dict[str, type[Any]] = {
     "qwen3_vl": Qwen3VL,
     "llava_next": LlavaNext,
     "llava_onevision": LlavaOnevision,
-    "phi3_v": Phi3V,
 } | dict.fromkeys(DUAL_ENCODERS, DualEncoder)
 
 

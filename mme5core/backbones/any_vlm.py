@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from mme5core.backbones.picture_tokens import PictureTokens
 from mme5core.backbones.protocol import PictureInputs, PictureSize
 
+# Unknown families whose processor was compared with ours on several pictures; of another, a row with more than one
+# would be a guess.
+_TAKE_SEVERAL = frozenset(("idefics3", "llava"))
 _TEXT_INPUTS = frozenset(("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"))
 
 
@@ -37,24 +40,16 @@ class AnyVlm(PictureTokens):
             if name in getattr(processor, "model_input_names", ())
         ]
         super().__init__(tokenizer, image_processor, config)
+        self.max_pictures = None if self.family in _TAKE_SEVERAL else 1
         self._picture_ids = lru_cache(maxsize=4096)(self._ask_picture_ids)
 
-    def num_picture_tokens(self, size: PictureSize) -> int:
+    def num_picture_tokens(self, size: PictureSize, *, is_one_of_several: bool = False) -> int:
         return len(self._picture_ids(size))
 
-    def token_ids(
-        self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
-    ) -> list[list[int]]:
-        rows: list[list[int]] = self.tokenizer(list(prompts), truncation=True, max_length=max_tokens)["input_ids"]
-        found = []
-        for row, size in zip(rows, sizes, strict=True):
-            if size is not None:
-                place = row.index(self.image_token_id)
-                row = row[:place] + self._picture_ids(size) + row[place + 1 :]
-            found.append(row)
-        return found
+    def picture_ids(self, size: PictureSize, *, is_one_of_several: bool = False) -> list[int]:
+        return self._picture_ids(size)
 
-    def prepare_picture(self, picture: Image.Image) -> PictureInputs:
+    def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
         prepared = self.processor(text=[self.image_token], images=[[picture]], return_tensors="pt")
         return {name: value for name, value in prepared.items() if name not in _TEXT_INPUTS}
 

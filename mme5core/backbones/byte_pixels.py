@@ -38,11 +38,15 @@ class BytePixels:
         self._shift = torch.tensor([-middle / deviation for middle, deviation in zip(mean, std, strict=True)])
         self._leaves_step = self._comes_to_the_same()
 
-    def prepare(self, pixels: np.ndarray) -> dict[str, Tensor]:
-        """The processor's tensors of one picture, `pixel_values` as uint8 where `floats` can make the rest of it."""
+    def prepare(self, pixels: np.ndarray, **options: Any) -> dict[str, Tensor]:
+        """The processor's tensors of one picture, `pixel_values` as uint8 where `floats` can make the rest of it.
+
+        Args:
+            options: for `process`.
+        """
         if not self._leaves_step:
-            return dict(self._process(pixels))
-        prepared = dict(self._process(pixels, do_rescale=False, do_normalize=False))
+            return dict(self._process(pixels, **options))
+        prepared = dict(self._process(pixels, do_rescale=False, do_normalize=False, **options))
         return prepared | {"pixel_values": prepared["pixel_values"].to(torch.uint8)}
 
     def floats(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,6 +21,9 @@ class DualEncoder:
     """Two towers that end in one space; text and picture together are the sum of their unit vectors (UniIR)."""
 
     image_prefix = ""
+    max_pictures: int | None = 1
+    mixes_picture_counts = True
+    reads_several_coarsely = False
     default_style = "plain"
     pooling = "projection"
     knows_tower = True
@@ -30,6 +33,7 @@ class DualEncoder:
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.family = str(config.model_type)
         self._max_tokens = min(tokenizer.model_max_length, getattr(config.text_config, "max_position_embeddings", 512))
         # SigLIP was trained on texts padded to the end, without a mask, and pools the last position.
         self._pads_to_the_end = config.model_type in _PADS_TO_THE_END
@@ -37,14 +41,14 @@ class DualEncoder:
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     def token_ids(
-        self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
+        self, prompts: Sequence[str], sizes: Sequence[Sequence[PictureSize]], *, max_tokens: int
     ) -> list[list[int]]:
         longest = min(max_tokens, self._max_tokens)
         ids: list[list[int]] = self.tokenizer(list(prompts), truncation=True, max_length=longest)["input_ids"]
         # A picture without text has no tokens at all; where there is one, its text must not be mistaken for none.
         return [[] if not prompt else row for prompt, row in zip(prompts, ids, strict=True)]
 
-    def prepare_picture(self, picture: Image.Image) -> PictureInputs:
+    def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
         return self._byte_pixels.prepare(np.asarray(picture))
 
     def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -54,7 +58,9 @@ class DualEncoder:
         made = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt", **options)
         return {"pixel_values": made["pixel_values"]}
 
-    def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
+    def collate(
+        self, token_ids: Sequence[list[int]], pictures: Sequence[Sequence[PictureInputs]] | None
+    ) -> dict[str, Tensor]:
         inputs = {}
         if any(token_ids):
             filled = [ids or [self._pad_id] for ids in token_ids]
@@ -62,15 +68,17 @@ class DualEncoder:
                 filled = [ids + [self._pad_id] * (self._max_tokens - len(ids)) for ids in filled]
             inputs["input_ids"], inputs["attention_mask"] = pad_right(filled, self._pad_id)
             inputs["has_text"] = torch.tensor([bool(ids) for ids in token_ids])
-        if pictures is not None and "pixel_values" in pictures[0]:
-            inputs["pixel_values"] = torch.cat([picture["pixel_values"] for picture in pictures])
+        if pictures is not None and "pixel_values" in pictures[0][0]:
+            inputs["pixel_values"] = torch.cat([picture["pixel_values"] for (picture,) in pictures])
         return inputs
 
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
         pixels = torch.cat([picture["pixel_values"] for picture in pictures])
         return [(vector_D,) for vector_D in _vectors(base_model(model).get_image_features(pixel_values=pixels))]
 
-    def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
+    def pooled(
+        self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
+    ) -> Tensor:
         towers = base_model(model)
         parts = []
         if "input_ids" in inputs:
@@ -78,7 +86,7 @@ class DualEncoder:
             text_BD = _vectors(towers.get_text_features(**{name: inputs[name] for name in names}))
             parts.append(F.normalize(text_BD, dim=-1) * inputs["has_text"][:, None])
         if features is not None:
-            parts.append(F.normalize(torch.stack([feature for (feature,) in features]), dim=-1))
+            parts.append(F.normalize(torch.stack([feature for ((feature,),) in features]), dim=-1))
         elif "pixel_values" in inputs:
             image_BD = _vectors(towers.get_image_features(pixel_values=inputs["pixel_values"]))
             parts.append(F.normalize(image_BD, dim=-1))

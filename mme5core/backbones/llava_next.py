@@ -21,7 +21,7 @@ class LlavaNext(PictureTokens):
     tower = ("vision_tower", "multi_modal_projector", "image_newline")
     pixels = ("pixel_values", "image_sizes")
 
-    def num_picture_tokens(self, size: PictureSize) -> int:
+    def num_picture_tokens(self, size: PictureSize, *, is_one_of_several: bool = False) -> int:
         # The model's own packing, on tensors without data: its arithmetic of unpadding is not repeated here.
         width, height = size
         vision, image_size = self.config.vision_config, torch.tensor([height, width])
@@ -42,15 +42,12 @@ class LlavaNext(PictureTokens):
         )
 
     def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
-        if "pixel_values" not in pictures[0]:
-            return super().stack(pictures)
-        # [1, tiles, 3, H, W] each: padded to the most tiles; the sizes tell the model how many are real.
-        most = max(picture["pixel_values"].shape[1] for picture in pictures)
-        pixels = [
-            F.pad(picture["pixel_values"], (0, 0) * 3 + (0, most - picture["pixel_values"].shape[1]))
-            for picture in pictures
-        ]
-        return {
-            "pixel_values": torch.cat(pixels),
-            "image_sizes": torch.cat([picture["image_sizes"] for picture in pictures]),
-        }
+        if "pixel_values" in pictures[0]:
+            # [1, tiles, 3, H, W] each: padded to the most tiles; the sizes tell the model how many are real.
+            most = max(picture["pixel_values"].shape[1] for picture in pictures)
+            pictures = [picture | {"pixel_values": _with_tiles(picture["pixel_values"], most)} for picture in pictures]
+        return super().stack(pictures)
+
+
+def _with_tiles(pixels: Tensor, num_tiles: int) -> Tensor:
+    return F.pad(pixels, (0, 0) * 3 + (0, num_tiles - pixels.shape[1]))

@@ -26,7 +26,8 @@ def load_config(base: str, *, remote_code: bool = False) -> Any:
 
 def load_tokenizer(base: str, *, remote_code: bool = False) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(base, trust_remote_code=remote_code)
+        # Cut on the right whatever the checkpoint says: on the left it would lose the pictures and the instruction.
+        return AutoTokenizer.from_pretrained(base, trust_remote_code=remote_code, truncation_side="right")
     except _ERRORS as error:
         raise ValueError(f"no tokenizer in {base!r} ({first_line(error)})") from None
 

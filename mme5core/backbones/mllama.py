@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
 
 from mme5core.backbones.byte_pixels import BytePixels
 from mme5core.backbones.mllama_tiles import unmasked_tiles
@@ -19,6 +23,7 @@ from mme5core.backbones.protocol import (
     base_model,
     last_real_state,
     pad_right,
+    tokenize,
 )
 
 PIXELS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
@@ -27,6 +32,11 @@ PIXELS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
 class Mllama:
     image_prefix = "<|image|><|begin_of_text|>"
     image_token = "<|image|>"
+    max_pictures: int | None = None
+    # A token before the pictures has no mask and reads all that there is: a row filled up with empty pictures would
+    # get another embedding than alone.
+    mixes_picture_counts = False
+    reads_several_coarsely = False
     default_style = "mme5"
     pooling = "last"
     knows_tower = True
@@ -36,20 +46,21 @@ class Mllama:
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
+        self.family = str(config.model_type)
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self._byte_pixels = BytePixels(image_processor, self._process, tile_mask="aspect_ratio_mask")
 
     def token_ids(
-        self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
+        self, prompts: Sequence[str], sizes: Sequence[Sequence[PictureSize]], *, max_tokens: int
     ) -> list[list[int]]:
         # The processor puts a BOS before a text without picture and the tokenizer one before everything, so the
         # published checkpoints were trained on "BOS BOS text" and "BOS image BOS text".
         bos = self.tokenizer.bos_token
         texts = [prompt if prompt.startswith(self.image_prefix) else bos + prompt for prompt in prompts]
-        ids: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
-        return ids
+        counts = [len(of_row) for of_row in sizes]
+        return tokenize(self.tokenizer, texts, counts, image_prefix=self.image_prefix, max_tokens=max_tokens)
 
-    def prepare_picture(self, picture: Image.Image) -> PictureInputs:
+    def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
         return self._byte_pixels.prepare(np.asarray(_thick_enough(picture, self.image_processor.size["height"])))
 
     def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -60,12 +71,17 @@ class Mllama:
         made = self.image_processor([[pixels]], input_data_format="channels_last", return_tensors="pt", **options)
         return {name: made[name][0] for name in PIXELS}
 
-    def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
+    def collate(
+        self, token_ids: Sequence[list[int]], pictures: Sequence[Sequence[PictureInputs]] | None
+    ) -> dict[str, Tensor]:
         input_ids, attention_mask = pad_right(token_ids, self.tokenizer.pad_token_id)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if pictures is not None:
-            inputs |= {name: torch.stack([picture[name] for picture in pictures]) for name in pictures[0]}
-            inputs["cross_attention_mask"] = self._cross_attention_mask(input_ids, inputs["aspect_ratio_mask"])
+            inputs |= {
+                name: torch.stack([torch.cat([picture[name] for picture in of_row]) for of_row in pictures])
+                for name in pictures[0][0]
+            }
+            inputs["cross_attention_mask"] = self._cross_attention_mask(token_ids, inputs["aspect_ratio_mask"])
         return inputs
 
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
@@ -80,17 +96,26 @@ class Mllama:
         # To the cross-attention the tiles of a picture are one sequence.
         return [(tiles.flatten(0, 1).clone(),) for tiles in base.multi_modal_projector(state_B1TPD[:, 0])]
 
-    def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
+    def pooled(
+        self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
+    ) -> Tensor:
         if features is not None:
             inputs = {name: value for name, value in inputs.items() if name not in PIXELS}
-            inputs["cross_attention_states"] = torch.stack([feature for (feature,) in features])
+            inputs["cross_attention_states"] = torch.stack(
+                [torch.cat([feature for (feature,) in of_row]) for of_row in features]
+            )
         state_BSD = model(**inputs, use_cache=False).last_hidden_state
         return last_real_state(state_BSD, inputs["attention_mask"])
 
-    def _cross_attention_mask(self, input_ids_BS: Tensor, tile_mask_B1T: Tensor) -> Tensor:
-        """[B, S, 1, T]: from the picture's token on, every token reads the picture's real tiles."""
-        after_image_BS = (input_ids_BS == self.image_token_id).cumsum(dim=1).clamp(max=1)
-        return after_image_BS[:, :, None, None] * tile_mask_B1T[:, None, :, :]
+    def _cross_attention_mask(self, token_ids: Sequence[list[int]], tile_mask_BNT: Tensor) -> Tensor:
+        """[B, S, N, T] of rows of N pictures: from a picture's token on, every token reads its real tiles, up to the
+        token of the next picture."""
+        spans = [get_cross_attention_token_mask(ids, self.image_token_id) for ids in token_ids]
+        num_tiles, max_tiles = tile_mask_BNT.sum(dim=-1).tolist(), tile_mask_BNT.shape[-1]
+        longest = max(len(ids) for ids in token_ids)
+        return torch.from_numpy(
+            convert_sparse_cross_attention_mask_to_dense(spans, num_tiles, max_num_tiles=max_tiles, length=longest)
+        )
 
 
 def _thick_enough(picture: Image.Image, tile_size: int) -> Image.Image:

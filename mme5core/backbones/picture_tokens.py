@@ -22,6 +22,7 @@ from mme5core.backbones.protocol import (
     base_model,
     last_real_state,
     pad_right,
+    tokenize,
 )
 
 
@@ -30,6 +31,9 @@ class PictureTokens(ABC):
 
     image_prefix: str
     image_token: str
+    max_pictures: int | None = None
+    mixes_picture_counts = True
+    reads_several_coarsely = False
     default_style = "mme5"
     pooling = "last"
     knows_tower = True
@@ -42,24 +46,27 @@ class PictureTokens(ABC):
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.config = config
+        self.family = str(config.model_type)
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         if self.image_token_id is None:
             raise ValueError(f"the tokenizer has no token {self.image_token!r}, which stands for a picture")
 
     @abstractmethod
-    def num_picture_tokens(self, size: PictureSize) -> int:
+    def num_picture_tokens(self, size: PictureSize, *, is_one_of_several: bool = False) -> int:
         """How many tokens a picture of this size takes."""
 
-    def token_ids(
-        self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
-    ) -> list[list[int]]:
-        rows: list[list[int]] = self.tokenizer(list(prompts), truncation=True, max_length=max_tokens)["input_ids"]
-        return [
-            row if size is None else self._expand(row, self.num_picture_tokens(size))
-            for row, size in zip(rows, sizes, strict=True)
-        ]
+    def picture_ids(self, size: PictureSize, *, is_one_of_several: bool = False) -> list[int]:
+        """What takes the place of a picture's one token in the prompt."""
+        return [self.image_token_id] * self.num_picture_tokens(size, is_one_of_several=is_one_of_several)
 
-    def prepare_picture(self, picture: Image.Image) -> PictureInputs:
+    def token_ids(
+        self, prompts: Sequence[str], sizes: Sequence[Sequence[PictureSize]], *, max_tokens: int
+    ) -> list[list[int]]:
+        counts = [len(of_row) for of_row in sizes]
+        rows = tokenize(self.tokenizer, prompts, counts, image_prefix=self.image_prefix, max_tokens=max_tokens)
+        return [self._expand(row, of_row) for row, of_row in zip(rows, sizes, strict=True)]
+
+    def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
         return self._byte_pixels.prepare(np.asarray(self.usable(picture)))
 
     def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,10 +85,15 @@ class PictureTokens(ABC):
         """The picture, changed only where the family's processor cannot take it."""
         return picture
 
-    def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
+    def collate(
+        self, token_ids: Sequence[list[int]], pictures: Sequence[Sequence[PictureInputs]] | None
+    ) -> dict[str, Tensor]:
         input_ids, attention_mask = pad_right(token_ids, _pad_id(self.tokenizer))
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return inputs if pictures is None else inputs | self.stack(pictures)
+        if pictures is None:
+            return inputs
+        # The model takes the pictures of all rows as one list, and finds their places by their tokens.
+        return inputs | self.stack([picture for of_row in pictures for picture in of_row])
 
     def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
         """The pictures' tensors as one batch."""
@@ -91,13 +103,15 @@ class PictureTokens(ABC):
         output = base_model(model).get_image_features(**self.stack(pictures), return_dict=True)
         return [(feature,) for feature in output.pooler_output]
 
-    def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
+    def pooled(
+        self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
+    ) -> Tensor:
         inputs = inputs | self.extra_inputs(inputs)
         if features is None:
             state_BSD = model(**inputs, use_cache=False).last_hidden_state
         else:
             inputs = inputs | {"pixel_values": inputs["input_ids"].new_zeros(1, dtype=torch.float32)}
-            with image_features(base_model(model), self.joined(features)):
+            with image_features(base_model(model), self.joined([feature for of_row in features for feature in of_row])):
                 state_BSD = model(**inputs, use_cache=False).last_hidden_state
         return last_real_state(state_BSD, inputs["attention_mask"])
 
@@ -109,9 +123,15 @@ class PictureTokens(ABC):
         """The features of several pictures, as `get_image_features` returns them."""
         return SimpleNamespace(pooler_output=tuple(feature for (feature,) in features))
 
-    def _expand(self, row: list[int], num_tokens: int) -> list[int]:
-        place = row.index(self.image_token_id)
-        return row[:place] + [self.image_token_id] * num_tokens + row[place + 1 :]
+    def _expand(self, row: list[int], sizes: Sequence[PictureSize]) -> list[int]:
+        """The row with the tokens of its pictures in place of the one that stands for each."""
+        expanded: list[int] = []
+        start = 0
+        for size in sizes:
+            place = row.index(self.image_token_id, start)
+            expanded += row[start:place] + self.picture_ids(size, is_one_of_several=len(sizes) > 1)
+            start = place + 1
+        return expanded + row[start:]
 
 
 @contextmanager

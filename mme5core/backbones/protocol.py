@@ -22,8 +22,16 @@ PictureSize = tuple[int, int]
 class Backbone(Protocol):
     """One model family. Shapes: B rows, S tokens (padded right), D width of the embedding."""
 
+    family: str
+    """The family's name, for people."""
     image_prefix: str
-    """What stands for the picture before the text, in this family."""
+    """What stands for a picture before the text, in this family; of several, once for each."""
+    max_pictures: int | None
+    """Pictures of one content at most; None: any number."""
+    mixes_picture_counts: bool
+    """Whether rows of different numbers of pictures, all with at least one, may share a batch."""
+    reads_several_coarsely: bool
+    """Whether a picture that is one of several is prepared otherwise than one alone."""
     default_style: str
     """The prompt style of a checkpoint that has none stored."""
     pooling: str
@@ -38,29 +46,35 @@ class Backbone(Protocol):
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None: ...
 
     def token_ids(
-        self, prompts: Sequence[str], sizes: Sequence[PictureSize | None], *, max_tokens: int
+        self, prompts: Sequence[str], sizes: Sequence[Sequence[PictureSize]], *, max_tokens: int
     ) -> list[list[int]]:
         """Token ids as tokenizer and processor would make them together, the text cut on the right.
 
         Args:
-            sizes: of each row's picture; None for a row without. Where pictures take tokens of the row, they come
-                on top of `max_tokens` and are never cut.
+            sizes: of each row's pictures; empty for a row without. Where pictures take tokens of the row, they come
+                on top of `max_tokens` and are never cut; so do the prefixes of all pictures but the first.
         """
         ...
 
-    def prepare_picture(self, picture: Image.Image) -> PictureInputs:
-        """The tensors that the family's image processor makes of one RGB picture; its pixels may still be bytes."""
+    def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
+        """The tensors that the family's image processor makes of one RGB picture; its pixels may still be bytes.
+
+        Args:
+            is_one_of_several: its content has more pictures.
+        """
         ...
 
     def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs, on the model's device, with float32 pixels where `prepare_picture` left bytes."""
         ...
 
-    def collate(self, token_ids: Sequence[list[int]], pictures: Sequence[PictureInputs] | None) -> dict[str, Tensor]:
-        """One batch of one modality: all rows with a picture, or (None) all without.
+    def collate(
+        self, token_ids: Sequence[list[int]], pictures: Sequence[Sequence[PictureInputs]] | None
+    ) -> dict[str, Tensor]:
+        """One batch of one modality: all rows with pictures, or (None) all without.
 
         Args:
-            pictures: one for each row; without their pixels where the rows will get features instead.
+            pictures: those of each row; without their pixels where the rows will get features instead.
         """
         ...
 
@@ -68,11 +82,13 @@ class Backbone(Protocol):
         """What the vision tower makes of each picture; the part of the forward pass that texts do not touch."""
         ...
 
-    def pooled(self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Features] | None = None) -> Tensor:
+    def pooled(
+        self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
+    ) -> Tensor:
         """[B, D], not yet normalised; never through the LM head, never with a KV cache.
 
         Args:
-            features: of the rows' pictures, in their order, in place of the pixels in `inputs`.
+            features: of each row's pictures, in their order, in place of the pixels in `inputs`.
         """
         ...
 
@@ -80,6 +96,29 @@ class Backbone(Protocol):
 def without_pixels(picture: PictureInputs) -> PictureInputs:
     """What a row needs of a picture whose features it gets."""
     return {name: value for name, value in picture.items() if name != "pixel_values"}
+
+
+def tokenize(
+    tokenizer: Any, prompts: Sequence[str], num_pictures: Sequence[int], *, image_prefix: str, max_tokens: int
+) -> list[list[int]]:
+    """Ids of each prompt, the text cut on the right to `max_tokens`.
+
+    The prefixes of the second and further pictures come on top: of many pictures none may be cut off.
+
+    Args:
+        num_pictures: of each prompt, which begins with as many prefixes.
+    """
+    allowed = [max_tokens] * len(prompts)
+    if max(num_pictures, default=0) > 1:
+        prefix_tokens = len(tokenizer(image_prefix * 2)["input_ids"]) - len(tokenizer(image_prefix)["input_ids"])
+        allowed = [max_tokens + prefix_tokens * max(0, count - 1) for count in num_pictures]
+    token_ids: list[list[int]] = [[] for _ in prompts]
+    for limit in dict.fromkeys(allowed):
+        rows = [row for row, own in enumerate(allowed) if own == limit]
+        made = tokenizer([prompts[row] for row in rows], truncation=True, max_length=limit)["input_ids"]
+        for row, ids in zip(rows, made, strict=True):
+            token_ids[row] = ids
+    return token_ids
 
 
 def pad_right(token_ids: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

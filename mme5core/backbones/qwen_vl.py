@@ -18,7 +18,7 @@ class QwenVL(PictureTokens):
     tower = ("visual",)
     pixels = ("pixel_values", "image_grid_thw")
 
-    def num_picture_tokens(self, size: PictureSize) -> int:
+    def num_picture_tokens(self, size: PictureSize, *, is_one_of_several: bool = False) -> int:
         width, height = _within_ratio(size)
         patches = self.image_processor.get_number_of_image_patches(height, width, {})
         return int(patches) // self.image_processor.merge_size**2

@@ -23,7 +23,7 @@ from transformers import (
 from mme5core.backbones.protocol import PictureInputs
 from mme5core.demo.captions import Captions
 from mme5core.encoder import Encoder, in_row_order
-from mme5core.prepare import PreparedBatch
+from mme5core.encoder.prepare import PreparedBatch
 from mme5core.types import Content
 
 BOS, EOS, PAD, IMAGE = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|image|>"
@@ -157,7 +157,7 @@ def _picture_batches(encoder: Encoder, pictures: Sequence[PictureInputs]) -> lis
     batches = []
     for start in range(0, len(pictures), CHUNK_ROWS):
         rows = list(range(start, min(start + CHUNK_ROWS, len(pictures))))
-        inputs = encoder.backbone.collate([token_ids] * len(rows), [pictures[row] for row in rows])
+        inputs = encoder.backbone.collate([token_ids] * len(rows), [[pictures[row]] for row in rows])
         batches.append(PreparedBatch(rows, inputs))
     return batches
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,15 +39,11 @@ def read_benchmark(folder: Path) -> Benchmark:
         contents = [Content(row["text"] or None, (row["image"] or {}).get("bytes")) for row in candidates.to_pylist()]
     except ValueError as error:
         raise InputError(f"benchmark {str(folder)!r}: a candidate: {error}") from None
-    found = Benchmark(
-        folder.name,
-        [
-            EvalQuery(row["id"], row["positive_id"], row["language"], row["text"] or "", row["instruction"])
-            for row in queries.to_pylist()
-        ],
-        candidates["id"].to_pylist(),
-        contents,
-    )
+    try:
+        asked = [_query(row) for row in queries.to_pylist()]
+    except ValueError as error:
+        raise InputError(f"benchmark {str(folder)!r}: a query: {error}") from None
+    found = Benchmark(folder.name, asked, candidates["id"].to_pylist(), contents)
     for what, ids in (("query", [q.id for q in found.queries]), ("candidate", found.candidate_ids)):
         if len(set(ids)) != len(ids):
             raise InputError(f"benchmark {str(folder)!r}: a {what} id stands twice")
@@ -92,6 +89,13 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
                 if vector_id in keep:
                     found[vector_id] = matrix[row]
     return found
+
+
+def _query(row: dict[str, Any]) -> EvalQuery:
+    """A row of `schemas.QUERIES`; one that names no positive has a candidate that no benchmark holds."""
+    content = Content(row["text"]) if row["text"] else None
+    relevance = {row["positive_id"] or "": 1.0}
+    return EvalQuery(row["id"], content, row["instruction"], relevance, language=row["language"])
 
 
 def _matrix(column: pa.Array) -> np.ndarray:

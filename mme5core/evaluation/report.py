@@ -91,7 +91,7 @@ def choose_examples(rankings: Sequence[Ranking], count: int) -> list[Ranking]:
 def _example(ranking: Ranking, contents: Mapping[str, Content]) -> dict[str, object]:
     query = ranking.query
     return {
-        "text": query.text,
+        "text": (query.content.text or "") if query.content is not None else "",
         "instruction": query.instruction or "",
         "language": language_name(query.language),
         "code": query.language,

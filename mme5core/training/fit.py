@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -21,8 +21,7 @@ from mme5core.batching import deal_chunks
 from mme5core.content_key import document_key
 from mme5core.distributed import rank, sum_over_processes, world_size
 from mme5core.encoder import Encoder
-from mme5core.images import image_hash
-from mme5core.prepare import PreparedBatch
+from mme5core.encoder.prepare import PreparedBatch, batch_kind, picture_keys
 from mme5core.training.gradcache import Engine, PlainEngine, contrastive_backward
 from mme5core.training.objective import Labels, Objective, TaskTemperatures
 from mme5core.training.sampling import BatchSampler
@@ -48,11 +47,12 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """One step's batch on this process: its chunks, their distinct pictures, and the labels of all rows."""
+    """One step's batch on this process: its chunks, their distinct pictures by key, and the labels of all rows."""
 
     batches: list[PreparedBatch]
-    pictures: dict[str, PictureInputs]
-    picture_keys: list[list[str]]
+    pictures: dict[Hashable, PictureInputs]
+    picture_keys: list[list[tuple[Hashable, ...]]]
+    """For each chunk the keys of each row's pictures; empty for a chunk of texts."""
     labels: Labels
     tasks: list[str]
     num_rows: int
@@ -69,29 +69,33 @@ class PictureCache:
 
     def __init__(self, encoder: Encoder, max_bytes: int, *, num_threads: int = 1) -> None:
         self._encoder, self._max_bytes, self._num_bytes = encoder, max_bytes, 0
-        self._kept: OrderedDict[str, PictureInputs] = OrderedDict()
+        self._kept: OrderedDict[Hashable, PictureInputs] = OrderedDict()
         self._threads = ThreadPoolExecutor(max_workers=num_threads)
 
-    def get(self, contents: dict[str, Content]) -> dict[str, PictureInputs]:
-        """The pictures of `contents`, whose keys are their hashes; in the model's dtype."""
-        missing = [key for key in contents if key not in self._kept]
-        prepared = dict(zip(missing, self._threads.map(self._prepare, map(contents.__getitem__, missing)), strict=True))
-        found = {}
-        for key in contents:
+    def get(self, places: Mapping[Hashable, tuple[Content, int]]) -> dict[Hashable, PictureInputs]:
+        """The pictures by key, in the model's dtype.
+
+        Args:
+            places: for each key a content that shows the picture, and the picture's place in it.
+        """
+        missing = [key for key in places if key not in self._kept]
+        prepared = dict(zip(missing, self._threads.map(self._prepare, map(places.__getitem__, missing)), strict=True))
+        pictures = {}
+        for key in places:
             if key in self._kept:
                 self._kept.move_to_end(key)
-                found[key] = self._kept[key]
+                pictures[key] = self._kept[key]
             else:
-                found[key] = self._kept[key] = prepared[key]
+                pictures[key] = self._kept[key] = prepared[key]
                 self._num_bytes += _num_bytes(prepared[key].values())
         while self._num_bytes > self._max_bytes and self._kept:
             _, dropped = self._kept.popitem(last=False)
             self._num_bytes -= _num_bytes(dropped.values())
-        return found
+        return pictures
 
-    def _prepare(self, content: Content) -> PictureInputs:
+    def _prepare(self, content_and_place: tuple[Content, int]) -> PictureInputs:
         dtype = next(self._encoder.module.parameters()).dtype
-        inputs = self._encoder.prepare_picture(content)
+        inputs = self._encoder.prepare_picture(*content_and_place)
         return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
@@ -218,31 +222,35 @@ def _prepare(
     tower_once: bool,
     seed: int,
 ) -> Contrast:
-    """This process's chunks of a batch. All plan the whole batch alike, but only one decodes a row's picture."""
+    """This process's chunks of a batch. All plan the whole batch alike, but only one decodes a row's pictures."""
     contents, instructions = _contents(samples, num_negatives)
     token_ids = encoder.token_ids(contents, instructions)
     chunks = deal_chunks(
         [len(ids) for ids in token_ids],
-        [content.image is not None for content in contents],
+        [batch_kind(encoder.backbone, content) for content in contents],
         max_rows=chunk_rows,
         max_tokens=max_chunk_tokens,
         num_processes=world_size(),
     )[rank()]
-    batches, pictures, picture_keys = [], dict[str, PictureInputs](), []
+    batches, pictures, keys_of_chunks = [], dict[Hashable, PictureInputs](), []
     for chunk in chunks:
-        keys = [image_hash(contents[row].image) for row in chunk.rows] if chunk.has_image else []
-        new = {key: contents[row] for key, row in zip(keys, chunk.rows, strict=False) if key not in pictures}
+        keys = [picture_keys(encoder.backbone, contents[row]) for row in chunk.rows] if chunk.has_image else []
+        new = {
+            key: (contents[row], place)
+            for row, of_row in zip(chunk.rows, keys, strict=False)
+            for place, key in enumerate(of_row)
+            if key not in pictures
+        }
         pictures |= cache.get(new)
-        prepared = [pictures[key] for key in keys] if chunk.has_image else None
-        if tower_once and prepared is not None:
-            prepared = [without_pixels(picture) for picture in prepared]
+        shown = {key: without_pixels(pictures[key]) if tower_once else pictures[key] for row in keys for key in row}
+        prepared = [[shown[key] for key in of_row] for of_row in keys] if chunk.has_image else None
         inputs = encoder.backbone.collate([token_ids[row] for row in chunk.rows], prepared)
         batches.append(PreparedBatch(list(chunk.rows), inputs, seed=_seed(seed, chunk.number), weight=chunk.weight))
-        picture_keys.append(keys)
+        keys_of_chunks.append(keys)
     return Contrast(
         batches,
         pictures if tower_once else {},  # else the batches hold their pixels
-        picture_keys,
+        keys_of_chunks,
         _labels(samples, objective, num_negatives),
         [sample.task for sample in samples],
         len(samples),
@@ -283,16 +291,16 @@ def _with_features(contrast: Contrast, encoder: Encoder, autocast: Any, device_b
 
     The tower runs over a chunk's pictures that no chunk before it had, so that a chunk bounds its memory too.
     """
-    seen: set[str] = set()
+    seen: set[Hashable] = set()
     new_of = []
     for keys in contrast.picture_keys:
-        new_of.append([key for key in dict.fromkeys(keys) if key not in seen])
-        seen.update(keys)
+        new_of.append([key for key in dict.fromkeys(key for of_row in keys for key in of_row) if key not in seen])
+        seen.update(new_of[-1])
     runs = [bool(new) for new in new_of]
     if encoder.module.has_sharded_tower:
         # Every pass gathers the weights from all processes: where one has new pictures, all must run the tower.
         runs = sum_over_processes(torch.tensor(runs, dtype=torch.int32, device=encoder.device)).bool().tolist()
-    features: dict[str, Features] = {}
+    features: dict[Hashable, Features] = {}
     batches = []
     pictures: list[PictureInputs] = []
     for batch, keys, new, run in zip(contrast.batches, contrast.picture_keys, new_of, runs, strict=True):
@@ -302,7 +310,8 @@ def _with_features(contrast: Contrast, encoder: Encoder, autocast: Any, device_b
                 made = encoder.module.features(pictures)[: len(new)]
             device_bytes -= sum(_num_bytes(feature) for feature in made)
             features |= zip(new, made if device_bytes >= 0 or not made else _in_host_memory(made), strict=True)
-        batches.append(replace(batch, features=[features[key] for key in keys]) if keys else batch)
+        of_rows = [[features[key] for key in of_row] for of_row in keys]
+        batches.append(replace(batch, features=of_rows) if keys else batch)
     return batches
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mme5core.distributed import rank, sum_over_processes, world_size
-from mme5core.prepare import PreparedBatch
+from mme5core.encoder.prepare import PreparedBatch
 
 ShareOfLoss = Callable[[Tensor, slice], Tensor]
 """(vectors [N, D], rows of the batch) to these rows' share of the loss; shares add up to the batch's loss."""

@@ -18,7 +18,7 @@ from mme5core.distributed import rank, sum_over_processes
 from mme5core.durable import write_json
 from mme5core.encoder import Encoder
 from mme5core.ownership import check_owner
-from mme5core.readers.samples import SampleTable
+from mme5core.sample_table import SampleTable
 from mme5core.training import deepspeed_engine
 from mme5core.training.checkpoint import Checkpoints, Moments, PlainMoments, collect_state, restore_state
 from mme5core.training.fit import StepResult, fit

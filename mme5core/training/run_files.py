@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mme5core.readers.samples import SampleTable
+from mme5core.sample_table import SampleTable
 from mme5core.training.sampling import BatchSampler
 from mme5core.training.settings import TrainingSettings
 

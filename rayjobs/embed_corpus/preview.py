@@ -25,5 +25,5 @@ def preview(config: EmbedCorpusConfig) -> list[str]:
         *file_lines(shards),
         *([f"{rows:,} rows in Parquet"] if rows else []),
         f"vectors of width {checked_format(config).dim:,}",
-        *output_lines(embed_folder(config, shards)),
+        *output_lines(config.output, embed_folder(config, shards)),
     ]

@@ -13,7 +13,7 @@ from mme5core.evaluation.benchmark import Benchmark, read_benchmark, read_vector
 from mme5core.evaluation.report import ScoreSet, html, table
 from mme5core.evaluation.retrieval import score
 from mme5core.progress import Progress
-from mme5core.types import Content, Rejected
+from mme5core.types import Content, EvalQuery, Rejected
 from rayjobs.command.outcome import Outcome
 from rayjobs.evaluate.config import EvaluateConfig
 from rayjobs.evaluate.inputs import evaluate_folder
@@ -93,9 +93,9 @@ def _embed(config: EvaluateConfig, model: str, benchmark: Benchmark) -> dict[str
 
     encoder = Encoder.load(model)
     ids = [query.id for query in benchmark.queries] + benchmark.candidate_ids
-    contents = [Content(query.text) for query in benchmark.queries] + benchmark.contents
+    contents = [_content_of(query) for query in benchmark.queries] + benchmark.contents
     instructions: list[str | None] = [query.instruction for query in benchmark.queries]
-    instructions += [config.image_instruction if c.image is not None else None for c in benchmark.contents]
+    instructions += [config.image_instruction if c.images else None for c in benchmark.contents]
     found: dict[str, np.ndarray] = {}
     window = 32 * config.max_batch_rows
     with Progress("evaluate: embedding", len(ids), "contents") as progress:
@@ -105,3 +105,9 @@ def _embed(config: EvaluateConfig, model: str, benchmark: Benchmark) -> dict[str
             found |= dict(zip(ids[chosen], matrix, strict=True))
             progress.update(len(found))
     return found
+
+
+def _content_of(query: EvalQuery) -> Content:
+    if query.content is None:
+        raise ValueError(f"query {query.id!r} has no text to embed")
+    return query.content

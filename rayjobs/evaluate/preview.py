@@ -19,4 +19,4 @@ def preview(config: EvaluateConfig) -> list[str]:
     folder = evaluate_folder(config)
     files = {part: Path(config.benchmark) / f"{part}.parquet" for part in ("queries", "candidates")}
     lines = [f"{pq.read_metadata(file).num_rows:,} {part} in {file}" for part, file in files.items()]
-    return lines + output_lines(folder)
+    return lines + output_lines(config.output, folder)

@@ -123,7 +123,7 @@ def preview(config: SynthConfig) -> list[str]:
     near = _neighbours_of(config, first.sizes, is_all=first.is_all)
     plans = [plan for image_id in first.sizes for plan in plan_image(image_id, settings, near.get(image_id, ()))]
     scale = first.scale(shards, config.limit)
-    lines = [*file_lines(shards), *output_lines(folder), *_would_refuse(config)]
+    lines = [*file_lines(shards), *output_lines(config.output, folder), *_would_refuse(config)]
     if config.neighbours and first.sizes and not near:
         lines.append("neighbours: none of its pairs is of two pictures of the input: is it of another corpus?")
     if not first.is_all:

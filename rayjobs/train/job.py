@@ -12,7 +12,7 @@ from functools import partial
 from mme5core.durable import write_json
 from mme5core.errors import InputError
 from mme5core.progress import Progress
-from mme5core.readers.samples import SampleTable, count_by, map_samples
+from mme5core.sample_table import SampleTable, count_by, map_samples
 from mme5core.training.process_run import TrainingRun
 from mme5core.training.run_files import REFUSED, SAMPLES_FILE, SUMMARY, make_sampler
 from mme5core.types import Rejected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mme5core.readers.samples import open_samples
+from mme5core.sample_readers import open_samples
 from rayjobs.preview_lines import file_lines, output_lines
 from rayjobs.train.config import TrainConfig
 from rayjobs.train.inputs import check, check_batch_size, sources_of, train_folder
@@ -23,5 +23,5 @@ def preview(config: TrainConfig) -> list[str]:
     return [
         *file_lines(shards),
         f"{rows:,} samples before any is refused; about {steps:,} steps",
-        *output_lines(train_folder(config, sources)),
+        *output_lines(config.output, train_folder(config, sources)),
     ]

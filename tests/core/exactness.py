@@ -33,6 +33,7 @@ class Setting:
     base: str
     objective: Objective
     combination: str = "IT2IT"
+    most_pictures: int = 1
     zero_stage: int | None = None
     grad_cache: bool = False
     tower_once: bool = True
@@ -54,21 +55,28 @@ class Found:
     num_reductions: int
 
 
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+def picture(seed: int, size: tuple[int, int] = (50, 40)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def content(modality: str, number: int) -> Content:
+def numbered_content(modality: str, number: int, most_pictures: int) -> Content:
+    """Of 1 to `most_pictures` pictures, where it has any; contents share pictures, and one may show a picture twice."""
     text = f"{'a dog on a red sofa ' * (number % 4)}{number}" if "T" in modality else None
-    return Content(text, picture(number % 7) if "I" in modality else None)
+    first = picture(number % 7)
+    others = [picture(number % 3 + place, (30, 60)) for place in range(number % most_pictures)]
+    return Content(text, images=[first, *others] if "I" in modality else ())
 
 
-def samples(combination: str) -> list[Sample]:
+def samples(combination: str, most_pictures: int = 1) -> list[Sample]:
     query, positive = combination.split("2")
     random = np.random.default_rng(0)
+
+    def content(modality: str, number: int) -> Content:
+        return numbered_content(modality, number, most_pictures)
+
     return [
         Sample(
             str(row),
@@ -150,7 +158,9 @@ def step(setting: Setting) -> Found:
             weight_decay=0.0,
             persistence_threshold=0,  # no weight of so small a model would be sharded otherwise
         )
-    rows = [row for combination in setting.combination.split("+") for row in samples(combination)]
+    rows = [
+        row for combination in setting.combination.split("+") for row in samples(combination, setting.most_pictures)
+    ]
     temperatures = None
     if setting.learn_temperature:
         temperatures = TaskTemperatures([row.task for row in rows], setting.objective.temperature, learning_rate=0.1)

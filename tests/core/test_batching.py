@@ -41,7 +41,7 @@ def test_a_batch_ends_only_where_one_more_row_would_not_have_fitted(seed: int) -
 @pytest.mark.parametrize("seed", range(8))
 def test_rows_of_one_picture_share_a_batch_where_they_fit_in_one(seed: int) -> None:
     lengths, has_image = random_rows(seed)
-    pictures = [random.Random(seed + row).randint(0, 9) for row in range(len(lengths))]
+    pictures = [(random.Random(seed + row).randint(0, 9),) for row in range(len(lengths))]
     batches = plan_batches(lengths, has_image, max_rows=5, max_tokens=80, pictures=pictures, max_pictures=2)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     batch_of = {row: number for number, batch in enumerate(batches) for row in batch}
@@ -57,6 +57,28 @@ def test_rows_of_one_picture_share_a_batch_where_they_fit_in_one(seed: int) -> N
 def test_a_limit_of_pictures_does_not_limit_texts() -> None:
     assert plan_batches([1] * 3, [False] * 3, max_rows=8, max_tokens=99, max_pictures=1) == [[0, 1, 2]]
     assert plan_batches([1] * 3, [True] * 3, max_rows=8, max_tokens=99, max_pictures=2) == [[0, 1], [2]]
+
+
+def test_rows_of_other_kinds_never_meet_and_texts_come_first() -> None:
+    kinds = [2, 0, 1, 2, 0, 1]
+    assert plan_batches([3] * 6, kinds, max_rows=8, max_tokens=99) == [[1, 4], [2, 5], [0, 3]]
+    chunks = deal_chunks([3] * 6, kinds, max_rows=1, max_tokens=99, num_processes=2)
+    assert [[(chunk.kind, chunk.rows) for chunk in own] for own in chunks] == [
+        [(0, (1,)), (1, (2,)), (2, (0,))],
+        [(0, (4,)), (1, (5,)), (2, (3,))],
+    ]
+
+
+def test_a_limit_of_pictures_counts_each_distinct_one_of_all_rows_once() -> None:
+    pictures = ["ab", "bc", "ca", "de", "a", "abcd"]
+    planned = plan_batches([1, 2, 3, 4, 5, 6], [1] * 6, max_rows=8, max_tokens=99, pictures=pictures, max_pictures=3)
+    # a, b, c; then d, e with a; then a row that is above the limit alone.
+    assert planned == [[0, 1, 2], [3, 4], [5]]
+
+
+def test_rows_of_the_same_pictures_in_the_same_order_stay_together() -> None:
+    planned = plan_batches([1, 5, 9], [1] * 3, max_rows=2, max_tokens=99, pictures=["ab", "ba", "ab"])
+    assert planned == [[1], [0, 2]]
 
 
 def test_the_budget_counts_padding_and_not_true_tokens() -> None:

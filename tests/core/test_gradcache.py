@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,7 @@ from mme5core import Encoder
 from mme5core.adapters import add_adapter
 from mme5core.backbones.protocol import Features
 from mme5core.losses import info_nce
-from mme5core.training import fit
-from mme5core.training.fit import _contents
+from mme5core.training.fit import _contents, fit
 from mme5core.training.objective import Objective
 from tests.core.exactness import NUM_NEGATIVES, NUM_ROWS, Found, Setting, largest_difference, samples, step, steps_on
 
@@ -44,6 +43,9 @@ def settings(base: Path) -> list[Setting]:
                 found.append(replace(dropout, grad_cache=cache, targets=targets))
     dora = Setting(str(base), OBJECTIVES["own"], dropout=0.3, chunk_rows=3, lora={"use_dora": True})
     found += [dora, replace(dora, grad_cache=True)]
+    # Contents of one to three pictures: on mllama each number has chunks of its own.
+    several = Setting(str(base), OBJECTIVES["own"], most_pictures=3)
+    found += [several, replace(several, grad_cache=True, targets="language")]
     # Where only the vision tower trains, a text gives no gradient; in a batch of texts nothing does.
     for combination, num_steps in (("T2I", 1), ("T2I+T2T", 4)):
         for cache in (False, True):
@@ -111,20 +113,19 @@ def test_recomputed_activations_and_features_in_host_memory_change_nothing(
         assert moved and len(moved) == len(set(moved))  # every picture of the step, once
 
 
-@pytest.mark.parametrize("targets", ["all", "language"])
-def test_the_gradient_is_that_of_plain_autograd_over_the_whole_batch(base: Path, targets: str) -> None:
-    found = step(Setting(str(base), OBJECTIVES["all"], targets=targets, grad_cache=True))
+def plain_autograd(setting: Setting) -> Found:
+    """Loss and gradient of the batch by one graph over one forward pass a content, with every negative a column."""
     torch.manual_seed(0)
-    encoder = Encoder.load(base, device="cpu", dtype="float32", attention="eager")
+    encoder = Encoder.load(setting.base, device="cpu", dtype="float32", attention="eager")
     encoder.module.model = add_adapter(
-        encoder.module.model, rank=4, alpha=8, dropout=0.0, targets=targets, train_embeddings=False
+        encoder.module.model, rank=4, alpha=8, dropout=0.0, targets=setting.targets, train_embeddings=False
     )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in encoder.module.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1, generator=generator)
-    contents, instructions = _contents(samples("IT2IT"), NUM_NEGATIVES)
+    contents, instructions = _contents(samples(setting.combination, setting.most_pictures), NUM_NEGATIVES)
     vectors = [
         next(encoder.batches([content], [instruction], batch_size=1, max_batch_tokens=9999))
         for content, instruction in zip(contents, instructions, strict=True)
@@ -147,7 +148,25 @@ def test_the_gradient_is_that_of_plain_autograd_over_the_whole_batch(base: Path,
         for n, p in encoder.module.named_parameters()
         if p.requires_grad
     }
-    assert largest_difference(found, Found([loss.item()], gradients, {}, 0)) < 1e-5
+    return Found([loss.item()], gradients, {}, 0)
+
+
+@pytest.mark.parametrize("targets", ["all", "language"])
+def test_the_gradient_is_that_of_plain_autograd_over_the_whole_batch(base: Path, targets: str) -> None:
+    setting = Setting(str(base), OBJECTIVES["all"], targets=targets, grad_cache=True)
+    assert largest_difference(step(setting), plain_autograd(setting)) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "mllama", "llava_onevision"])
+@pytest.mark.parametrize("targets", ["all", "language"])
+def test_contents_of_several_pictures_train_by_the_gradient_of_plain_autograd(
+    family: str, targets: str, checkpoint: Callable[[str], Path]
+) -> None:
+    one = Setting(str(checkpoint(family)), OBJECTIVES["all"], targets=targets, grad_cache=True)
+    several = replace(one, most_pictures=3)
+    expected = plain_autograd(several)
+    assert largest_difference(step(several), expected) < 1e-5
+    assert largest_difference(step(one), expected) > 1e-2  # the further pictures matter
 
 
 def test_the_tower_runs_once_for_each_distinct_picture_of_a_step(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

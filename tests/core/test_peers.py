@@ -73,6 +73,8 @@ def test_texts_and_pictures_of_a_clip_share_a_space_and_bad_pictures_are_told(tm
     assert not np.allclose(found[4], found[5], atol=1e-3)
     with pytest.raises(ValueError, match="content 0: not_an_image"):
         list(encoder.stream([Content(image=b"no picture")], [None]))
+    with pytest.raises(ValueError, match="content 1: too_many_pictures: 2 pictures in one content; sentence-tran"):
+        list(encoder.stream([Content("a"), Content("a cat", images=[b"a", b"b"])], [None, None]))
 
 
 def test_the_width_is_told_by_the_files_or_the_model(texts_only: Path, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mme5core.encoder import EmbeddingModel
-from mme5core.training import fit
-from mme5core.training.fit import learning_rate_at
+from mme5core.training.fit import fit, learning_rate_at
 from mme5core.training.objective import Objective
 from tests.core.exactness import Setting, largest_difference, step
 

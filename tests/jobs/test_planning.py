@@ -248,9 +248,7 @@ def test_filters_refuse_what_they_do_not_let_pass(tmp_path: Path) -> None:
         {"id": "long", "image": picture(64, 200), "NSFW": "UNLIKELY", "punsafe": 0.1, "similarity": 0.4},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    filters = FilterSettings(
-        nsfw=["UNLIKELY"], max_punsafe=0.5, min_similarity=0.3, min_side=32, max_aspect_ratio=3
-    )
+    filters = FilterSettings(nsfw=["UNLIKELY"], max_punsafe=0.5, min_similarity=0.3, min_side=32, max_aspect_ratio=3)
     index = indexed(tmp_path, [tmp_path / "a.parquet"], PictureKey(filters), columns=("NSFW", "punsafe", "similarity"))
     assert {r.id: r.reason for r in index.refused()} == {
         "nsfw": "filtered_nsfw",

@@ -1,4 +1,4 @@
-"""One small checkpoint and one encoder of each family, made when first asked for."""
+"""One encoder of each family, loaded when first asked for."""
 
 from __future__ import annotations
 
@@ -9,18 +9,6 @@ from pathlib import Path
 import pytest
 
 from mme5core import Encoder
-from tests.core.backbones.families import build
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("families")
-
-    @cache
-    def made(family: str) -> Path:
-        return build(family, root / family)
-
-    return made
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from mme5core import Content, Encoder
 from mme5core.backbones import BACKBONES, load_backbone
 from mme5core.backbones.loading import load_config
 from mme5core.backbones.protocol import Features, PictureInputs
+from mme5core.encoder.prepare import PreparedBatch
 from mme5core.model_folder import model_width
-from mme5core.prepare import PreparedBatch
 from tests.core.backbones.families import DUAL, FAMILIES, UNKNOWN, VLMS
 from tests.core.contents import SIZES, mixed, picture
 
@@ -49,12 +49,12 @@ def test_the_tower_may_run_apart_and_once_for_a_picture_that_several_rows_share(
     prepared = [encoder.prepare_picture(contents[0]), encoder.prepare_picture(contents[2])]
     ids = encoder.token_ids(contents, [None] * 4)
     with torch.inference_mode():
-        whole = encoder.backbone.collate(ids, [prepared[0]] * 2 + [prepared[1]] * 2)
+        whole = encoder.backbone.collate(ids, [[prepared[0]]] * 2 + [[prepared[1]]] * 2)
         expected = encoder.module.embed_batch(PreparedBatch([0, 1, 2, 3], whole)).numpy()
         first, second = encoder.module.features(prepared)
-        inputs = encoder.backbone.collate(ids, [prepared[0]] * 2 + [prepared[1]] * 2)
+        inputs = encoder.backbone.collate(ids, [[prepared[0]]] * 2 + [[prepared[1]]] * 2)
         del inputs["pixel_values"]  # nothing may need it any more
-        pooled = encoder.backbone.pooled(encoder.module.model, inputs, [first, first, second, second])
+        pooled = encoder.backbone.pooled(encoder.module.model, inputs, [[first], [first], [second], [second]])
     found = torch.nn.functional.normalize(pooled, dim=-1).numpy()
     assert np.abs(found - expected).max() < 1e-6
 

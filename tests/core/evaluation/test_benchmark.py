@@ -48,7 +48,10 @@ def test_queries_and_candidates_come_in_their_order(tmp_path: Path) -> None:
     candidates = [CANDIDATE, CANDIDATE | {"id": "b", "image": None, "text": "a dog"}]
     found = read_benchmark(benchmark_at(tmp_path / "xtd", queries, candidates))
     assert found.name == "xtd"
-    assert found.queries == [EvalQuery("z", "c", "it", "b"), EvalQuery("a", "c", "it", "")]
+    assert found.queries == [
+        EvalQuery("z", Content("b"), None, {"c": 1.0}, language="it"),
+        EvalQuery("a", None, None, {"c": 1.0}, language="it"),
+    ]
     assert found.candidate_ids == ["c", "b"]
     assert found.contents == [Content(image=b"\xff"), Content("a dog")]
 

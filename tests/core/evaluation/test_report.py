@@ -29,7 +29,7 @@ def set_of(name: str, recalls: dict[str, float], rankings: list[Ranking] | None 
 
 
 def ranking_of(number: int, language: str = "it", rank: int = 1, text: str = "gatto") -> Ranking:
-    return Ranking(EvalQuery(f"q{number}", "c0", language, text), rank, ["c1", "c0"])
+    return Ranking(EvalQuery(f"q{number}", Content(text), None, {"c0": 1.0}, language=language), rank, ["c1", "c0"])
 
 
 def chart_of(page: str) -> ElementTree.Element:

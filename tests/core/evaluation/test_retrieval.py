@@ -20,7 +20,8 @@ def benchmark_of(num_queries: int, num_candidates: int, languages: str = "it ru"
     ids = [f"c{number}" for number in range(num_candidates)]
     # Languages of different size: a mean over queries would be another number than the mean over languages.
     queries = [
-        EvalQuery(f"q{n}", ids[n * 7 % num_candidates], codes[0] if n % 3 else codes[-1]) for n in range(num_queries)
+        EvalQuery(f"q{n}", None, None, {ids[n * 7 % num_candidates]: 1.0}, language=codes[0] if n % 3 else codes[-1])
+        for n in range(num_queries)
     ]
     return Benchmark("tiny", queries, ids, [Content(name) for name in ids])
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mme5core.content_key import document_key
 from mme5core.errors import InputError
-from mme5core.readers.samples import MAPPED, SampleTable, count_by, map_samples
+from mme5core.sample_table import MAPPED, SampleTable, count_by, map_samples
 from mme5core.types import Content, Rejected, Sample
 
 Row = dict[str, Any]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +13,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mme5core import Content, Encoder
-from mme5core.adapters import add_adapter
 from mme5core.images import load_rgb
-from mme5core.model_folder import model_width
 from tests.core.contents import mixed, picture
 
 
@@ -106,83 +102,6 @@ def test_instructions_are_one_for_all_or_one_each(encoder: Encoder) -> None:
     assert np.abs(one[0] - each[0]).max() < 1e-6 and np.abs(one[1] - each[1]).max() > 1e-3
     with pytest.raises(ValueError, match="1 instructions for 2 contents"):
         encoder.embed(contents, ["Find:"])
-
-
-def test_an_adapter_travels_with_its_style_and_finds_its_base_also_after_a_move(base: Path, tmp_path: Path) -> None:
-    world = tmp_path / "world"
-    shutil.copytree(base, world / "base")
-    encoder = Encoder.load(world / "base")
-    encoder.max_tokens = 17
-    encoder.module.model = add_adapter(
-        encoder.module.model, rank=4, alpha=8, dropout=0.0, targets="language", train_embeddings=True
-    )
-    with torch.no_grad():
-        for name, parameter in encoder.module.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    expected = encoder.embed(mixed())
-    encoder.save(world / "model")
-    assert np.abs(Encoder.load(world / "base").embed(mixed()) - expected).max() > 1e-3
-    world.rename(tmp_path / "moved")
-    loaded = Encoder.load(tmp_path / "moved" / "model")
-    assert loaded.max_tokens == 17 and loaded.prompt_style == "mme5"
-    assert np.abs(loaded.embed(mixed()) - expected).max() < 1e-5
-    encoder.save(tmp_path / "whole", include_base=True)
-    assert np.abs(Encoder.load(tmp_path / "whole").embed(mixed()) - expected).max() < 1e-5
-
-
-def test_a_model_on_another_base_is_refused(base: Path, tmp_path: Path) -> None:
-    shutil.copytree(base, tmp_path / "base")
-    encoder = Encoder.load(tmp_path / "base")
-    encoder.module.model = add_adapter(
-        encoder.module.model, rank=2, alpha=4, dropout=0.0, targets=["q_proj"], train_embeddings=False
-    )
-    encoder.save(tmp_path / "model")
-    config = json.loads((tmp_path / "base" / "config.json").read_text())
-    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"note": "another"}))
-    with pytest.raises(ValueError, match="is not the one that"):
-        Encoder.load(tmp_path / "model")
-    shutil.rmtree(tmp_path / "base")
-    with pytest.raises(ValueError, match="no longer there"):
-        Encoder.load(tmp_path / "model")
-
-
-def test_what_cannot_be_a_model_is_refused_in_one_line(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a folder, and not a hub id"):
-        Encoder.load(tmp_path / "nothing")
-    for pattern, part in (
-        ("tokenizer*", "no tokenizer"),
-        ("p*_config.json", "no image processor"),
-        ("*.safetensors", "no weights"),
-    ):
-        folder = tmp_path / part
-        shutil.copytree(base, folder, ignore=shutil.ignore_patterns(pattern))
-        with pytest.raises(ValueError, match=part):
-            Encoder.load(folder)
-    with pytest.raises(ValueError, match="unknown dtype 'float99'"):
-        Encoder.load(base, dtype="float99")
-    with pytest.raises(ValueError, match="unknown prompt style"):
-        Encoder.load(base, prompt_style="nope")
-    with pytest.raises(ValueError, match="match no linear layer"):
-        add_adapter(
-            Encoder.load(base).module.model, rank=2, alpha=4, dropout=0, targets=["nope"], train_embeddings=False
-        )
-
-
-def test_a_loaded_encoder_can_be_saved_again(base: Path, tmp_path: Path) -> None:
-    contents = [Content(text="un gato"), Content(text="a dog")]
-    Encoder.load(base).save(tmp_path / "reference")
-    assert np.array_equal(Encoder.load(tmp_path / "reference").embed(contents), Encoder.load(base).embed(contents))
-    adapted = Encoder.load(base)
-    adapted.module.model = add_adapter(
-        adapted.module.model, rank=2, alpha=4, dropout=0.0, targets="all", train_embeddings=False
-    )
-    adapted.save(tmp_path / "model")
-    loaded = Encoder.load(tmp_path / "model")
-    loaded.save(tmp_path / "again")
-    again = Encoder.load(tmp_path / "again")
-    assert np.array_equal(again.embed(contents), loaded.embed(contents))
-    assert model_width(tmp_path / "again") == again.dimension
 
 
 def test_a_text_with_the_token_for_a_picture_is_refused(encoder: Encoder) -> None:

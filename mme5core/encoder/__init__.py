@@ -1,0 +1,6 @@
+"""Contents to unit vectors: the model as a module, its inputs, loading and saving, and the encoder over them."""
+
+from mme5core.encoder.encoder import Encoder
+from mme5core.encoder.module import EmbeddingModel, in_row_order
+
+__all__ = ["EmbeddingModel", "Encoder", "in_row_order"]

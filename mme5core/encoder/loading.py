@@ -1,0 +1,108 @@
+"""A model from a folder or the hub, with its settings and its adapter: dtype, quantisation, device."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, BitsAndBytesConfig
+
+from mme5core.backbones import Backbone, load_backbone
+from mme5core.backbones.loading import load_config
+from mme5core.errors import first_line
+from mme5core.model_folder import check_model_files, find_base, has_adapter, model_identity, read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with its adapter and its family; `settings` are those that `Encoder.save` wrote beside it.
+
+    `merged_adapter` is the folder of an adapter that was folded into the weights.
+    """
+
+    model: Any
+    backbone: Backbone
+    settings: dict[str, Any]
+    base: str
+    merged_adapter: Path | None
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    adapter: str | os.PathLike[str] | None,
+    dtype: str,
+    merge_adapter: bool,
+    attention: str | None,
+    remote_code: bool,
+    quantize: str | None,
+) -> LoadedModel:
+    """The model at `path`, on the device that it was read to; the arguments are those of `Encoder.load`.
+
+    Raises:
+        ValueError: as `Encoder.load`.
+    """
+    check_model_files(path)
+    base = find_base(path)
+    if adapter is None and has_adapter(path):
+        adapter = path
+    settings = read_settings(path if adapter is None else adapter)
+    if settings.get("base_identity") not in (None, model_identity(base)):
+        raise ValueError(f"the adapter at {str(adapter)!r} was trained on another base than {base!r}")
+    weights_dtype = _torch_dtype(dtype)
+    config = load_config(base, remote_code=remote_code)
+    backbone = load_backbone(base, config, remote_code=remote_code)
+    model = _load_weights(base, weights_dtype, attention, remote_code, quantize)
+    if adapter is not None:
+        from mme5core.adapters import load_adapter  # brings peft, which most models do without
+
+        model = load_adapter(model, Path(adapter), merge=merge_adapter)
+    merged_adapter = Path(adapter) if adapter is not None and merge_adapter else None
+    return LoadedModel(model, backbone, settings, base, merged_adapter)
+
+
+def default_device() -> torch.device:
+    """The first accelerator, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _torch_dtype(dtype: str) -> torch.dtype | str:
+    if dtype == "auto":
+        return "auto"
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype):
+        raise ValueError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    return named
+
+
+def _load_weights(
+    base: str, dtype: torch.dtype | str, attention: str | None, remote_code: bool, quantize: str | None
+) -> Any:
+    kwargs = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": remote_code}
+    if quantize is not None:
+        kwargs |= _quantised(quantize)
+    try:
+        return AutoModel.from_pretrained(base, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the model at {base!r}: {first_line(error)}") from None
+
+
+def _quantised(quantize: str) -> dict[str, Any]:
+    """As QLoRA (arXiv 2305.14314): NormalFloat of 4 bits, its constants quantised too, products in bfloat16."""
+    if quantize != "nf4":
+        raise ValueError(f"unknown quantize {quantize!r}; known: nf4")
+    if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("quantize=nf4 needs a GPU and the package bitsandbytes: pip install bitsandbytes")
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+        "device_map": {"": torch.cuda.current_device()},
+    }

@@ -1,0 +1,116 @@
+"""The base model as a torch module that gives unit vectors; what a training engine wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mme5core.backbones import Backbone
+from mme5core.backbones.protocol import Features, PictureInputs, base_model
+from mme5core.encoder.prepare import PreparedBatch
+
+# Values in the pictures of one pass of the tower. A CPU is a tenth faster on what stays in its caches; an accelerator
+# wants enough to do: here 16 pictures of Llama-3.2-Vision.
+_TOWER_VALUES = {"cpu": 1 << 20, "accelerator": 1 << 26}
+
+
+class EmbeddingModel(nn.Module):
+    """The base model as a module that gives unit vectors; what a training engine wraps."""
+
+    def __init__(self, model: nn.Module, backbone: Backbone) -> None:
+        super().__init__()
+        self.model = model
+        self.backbone = backbone
+
+    def forward(self, batches: Sequence[PreparedBatch]) -> Tensor:
+        """float32 [N, D], unit length: the batches' rows, one batch after the other."""
+        vectors = []
+        for batch in batches:
+            if batch.seed is not None:
+                torch.manual_seed(batch.seed)  # of every device
+            vectors.append(self.embed_batch(batch))
+        return torch.cat(vectors)
+
+    def embed_batch(self, batch: PreparedBatch) -> Tensor:
+        """float32 [B, D], unit length. The batch may lie in host memory: only the pass itself needs the device."""
+        inputs, features = self.on_device(batch.inputs), batch.features
+        if features is None and batch.pictures:
+            made = [feature for part in self._tower_passes(batch.pictures) for feature in self.features(part)]
+            features = [[made[place] for place in of_row] for of_row in batch.pictures_of]
+        if features is not None:
+            device = next(self.parameters()).device
+            moved: dict[int, Features] = {}  # rows may share a picture
+            for feature in (feature for of_row in features for feature in of_row):
+                if id(feature) not in moved:
+                    moved[id(feature)] = tuple(part.to(device, non_blocking=True) for part in feature)
+            features = [[moved[id(feature)] for feature in of_row] for of_row in features]
+        # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
+        return F.normalize(self.backbone.pooled(self.model, inputs, features).float(), dim=-1)
+
+    def _tower_passes(self, pictures: Sequence[PictureInputs]) -> Iterator[list[PictureInputs]]:
+        """The pictures in parts of what one pass of the tower takes: its activations weigh more than all the rest."""
+        budget = _TOWER_VALUES["cpu" if next(self.parameters()).device.type == "cpu" else "accelerator"]
+        part: list[PictureInputs] = []
+        num_values = 0
+        for picture in pictures:
+            size = picture["pixel_values"].numel()
+            if part and num_values + size > budget:
+                yield part
+                part, num_values = [], 0
+            part.append(picture)
+            num_values += size
+        if part:
+            yield part
+
+    def features(self, pictures: Sequence[PictureInputs]) -> list[Features]:
+        """What the vision tower makes of each picture, in one pass."""
+        return self.backbone.features(self.model, [self.on_device(picture) for picture in pictures])
+
+    def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs on the model's device, pictures in the model's dtype."""
+        parameter = next(self.parameters())
+        moved = {name: value.to(parameter.device, non_blocking=True) for name, value in inputs.items()}
+        return {
+            name: value.to(parameter.dtype) if value.is_floating_point() else value
+            for name, value in self.backbone.float_pixels(moved).items()
+        }
+
+    def train(self, mode: bool = True) -> EmbeddingModel:
+        """As every module's; but a frozen tower stays as it is in use: its dropout would only blur its features."""
+        super().train(mode)
+        if mode and self.has_frozen_tower:
+            for part in self._tower_modules():
+                part.eval()
+        return self
+
+    @property
+    def has_frozen_tower(self) -> bool:
+        """Whether the tower can run apart, once per picture: it is known, and nothing in it trains."""
+        parameters = self._tower_parameters()
+        return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+    @property
+    def has_sharded_tower(self) -> bool:
+        """Whether each process holds a part of the tower's weights only, as under DeepSpeed's ZeRO-3."""
+        return any(hasattr(parameter, "ds_id") for parameter in self._tower_parameters())
+
+    def _tower_parameters(self) -> list[nn.Parameter]:
+        base, names = base_model(self.model), self.backbone.tower
+        parts = [getattr(base, name) for name in names if hasattr(base, name)]
+        return [p for part in parts for p in (part.parameters() if isinstance(part, nn.Module) else [part])]
+
+    def _tower_modules(self) -> list[nn.Module]:
+        base = base_model(self.model)
+        parts = [getattr(base, name) for name in self.backbone.tower if hasattr(base, name)]
+        return [part for part in parts if isinstance(part, nn.Module)]
+
+
+def in_row_order(batches: Sequence[PreparedBatch], vector_ND: Tensor) -> Tensor:
+    """The vectors of `EmbeddingModel.forward` in the order of the caller's rows, which the batches cover."""
+    order = [row for batch in batches for row in batch.rows]
+    back = torch.empty(len(order), dtype=torch.long, device=vector_ND.device)
+    back[torch.tensor(order, device=vector_ND.device)] = torch.arange(len(order), device=vector_ND.device)
+    return vector_ND[back]

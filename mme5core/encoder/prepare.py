@@ -1,0 +1,237 @@
+"""Contents and their prompts to the inputs of forward passes: sorted, grouped, decoded, ahead of the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
+from typing import TypeVar
+
+from torch import Tensor
+
+from mme5core.backbones import Backbone
+from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, without_pixels
+from mme5core.batching import plan_batches
+from mme5core.images import BadImage, image_hash, load_rgb, picture_size
+from mme5core.types import Content
+
+T = TypeVar("T")
+OnBad = Callable[[int, BadImage], None]
+"""Told the place of a content that cannot be embedded, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBatch:
+    """Inputs of one forward pass, and which rows of the caller's list they are.
+
+    Rows may share pictures: `pictures` are the distinct ones, `pictures_of` holds for each row the places of its own
+    among them, and `inputs` then hold no pixels.
+
+    In training also: the tower's features of the rows' pictures where they were made before, the seed of the pass's
+    randomness, so that it can be repeated, and a weight of 0 for a pass that only keeps step with other processes.
+    """
+
+    rows: list[int]
+    inputs: dict[str, Tensor]
+    pictures: Sequence[PictureInputs] = ()
+    pictures_of: Sequence[Sequence[int]] = ()
+    features: Sequence[Sequence[Features]] | None = None
+    seed: int | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Contents as they are read, and the places of those that turned out to be unusable."""
+
+    contents: Sequence[Content]
+    on_bad: OnBad | None
+    bad: set[int] = field(default_factory=set)
+    _lock: Lock = field(default_factory=Lock)  # two pictures of one row may be decoded side by side
+
+    def attempt(self, read: Callable[[Content], T], row: int) -> T | None:
+        """What `read` gives of a content; None where it is unusable, which is reported once.
+
+        Raises:
+            ValueError: it is unusable, and nobody is told of it.
+        """
+        try:
+            return read(self.contents[row])
+        except BadImage as error:
+            if self.on_bad is None:
+                raise ValueError(f"content {row}: {error}") from None
+            with self._lock:
+                if row not in self.bad:
+                    self.bad.add(row)
+                    self.on_bad(row, error)
+            return None
+
+
+def prepare_batches(
+    backbone: Backbone,
+    contents: Sequence[Content],
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    batch_size: int,
+    max_batch_tokens: int,
+    max_pictures: int | None = None,
+    share_pictures: bool = False,
+    num_threads: int = 1,
+    on_bad: OnBad | None = None,
+) -> Iterator[PreparedBatch]:
+    """The forward passes for `contents`: one modality each, sorted by length, prepared one at a time.
+
+    Args:
+        prompts: of the contents, as `prompt_styles.render` makes them.
+        max_tokens: of one prompt; what is longer is cut.
+        batch_size, max_batch_tokens, max_pictures: of one pass at most; see `plan_batches`.
+        share_pictures: the tower shall read a picture that several rows have once, where the family's tower is known;
+            else every row brings its pixels, as a tower that trains needs them.
+        num_threads: that decode pictures.
+        on_bad: told of pictures that cannot be read, of texts that hold the token for a picture, and of more pictures
+            than the family takes; their rows are left out. None: they raise.
+
+    Raises:
+        ValueError: a bad content, where nobody is told of it.
+    """
+    reading, rows = _Reading(contents, on_bad), range(len(contents))
+    share = share_pictures and backbone.knows_tower
+    for row in rows:
+        reading.attempt(partial(_check_text, backbone), row)
+    sizes = [reading.attempt(partial(sizes_of, backbone), row) for row in rows]
+    keys: list[tuple[Hashable, ...] | None] = [
+        reading.attempt(partial(picture_keys, backbone), row)
+        if share
+        else tuple((row, place) for place in range(len(contents[row].images)))
+        for row in rows
+    ]
+    good = [row for row in rows if row not in reading.bad]
+    if not good:
+        return
+    key_of = {row: keys[row] or () for row in good}
+    ids = backbone.token_ids([prompts[row] for row in good], [sizes[row] or () for row in good], max_tokens=max_tokens)
+    ids_of = dict(zip(good, ids, strict=True))
+    plan = plan_batches(
+        [len(ids_of[row]) for row in good],
+        [batch_kind(backbone, contents[row]) for row in good],
+        max_rows=batch_size,
+        max_tokens=max_batch_tokens,
+        pictures=[key_of[row] for row in good],
+        max_pictures=max_pictures,
+    )
+    with ThreadPoolExecutor(num_threads) as threads:
+        for places in plan:
+            chosen = [good[place] for place in places]
+            pictures = _decode(backbone, reading, {row: key_of[row] for row in chosen}, threads)
+            chosen = [row for row in chosen if row not in reading.bad]
+            if chosen:
+                yield _batch(backbone, chosen, ids_of, [key_of[row] for row in chosen], pictures, share=share)
+
+
+def batch_kind(backbone: Backbone, content: Content) -> int:
+    """Equal for contents that may share a batch; 0 without picture."""
+    return min(1, len(content.images)) if backbone.mixes_picture_counts else len(content.images)
+
+
+def sizes_of(backbone: Backbone, content: Content) -> tuple[PictureSize, ...]:
+    """The sizes of a content's pictures, as far as its tokens depend on them.
+
+    Raises:
+        BadImage: one cannot be read, or they are more than the family takes (`too_many_pictures`).
+    """
+    count, most = len(content.images), backbone.max_pictures
+    if most is not None and count > most:
+        raise BadImage("too_many_pictures", f"{count} pictures in one content; {backbone.family} takes {most}")
+    return tuple(picture_size(image) if backbone.needs_sizes else (1, 1) for image in content.images)
+
+
+def prepare_picture(backbone: Backbone, content: Content, place: int = 0) -> PictureInputs:
+    """The tensors of one of a content's pictures.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    return backbone.prepare_picture(load_rgb(content.images[place]), is_one_of_several=len(content.images) > 1)
+
+
+def picture_keys(backbone: Backbone, content: Content) -> tuple[Hashable, ...]:
+    """For each picture what is equal where the tower would read the same; a path stands for its file, which is not
+    read for this.
+
+    Raises:
+        BadImage: one cannot be read.
+    """
+    is_coarse = backbone.reads_several_coarsely and len(content.images) > 1
+    return tuple(
+        ("path", os.fspath(image), is_coarse)
+        if isinstance(image, str | os.PathLike)
+        else ("content", image_hash(image), is_coarse)
+        for image in content.images
+    )
+
+
+def _check_text(backbone: Backbone, content: Content) -> None:
+    """
+    Raises:
+        BadImage: the text holds what stands for a picture in the backbone's prompts, and would be read as one.
+    """
+    token = getattr(backbone, "image_token", None)
+    if token and content.text and token in content.text:
+        raise BadImage("picture_token_in_text", token)
+
+
+def _decode(
+    backbone: Backbone, reading: _Reading, keys: Mapping[int, Sequence[Hashable]], threads: ThreadPoolExecutor
+) -> dict[Hashable, PictureInputs]:
+    """The distinct pictures of some rows, by key; of a row with a bad one, some may be missing.
+
+    Args:
+        keys: of each row's pictures.
+    """
+
+    def prepared(row: int, place: int) -> PictureInputs | None:
+        return reading.attempt(lambda content: prepare_picture(backbone, content, place), row)
+
+    first: dict[Hashable, tuple[int, int]] = {}
+    for row, of_row in keys.items():
+        for place, key in enumerate(of_row):
+            first.setdefault(key, (row, place))
+    decoded = threads.map(lambda where: prepared(*where), first.values())
+    pictures = {key: picture for key, picture in zip(first, decoded, strict=True) if picture is not None}
+    for row, of_row in keys.items():
+        for place, key in enumerate(of_row):
+            if key not in pictures and row not in reading.bad:
+                again = prepared(row, place)  # bad in every row that shows it; each is reported
+                if again is not None:
+                    pictures[key] = again
+    return pictures
+
+
+def _batch(
+    backbone: Backbone,
+    rows: list[int],
+    ids_of: Mapping[int, list[int]],
+    keys: Sequence[Sequence[Hashable]],
+    pictures: Mapping[Hashable, PictureInputs],
+    *,
+    share: bool,
+) -> PreparedBatch:
+    ids = [ids_of[row] for row in rows]
+    if not keys[0]:
+        return PreparedBatch(rows, backbone.collate(ids, None))
+    if not share:
+        return PreparedBatch(rows, backbone.collate(ids, [[pictures[key] for key in of_row] for of_row in keys]))
+    distinct = list(dict.fromkeys(key for of_row in keys for key in of_row))
+    places = {key: place for place, key in enumerate(distinct)}
+    slim = {key: without_pixels(pictures[key]) for key in distinct}
+    inputs = backbone.collate(ids, [[slim[key] for key in of_row] for of_row in keys])
+    return PreparedBatch(
+        rows,
+        inputs,
+        [pictures[key] for key in distinct],
+        [[places[key] for key in of_row] for of_row in keys],
+    )

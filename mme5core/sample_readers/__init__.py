@@ -1,0 +1,5 @@
+"""Training samples on disk, in whatever format: one file for each, chosen by a table."""
+
+from mme5core.sample_readers.reading import FORMATS, open_samples, read_samples
+
+__all__ = ["FORMATS", "open_samples", "read_samples"]

@@ -1,0 +1,157 @@
+"""Training samples as one mapped Arrow file, from which any row can be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mme5core.content_key import document_key
+from mme5core.images import BadImage, load_rgb
+from mme5core.prompt_styles import PICTURE_TOKENS
+from mme5core.sample_readers import ours, read_samples
+from mme5core.schemas import CONTENT_OF_SEVERAL
+from mme5core.storage import AnyPath
+from mme5core.types import Rejected, Sample
+
+MAPPED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("instruction", pa.string()),
+        ("document_instruction", pa.string()),
+        ("query", CONTENT_OF_SEVERAL),
+        ("positive", CONTENT_OF_SEVERAL),
+        ("negatives", pa.list_(CONTENT_OF_SEVERAL)),
+        ("task", pa.string()),
+        ("scores", pa.list_(pa.float32())),
+        ("modality_combination", pa.string()),
+        ("positive_key", pa.binary(8)),
+    ]
+)
+ROWS_PER_BATCH = 64
+
+
+class SampleTable:
+    """Samples by position, mapped from disk: memory holds four small columns."""
+
+    def __init__(self, file: Path) -> None:
+        self._table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        self.combinations: list[str] = self._table["modality_combination"].to_pylist()
+        self.positive_keys: list[bytes] = self._table["positive_key"].to_pylist()
+        self.tasks: list[str] = self._table["task"].to_pylist()
+        self.sources: list[str] = self._table["source"].to_pylist()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, position: int) -> Sample:
+        return ours.to_sample(self._table.slice(position, 1).to_pylist()[0])
+
+
+def map_samples(
+    shards: Mapping[str, Sequence[AnyPath]],
+    file: Path,
+    *,
+    num_negatives: int,
+    limit: int | None,
+    needs_scores: bool = False,
+) -> Iterator[int | list[Rejected]]:
+    """Write the usable samples to `file`; yields rows read so far, and the refused ones last.
+
+    A sample is refused for fewer negatives than `num_negatives`, a content that is empty, a picture that does not
+    decode, a text that holds a token for a picture, a repeated id, a positive among its own negatives, or, with
+    `needs_scores`, no judge's score for each.
+
+    Args:
+        shards: files by source, in any format of `sample_readers`.
+        limit: of rows read, over all files.
+
+    Raises:
+        InputError: a file without the columns of a sample.
+    """
+    refused: list[Rejected] = []
+    num_read = 0
+    temporary = file.with_name(f".{file.name}")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, MAPPED) as writer:
+        for source, files in shards.items():
+            seen: set[str] = set()
+            rows = (row for shard in files for row in read_samples(shard))
+            for batch in _batched(islice(rows, None if limit is None else limit - num_read)):
+                num_read += len(batch)
+                kept = []
+                for row in batch:
+                    checked = _check(row, num_negatives, seen, needs_scores)
+                    if isinstance(checked, Rejected):
+                        refused.append(checked)
+                    else:
+                        kept.append(_mapped(replace(checked, source=source), num_negatives))
+                writer.write_table(pa.Table.from_pylist(kept, MAPPED))
+                yield num_read
+            yield num_read
+    temporary.rename(file)
+    yield refused
+
+
+def _batched(rows: Iterable[Sample | Rejected]) -> Iterator[list[Sample | Rejected]]:
+    remaining = iter(rows)
+    while batch := list(islice(remaining, ROWS_PER_BATCH)):
+        yield batch
+
+
+def _check(row: Sample | Rejected, num_negatives: int, seen: set[str], needs_scores: bool) -> Sample | Rejected:
+    """The sample, or why training cannot use it."""
+    if row.id in seen:
+        return Rejected(row.id, "duplicate_id")
+    seen.add(row.id)
+    if isinstance(row, Rejected):
+        return row
+    contents = (row.query, row.positive, *row.negatives)
+    try:
+        for image in (image for content in contents for image in content.images):
+            load_rgb(image)
+    except BadImage as error:
+        return Rejected(row.id, error.reason, error.detail)
+    except TypeError as error:
+        return Rejected(row.id, "bad_content", str(error))
+    texts = [content.text or "" for content in contents]
+    for text in (*texts, row.instruction or "", row.document_instruction or ""):
+        if any(token in text for token in PICTURE_TOKENS):
+            return Rejected(row.id, "picture_token_in_text", text[:80])
+    if len(row.negatives) < num_negatives:
+        return Rejected(row.id, "too_few_negatives", f"{len(row.negatives)} of num_negatives={num_negatives}")
+    if document_key(row.positive) in {document_key(negative) for negative in row.negatives[:num_negatives]}:
+        return Rejected(row.id, "positive_among_negatives")
+    if needs_scores and not _are_scores(row.scores, 1 + num_negatives):
+        return Rejected(row.id, "no_scores", f"wants {1 + num_negatives} numbers in [0, 1]")
+    return row
+
+
+def _are_scores(scores: Sequence[Any], count: int) -> bool:
+    return len(scores) >= count and all(isinstance(score, int | float) and 0 <= score <= 1 for score in scores[:count])
+
+
+def _mapped(sample: Sample, num_negatives: int) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "source": sample.source,
+        "instruction": sample.instruction,
+        "document_instruction": sample.document_instruction,
+        "query": ours.to_struct(sample.query),
+        "positive": ours.to_struct(sample.positive),
+        "negatives": [ours.to_struct(negative) for negative in sample.negatives[:num_negatives]],
+        "task": sample.task,
+        "scores": list(sample.scores[: 1 + num_negatives]),
+        "modality_combination": sample.modality_combination,
+        "positive_key": document_key(sample.positive),
+    }
+
+
+def count_by(values: Sequence[str]) -> dict[str, int]:
+    names, counts = np.unique(np.asarray(values, dtype=object).astype(str), return_counts=True)
+    return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
