@@ -75,7 +75,7 @@ def opened(
         starts: [shards + 1], the numbers of each shard's first row.
         ordered: keep rows that no ORDER BY orders in the order of the files.
     """
-    shutil.rmtree(temp, ignore_errors=True)  # of a run that was killed: DuckDB leaves it
+    shutil.rmtree(temp, ignore_errors=True)  # of a run that was killed
     numbers = [shard for shard in range(len(starts) - 1) if starts[shard + 1] > starts[shard]]
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": memory_limit,
