@@ -13,10 +13,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-
-from rayjobs.contents import Contents, _number
-from rayjobs.external import new_array, save_array
 from rayjobs.scan import DUPLICATES
+
+from mme5core.corpus.contents import Contents, _number
+from mme5core.corpus.out_of_core import new_array, save_array
 
 ROWS_AT_ONCE = 1 << 17
 

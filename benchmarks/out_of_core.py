@@ -30,14 +30,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rayjobs.scan import DUPLICATES
 
 from benchmarks.keyed_index import NUM_SHARDS, PAIRS_PER_ROW, SAME_CONTENT, SAME_ID, prepare, starts_of, sum_of
-from rayjobs.cluster import here
-from rayjobs.contents import number_contents
-from rayjobs.external import KeyTable, keys_of, write_table
-from rayjobs.neighbour_pairs import _ORDER, ROWS_PER_RUN, join_pairs
-from rayjobs.output import versions
-from rayjobs.scan import DUPLICATES, Index, _find_duplicates
+from mme5core.corpus.contents import number_contents
+from mme5core.corpus.index import Index
+from mme5core.corpus.out_of_core import KeyTable, keys_of, write_table
+from mme5core.corpus.scan import find_duplicates
+from mme5core.synthesis.neighbour_pairs import _ORDER, ROWS_PER_RUN, join_pairs
+from mme5core.tasks import run_here
+from rayjobs.folder.versions import versions
 
 NUM_ROWS = 10_000_000
 RESULTS = Path(__file__).parent / "results"
@@ -85,7 +87,7 @@ def ours(task: str, run: Path, work: Path, num_rows: int) -> Work:
     if task == "contents":
         return lambda: void(number_contents(index, run))
     if task == "duplicates":
-        return lambda: _find_duplicates(index.folder, index.starts)
+        return lambda: find_duplicates(index.folder, index.starts)
 
     def usable_keys() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for rows, table in index.tables(["id_key"], usable=True):
@@ -94,7 +96,7 @@ def ours(task: str, run: Path, work: Path, num_rows: int) -> Work:
     def join() -> None:
         keys = KeyTable.write(usable_keys(), num_rows, run / "keys")
         if task == "join_ids":
-            join_pairs(sorted((work / "pairs_id").iterdir()), keys, run / "pairs", here)
+            join_pairs(sorted((work / "pairs_id").iterdir()), keys, run / "pairs", run_here)
         else:
             join_by_key(sorted((work / "pairs_key").iterdir()), keys, run / "pairs")
 
