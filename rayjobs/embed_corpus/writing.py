@@ -70,7 +70,7 @@ class PartWriter:
         items = [item for item in map(self._item, range(len(self._ranges))) if self._is_missing(item)]
         with Progress("embed-corpus: writing", 0, "rows", done=self._num_rows()) as progress:
             for part in self._files.write(self._task, items, self._run):
-                self.parts[part.number] = part
+                self._take(part)
                 progress.update(self._num_rows())
         return [self.parts[number] for number in range(len(self._ranges))]
 
@@ -81,10 +81,16 @@ class PartWriter:
                 if self._is_missing(item):
                     self._places.flush()
                     for part in self._files.write(self._task, [item], self._run):
-                        self._may_publish()
-                        self.parts[part.number] = self._files.publish(part)
+                        self._take(part)
         except BaseException as error:  # raised where the job waits
             self._failure = error
+
+    def _take(self, part: Part) -> None:
+        """A part without pending rows is final, and goes into the output at once."""
+        if not part.report["pending"]:
+            self._may_publish()
+            part = self._files.publish(part)
+        self.parts[part.number] = part
 
     def _item(self, number: int) -> Item:
         return part_item(number, self._ranges[number], self._contents, self._places.places, self._calibration)
