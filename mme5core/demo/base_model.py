@@ -128,7 +128,7 @@ def train_base(
         text_inputs = encoder.batches(
             [Content(text) for text in drawn],
             [None] * len(drawn),
-            batch_size=CHUNK_ROWS,
+            max_batch_rows=CHUNK_ROWS,
             max_batch_tokens=1 << 30,
         )
         image_BD = _embed(module, image_inputs)

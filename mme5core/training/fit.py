@@ -229,7 +229,7 @@ def _prepare(
         [len(ids) for ids in token_ids],
         [batch_kind(encoder.backbone, content) for content in contents],
         max_rows=chunk_rows,
-        max_tokens=max_chunk_tokens,
+        max_chunk_tokens=max_chunk_tokens,
         num_processes=world_size(),
     )[rank()]
     batches, pictures, keys_of_chunks = [], dict[Hashable, PictureInputs](), []
