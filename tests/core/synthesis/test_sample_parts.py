@@ -25,7 +25,7 @@ from mme5core.synthesis.question import Synthesis
 from mme5core.synthesis.sample_parts import WriteSamples, part_items
 from mme5core.tasks import Item, Runner, Task
 from rayjobs.folder import JobFolder, Run
-from tests.jobs.asking import GOOD, NUM_PICTURES, Work
+from tests.core.asking.server import GOOD, NUM_PICTURES, Work
 
 NUM_FILES, NUM_PARTS = 8, 4
 VALUE = {"text": json.dumps(GOOD), "finish_reason": "stop", "model": "m", "prompt_sha256": "", "seed": 1, "usd": None}

@@ -28,7 +28,7 @@ from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import PlanSettings
 from mme5core.synthesis.planning import Plan, make_plan
 from mme5core.synthesis.question import Synthesis
-from tests.jobs.indexes import indexed
+from tests.core.corpus.indexes import indexed
 
 NUM_PICTURES = 40
 GOOD = {

@@ -20,7 +20,7 @@ from mme5core.asking.in_batches import InBatches
 from mme5core.asking.log_file import LogFile
 from mme5core.asking.pricing import Price
 from mme5core.errors import BAD_INPUT, FAILED, RESUMABLE
-from tests.jobs.asking import ANSWER, NUM_PICTURES, Reply, Served, Work
+from tests.core.asking.server import ANSWER, NUM_PICTURES, Reply, Served, Work
 
 
 class Killed(BaseException):

@@ -30,7 +30,7 @@ from mme5core.readers import read_rows
 from mme5core.storage import locate
 from mme5core.synthesis.question import Synthesis
 from mme5core.types import Rejected
-from tests.jobs.asking import ANSWER, GOOD, NUM_PICTURES, Reply, Work, completion, write_pictures
+from tests.core.asking.server import ANSWER, GOOD, NUM_PICTURES, Reply, Work, completion, write_pictures
 from tests.stores import below, put
 
 

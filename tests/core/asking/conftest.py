@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.jobs.asking import Reply, Served, Work
+from tests.core.asking.server import Reply, Served, Work
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from mme5core.synthesis import neighbour_pairs, planning
 from mme5core.synthesis.plan import Neighbour, PairRules, PlanSettings, plan_image
 from mme5core.synthesis.planning import Plan, make_plan, refused_samples
 from mme5core.tasks import Item, Runner, Task, run_here
-from tests.jobs.indexes import indexed
+from tests.core.corpus.indexes import indexed
 
 PAIRS_ONLY = {"retrieval": 1.0}
 

@@ -23,7 +23,7 @@ from rayjobs.synth.inputs import corpus_shards, synth_folder
 from rayjobs.synth.preview import _neighbours_of
 from rayjobs.train.__main__ import JOB as TRAIN
 from rayjobs.train.config import TrainConfig
-from tests.jobs.asking import NUM_PICTURES, write_pictures
+from tests.core.asking.server import NUM_PICTURES, write_pictures
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from mme5core.corpus.source_columns import SourceColumns
 from mme5core.errors import InputError
 from mme5core.readers import ReadOptions
-from tests.jobs.test_scan import index_of, row
+from tests.core.corpus.test_scan import index_of, row
 
 
 def source_of(folder: Path, records: list[dict[str, Any]], columns: list[str]) -> tuple[SourceColumns, pa.ChunkedArray]:

@@ -11,7 +11,7 @@ import pytest
 from mme5core.corpus import contents, vector_log
 from mme5core.corpus.contents import Contents, number_contents
 from mme5core.corpus.vector_log import REFUSED, VectorPlaces, append, vector_schema
-from tests.jobs.test_scan import index_of, row
+from tests.core.corpus.test_scan import index_of, row
 
 WIDTH = 3
 

@@ -16,7 +16,7 @@ from mme5core.corpus.index import Index
 from mme5core.corpus.unembedded import EmbeddingKey, ReadUnembedded
 from mme5core.embedding_settings import InstructionSettings
 from mme5core.readers import ReadOptions
-from tests.jobs.indexes import indexed
+from tests.core.corpus.indexes import indexed
 
 KEY_OF = EmbeddingKey(InstructionSettings())
 

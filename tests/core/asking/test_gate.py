@@ -10,7 +10,7 @@ import pytest
 from mme5core.asking import gate
 from mme5core.asking.gate import SharedGate
 from mme5core.asking.rates import Grant, RateLimiter, Usage
-from tests.jobs.asking import LocalLimiter
+from tests.core.asking.server import LocalLimiter
 
 
 def passed(handle: LocalLimiter, num_calls: int, num_slots: int, monkeypatch: Any) -> float:
