@@ -71,7 +71,7 @@ class EmbeddingWorker:
 
         contents, vectors = [], [np.zeros((0, dimension), dtype=np.float32)]
         for places, vector_BD in self._encoder.stream(
-            [Content(row["text"], row["image"]) for row in rows],
+            [Content(row["text"], row["image"], row["images"] or ()) for row in rows],
             [row["instruction"] for row in rows],
             max_batch_rows=self._settings.max_batch_rows,
             max_batch_tokens=self._settings.max_batch_tokens,

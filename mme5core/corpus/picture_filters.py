@@ -45,6 +45,8 @@ class PictureKey:
         Raises:
             BadImage: it cannot be read, or a filter refuses it (`filtered_...`).
         """
+        if row.images:
+            raise BadImage("several_pictures", f"a sample is made of one picture, and the row has {len(row.images)}")
         if row.image is None:
             raise BadImage("no_picture", "a row without picture")
         self._check_columns(row)

@@ -141,7 +141,7 @@ def _records(rows: Iterator[CorpusRow], key_of: KeyOf, limit: int | None) -> Ite
 
 
 def _record(row: CorpusRow, key_of: KeyOf) -> Item:
-    record: Item = {"id": row.id, "offset": row.offset, "num_bytes": len(row.image or b""), "source": row.source}
+    record: Item = {"id": row.id, "offset": row.offset, "num_bytes": sum(map(len, row.pictures)), "source": row.source}
     refused = row.refused
     if refused is None:
         try:

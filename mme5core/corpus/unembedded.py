@@ -24,6 +24,7 @@ CONTENTS = pa.schema(
         ("content", pa.int64()),
         ("text", pa.string()),
         ("image", pa.binary()),
+        ("images", pa.list_(pa.binary())),  # of a content with several pictures, which has no `image`
         ("instruction", pa.string()),
         ("reason", pa.string()),  # set where the row is not what it was when the corpus was scanned
     ]
@@ -38,14 +39,14 @@ class EmbeddingKey:
     instructions: InstructionSettings
 
     def __call__(self, row: CorpusRow) -> bytes:
-        return content_key(row.text, row.image, self.instruction_of(row))
+        return content_key(row.text, row.image, self.instruction_of(row), row.images)
 
     def instruction_of(self, row: CorpusRow) -> str | None:
         """The row's own instruction, else the job's for its modality."""
         if row.instruction:
             return row.instruction
         by_modality = {"T": self.instructions.T, "I": self.instructions.I, "IT": self.instructions.IT}
-        return by_modality[Content(row.text, row.image).modality]
+        return by_modality[Content(row.text, row.image, row.images).modality]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ class ReadUnembedded:
         for item in items:
             for record in self._read(item):
                 window.append(record)
-                num_bytes += len(record.get("text") or "") + len(record.get("image") or b"")
+                pictures = (record.get("image") or b"", *record.get("images", ()))
+                num_bytes += len(record.get("text") or "") + sum(map(len, pictures))
                 if len(window) >= self.window_rows or num_bytes >= WINDOW_BYTES:
                     yield pa.Table.from_pylist(window, CONTENTS)
                     window, num_bytes = [], 0
@@ -120,4 +122,5 @@ class ReadUnembedded:
         if self.key_of(row) != key:
             return {"content": content, "reason": "changed_since_scan"}
         instruction = self.key_of.instruction_of(row)
-        return {"content": content, "text": row.text, "image": row.image, "instruction": instruction}
+        record = {"content": content, "text": row.text, "image": row.image, "instruction": instruction}
+        return record | {"images": row.images}

@@ -51,10 +51,12 @@ AS_IT_IS = ReadOptions()
 
 @dataclass(frozen=True, slots=True)
 class CorpusRow:
-    """A text, a picture, or both, with its id; or, where `refused` is set, why there is none.
+    """A text, a picture or several, or text and pictures, with its id; or, where `refused` is set, why there is none.
 
-    `offset` is where to find the picture again: of its bytes in a tar, the row's number in a table, else -1.
-    `source` are the columns that `ReadOptions.columns` chose, as JSON.
+    Args:
+        images: of a row with several pictures, which has no `image`.
+        offset: where to find the picture again: the place of its bytes in a tar, the row's number in a table, else -1.
+        source: the columns that `ReadOptions.columns` chose, as JSON.
     """
 
     id: str
@@ -64,6 +66,12 @@ class CorpusRow:
     offset: int = -1
     refused: Rejected | None = None
     source: str | None = None
+    images: tuple[bytes, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[bytes, ...]:
+        """All pictures, in their order."""
+        return self.images if self.image is None else (self.image,)
 
 
 def refuse(row_id: str, reason: str, detail: str = "") -> CorpusRow:

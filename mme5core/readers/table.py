@@ -18,6 +18,7 @@ from mme5core.storage import AnyPath, parquet_file
 ID_COLUMNS = ("id", "_id", "key", "docid", "sample_id")
 TEXT_COLUMNS = ("text", "caption", "content")
 IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "image_path")
+IMAGES_COLUMNS = ("images",)  # lists of pictures, of contents that hold several
 INSTRUCTION_COLUMNS = ("instruction",)
 Columns = dict[str, str | None]
 
@@ -31,8 +32,8 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
             return
         columns = choose_columns(file.schema_arrow.names)
         wanted = [name for name in columns.values() if name]
-        if not columns["text"] and not columns["image"]:
-            known = ", ".join(TEXT_COLUMNS + IMAGE_COLUMNS)
+        if not columns["text"] and not columns["image"] and not columns["images"]:
+            known = ", ".join(TEXT_COLUMNS + IMAGE_COLUMNS + IMAGES_COLUMNS)
             yield refuse(shard.name, "no_content_column", f"none of the columns {known}")
             return
         position = 0
@@ -61,6 +62,7 @@ def choose_columns(names: list[str]) -> Columns:
         "id": find_column(names, ID_COLUMNS),
         "text": find_column(names, TEXT_COLUMNS),
         "image": find_column(names, IMAGE_COLUMNS),
+        "images": find_column(names, IMAGES_COLUMNS),
         "instruction": find_column(names, INSTRUCTION_COLUMNS),
     }
     return found | {"title": find_column(names, ("title",)) if found["id"] == "_id" and found["text"] else None}
@@ -80,12 +82,42 @@ def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: i
     if not is_unicode(text or "") or not is_unicode(instruction or ""):
         return refuse(row_id, "text_not_unicode", "half a surrogate pair")
     try:
-        image = image_of(values["image"], shard, options)
+        pictures = _pictures(values["image"], values["images"], shard, options)
     except BadImage as error:
         return refuse(row_id, error.reason, error.detail)
-    if image is None and not (text or "").strip():
+    if not pictures and not (text or "").strip():
         return refuse(row_id, "empty_row", "neither text nor picture")
-    return CorpusRow(row_id, text or None, image, instruction or None, offset=position, source=options.source(record))
+    return CorpusRow(
+        row_id,
+        text or None,
+        pictures[0] if len(pictures) == 1 else None,
+        instruction or None,
+        offset=position,
+        source=options.source(record),
+        images=pictures if len(pictures) > 1 else (),
+    )
+
+
+def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> tuple[bytes, ...]:
+    """The pictures of a row, from its column of one picture or from that of lists.
+
+    Raises:
+        BadImage: one is not there, or both columns hold some.
+    """
+    if images in (None, []):
+        one = image_of(image, shard, options)
+        return () if one is None else (one,)
+    if image not in (None, ""):
+        raise BadImage("two_picture_columns", "a picture and a list of pictures in one row")
+    if not isinstance(images, list):
+        raise BadImage("not_an_image", f"a {type(images).__name__} where a list of pictures was expected")
+    pictures = []
+    for place, entry in enumerate(images):
+        picture = image_of(entry, shard, options)
+        if picture is None:
+            raise BadImage("missing_image", f"picture {place} of {len(images)} is empty")
+        pictures.append(picture)
+    return tuple(pictures)
 
 
 def is_unicode(text: str) -> bool:

@@ -19,10 +19,8 @@ from mme5core.durable import write_json
 from mme5core.errors import InputError
 from mme5core.file_entries import describe, has_file
 from mme5core.ownership import Owner, check_owner, is_owned, is_owned_now
-from mme5core.parts import part_name
 from mme5core.schemas import QUARANTINE
 from mme5core.storage import without_credentials
-from mme5core.tables import of_size
 from mme5core.types import Rejected
 from rayjobs.command.config import JobConfig, fingerprint, row_keys
 from rayjobs.folder.files import MANIFEST, QUARANTINE_FOLDER, SUCCESS, WORK
@@ -121,18 +119,6 @@ class JobFolder:
     def counters(self) -> dict[str, Any]:
         """Those of the manifest that an earlier run has left; empty where it left none."""
         return dict(_read_json(self.path / MANIFEST).get("counters", {}))
-
-    def write_parts(self, tables: Iterable[pa.Table], schema: pa.Schema, *, rows_per_file: int) -> int:
-        """Write all rows as part-00000.parquet, ...; returns how many. Parts of an earlier try are replaced."""
-        staged = self.work / "staged"
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        num_rows = 0
-        for index, table in enumerate(of_size((table.cast(schema) for table in tables), rows_per_file, schema)):
-            pq.write_table(table, staged / part_name(index), compression="zstd")
-            num_rows += table.num_rows
-        self.take_parts({file.name: file for file in staged.glob("part-*.parquet")})
-        return num_rows
 
     def take_parts(self, files: Mapping[str, Path]) -> None:
         """Make these files, by the names that they are to have, the parts of the job; one may have its name already."""

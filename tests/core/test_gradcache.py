@@ -14,7 +14,8 @@ from mme5core import Encoder
 from mme5core.adapters import add_adapter
 from mme5core.backbones.protocol import Features
 from mme5core.losses import info_nce
-from mme5core.training.fit import _contents, fit
+from mme5core.training import fit as fit_module
+from mme5core.training.fit import _contents
 from mme5core.training.objective import Objective
 from tests.core.exactness import NUM_NEGATIVES, NUM_ROWS, Found, Setting, largest_difference, samples, step, steps_on
 
@@ -91,7 +92,7 @@ def test_recomputed_activations_and_features_in_host_memory_change_nothing(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[int] = []
-    to_host = fit._in_host_memory
+    to_host = fit_module._in_host_memory
 
     def counted(features: Sequence[Features]) -> list[Features]:
         copies = to_host(features)
@@ -101,7 +102,7 @@ def test_recomputed_activations_and_features_in_host_memory_change_nothing(
             old.fill_(float("nan"))  # nothing may read it any more
         return copies
 
-    monkeypatch.setattr(fit, "_in_host_memory", counted)
+    monkeypatch.setattr(fit_module, "_in_host_memory", counted)
     expected = step(Setting(str(base), OBJECTIVES["own"], dropout=0.3, targets="language"))
     for grad_cache in (False, True):
         sparing = Setting(

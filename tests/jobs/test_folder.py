@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import pytest
 from mme5core.errors import InputError
 from mme5core.file_entries import describe
 from mme5core.ownership import Owner
+from mme5core.parts import part_name
 from mme5core.schemas import QUARANTINE
+from mme5core.tables import of_size
 from mme5core.types import Rejected
 from rayjobs.folder import JobFolder, Run
 
@@ -37,6 +39,18 @@ def tables(*sizes: int) -> Iterator[pa.Table]:
         numbers = list(range(start, start + size))
         yield pa.table({"id": [f"r{n}" for n in numbers], "value": numbers}, schema=SCHEMA)
         start += size
+
+
+def write_parts(folder: JobFolder, tables: Iterable[pa.Table], schema: pa.Schema, *, rows_per_file: int) -> int:
+    """All rows as parts, by the way that jobs take: files in the work folder, then `take_parts`."""
+    staged = folder.work / "staged"
+    staged.mkdir(exist_ok=True)
+    files = {}
+    for number, table in enumerate(of_size((table.cast(schema) for table in tables), rows_per_file, schema)):
+        files[part_name(number)] = staged / f"{number}.parquet"
+        pq.write_table(table, files[part_name(number)])
+    folder.take_parts(files)
+    return sum(pq.read_metadata(folder.path / name).num_rows for name in files)
 
 
 def finish(folder: JobFolder, *, num_kept: int, refused: Counter[str] | None = None, pending: int = 0) -> Any:
@@ -59,7 +73,7 @@ def test_parts_have_the_size_asked_for_and_the_rows_in_their_order(
 ) -> None:
     folder = folder_of(tmp_path / "out")
     folder.open()
-    assert folder.write_parts(tables(*sizes), SCHEMA, rows_per_file=4) == sum(sizes)
+    assert write_parts(folder, tables(*sizes), SCHEMA, rows_per_file=4) == sum(sizes)
     parts = sorted((tmp_path / "out").glob("*.parquet"))
     assert [part.name for part in parts] == [f"part-{n:05d}.parquet" for n in range(len(expected))]
     assert [pq.read_metadata(part).num_rows for part in parts] == expected
@@ -71,8 +85,8 @@ def test_parts_have_the_size_asked_for_and_the_rows_in_their_order(
 def test_parts_of_an_earlier_try_are_replaced(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "out")
     folder.open()
-    folder.write_parts(tables(9), SCHEMA, rows_per_file=2)
-    folder.write_parts(tables(5), SCHEMA, rows_per_file=4)
+    write_parts(folder, tables(9), SCHEMA, rows_per_file=2)
+    write_parts(folder, tables(5), SCHEMA, rows_per_file=4)
     parts = sorted((tmp_path / "out").glob("part-*"))
     assert [pq.read_metadata(part).num_rows for part in parts] == [4, 1]
 
@@ -102,7 +116,7 @@ def test_an_empty_quarantine_is_an_empty_file(tmp_path: Path) -> None:
 def test_the_manifest_says_what_lies_there(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "out", seed=3)
     assert folder.open() is None
-    num_kept = folder.write_parts(tables(5), SCHEMA, rows_per_file=3)
+    num_kept = write_parts(folder, tables(5), SCHEMA, rows_per_file=3)
     refused = folder.write_quarantine([Rejected("z", "empty"), Rejected("y", "broken")])
     counters = finish(folder, num_kept=num_kept, refused=refused)
     manifest = manifest_of(tmp_path / "out")
@@ -130,14 +144,14 @@ def test_counters_that_do_not_add_up_are_not_written(tmp_path: Path, num_read: i
 def test_success_comes_only_when_nothing_is_pending_and_then_the_work_is_gone(tmp_path: Path) -> None:
     first = folder_of(tmp_path / "out")
     first.open()
-    first.write_parts(tables(2), SCHEMA, rows_per_file=9)
+    write_parts(first, tables(2), SCHEMA, rows_per_file=9)
     finish(first, num_kept=2, pending=1)
     assert not (tmp_path / "out" / "_SUCCESS").exists() and manifest_of(tmp_path / "out")["finished"] is False
     assert first.work.is_dir()
     first.close()
     second = folder_of(tmp_path / "out")
     assert second.open() is None
-    second.write_parts(tables(3), SCHEMA, rows_per_file=9)
+    write_parts(second, tables(3), SCHEMA, rows_per_file=9)
     finish(second, num_kept=3)
     assert (tmp_path / "out" / "_SUCCESS").exists() and manifest_of(tmp_path / "out")["finished"] is True
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["_SUCCESS", "_manifest.json", "part-00000.parquet"]
@@ -146,7 +160,7 @@ def test_success_comes_only_when_nothing_is_pending_and_then_the_work_is_gone(tm
 def test_a_done_folder_opened_again_gives_its_manifest_and_stays_as_it_is(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "out")
     folder.open()
-    folder.write_parts(tables(2), SCHEMA, rows_per_file=9)
+    write_parts(folder, tables(2), SCHEMA, rows_per_file=9)
     finish(folder, num_kept=2)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
     assert folder_of(tmp_path / "out").open() == manifest_of(tmp_path / "out")
@@ -230,7 +244,7 @@ def test_a_killed_run_leaves_a_folder_that_the_same_run_goes_on_with(tmp_path: P
     assert subprocess.run([sys.executable, "-c", script], cwd=root).returncode == -9
     again = folder_of(tmp_path / "out")
     assert again.open() is None and (again.work / "rows").is_dir()
-    again.write_parts(tables(3), SCHEMA, rows_per_file=9)
+    write_parts(again, tables(3), SCHEMA, rows_per_file=9)
     finish(again, num_kept=3)
     assert [file["name"] for file in manifest_of(tmp_path / "out")["files"]] == ["part-00000.parquet"]
 
@@ -265,7 +279,7 @@ def test_a_finished_folder_that_has_lost_a_part_is_not_done(tmp_path: Path, harm
     first = folder()
     first.open()
     schema = pa.schema([("id", pa.string())])
-    first.write_parts([pa.table({"id": ["a", "b", "c"]})], schema, rows_per_file=2)
+    write_parts(first, [pa.table({"id": ["a", "b", "c"]})], schema, rows_per_file=2)
     first.finish(unit="rows", num_read=3, num_kept=3, refused=Counter(), pending=0)
     assert folder().open()
     part = tmp_path / "out" / "part-00001.parquet"
@@ -280,7 +294,7 @@ def test_a_finished_folder_that_has_lost_a_part_is_not_done(tmp_path: Path, harm
 def test_a_part_that_is_not_as_it_was_described_does_not_pass(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "out")
     folder.open()
-    folder.write_parts(tables(3), SCHEMA, rows_per_file=9)
+    write_parts(folder, tables(3), SCHEMA, rows_per_file=9)
     entry = describe(folder.path / "part-00000.parquet", folder.path)
     counts: dict[str, Any] = {"unit": "rows", "num_read": 3, "num_kept": 3, "refused": Counter(), "pending": 0}
     for changed in ({"bytes": entry["bytes"] + 1}, {"name": "part-00001.parquet"}):
@@ -298,7 +312,7 @@ def test_a_folder_that_another_run_finishes_just_now_is_done(tmp_path: Path, mon
         monkeypatch.setattr(Owner, "take", take)
         first = folder_of(tmp_path / "out")
         first.open()
-        first.write_parts(tables(3), SCHEMA, rows_per_file=9)
+        write_parts(first, tables(3), SCHEMA, rows_per_file=9)
         finish(first, num_kept=3)
         work.mkdir(exist_ok=True)
         return take(work)

@@ -104,6 +104,32 @@ def test_equal_contents_are_embedded_once_and_all_get_the_vector(base: Path, tmp
     assert by_id["0"] == by_id["3"] != by_id["1"]
 
 
+def test_rows_of_several_pictures_have_the_vector_that_the_encoder_gives_them(
+    world: World, base: Path, tmp_path: Path
+) -> None:
+    one, two, three = (world.images[key] for key in sorted(world.images)[:3])
+    rows = [
+        {"id": "both", "text": "what differs?", "images": [{"bytes": one, "path": None}, {"bytes": two, "path": None}]},
+        {
+            "id": "turned",
+            "text": "what differs?",
+            "images": [{"bytes": two, "path": None}, {"bytes": one, "path": None}],
+        },
+        {"id": "one", "text": None, "images": [{"bytes": three, "path": None}]},
+        {"id": "again", "text": "what differs?", "images": [{"bytes": one, "path": "x"}, {"bytes": two, "path": "y"}]},
+        {"id": "bad", "text": "what differs?", "images": [{"bytes": one, "path": None}, {"bytes": None, "path": None}]},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    ended = run_job("embed-corpus", f"input={tmp_path}/pairs.parquet", f"model={base}", f"output={tmp_path}/out")
+    assert ended.code == 0, ended.stderr
+    assert ended.summary["counters"]["refused"] == {"missing_image": 1} and ended.summary["counters"]["distinct"] == 3
+    by_id = {row["id"]: row["embedding"] for row in read_parts(tmp_path / "out")}
+    contents = [Content("what differs?", images=(one, two)), Content("what differs?", images=(two, one))]
+    expected = Encoder.load(base).embed([*contents, Content(image=three)])
+    vectors = np.array([by_id["both"], by_id["turned"], by_id["one"]])
+    assert np.abs(vectors - expected).max() < 1e-5 and by_id["again"] == by_id["both"] != by_id["turned"]
+
+
 @pytest.mark.slow  # test_embed_kills.py kills it everywhere
 def test_a_killed_run_goes_on_and_ends_with_the_same_rows(
     vectors: Path, world: World, base: Path, tmp_path: Path

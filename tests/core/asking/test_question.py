@@ -161,7 +161,7 @@ def test_messages_call_the_server_by_the_role_that_the_job_gives_it(job: Caption
     served = serve(lambda request, n: (400, {"error": {"message": "too small"}}, {}) if n == 5 else said("a cat"))
     assert job.ask(served.base_url, concurrency=1) == {"kept": 11, "refused": 1}
     (bad,) = [entry for entry in job.entries().values() if entry.status == REJECTED]
-    assert bad.answer == {"reason": "captioner_rejected", "detail": "400: too small"}
+    assert bad.answer == {"reason": "captioner_rejected", "detail": "400: Error code: 400 - too small"}
 
 
 def test_the_cache_of_one_job_serves_another_with_the_same_question(

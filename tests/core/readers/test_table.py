@@ -122,3 +122,34 @@ def test_a_text_that_is_not_unicode_is_refused_and_raises_nothing(tmp_path: Path
 def test_a_format_that_is_not_known_is_named_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown format '\.csv'.*'\.jsonl', '\.parquet', '\.tar'"):
         read_rows(tmp_path / "a.csv")
+
+
+def test_a_list_of_pictures_is_a_row_of_several_and_of_one_a_row_of_one(tmp_path: Path) -> None:
+    columns = {"id": list("abcd"), "text": ["t"] * 4, "images": [[b"x", b"y"], [b"z"], [], None]}
+    rows = rows_of(tmp_path, columns)
+    assert [(row.image, row.images, row.pictures) for row in rows] == [
+        (None, (b"x", b"y"), (b"x", b"y")),
+        (b"z", (), (b"z",)),
+        (None, (), ()),
+        (None, (), ()),
+    ]
+
+
+def test_pictures_of_a_list_are_paths_and_structs_too_and_one_that_is_not_there_refuses_the_row(tmp_path: Path) -> None:
+    (tmp_path / "p.jpg").write_bytes(b"p")
+    structs = [[{"bytes": None, "path": "p.jpg"}, {"bytes": b"q", "path": None}], [{"bytes": b"q", "path": None}]]
+    structs[1].append({"bytes": None, "path": None})
+    rows = rows_of(tmp_path, {"id": ["a", "b"], "images": structs})
+    assert rows[0].images == (b"p", b"q") and rows[1].refused and rows[1].refused.reason == "missing_image"
+    assert "picture 1 of 2" in rows[1].refused.detail
+
+
+def test_a_picture_and_a_list_of_pictures_in_one_row_are_refused(tmp_path: Path) -> None:
+    columns = {"id": ["a", "b"], "image": [b"x", None], "images": [[b"y"], [b"y"]]}
+    rows = rows_of(tmp_path, columns)
+    assert reasons(rows) == [("a", "two_picture_columns"), ("b", None)] and rows[1].image == b"y"
+
+
+def test_what_is_no_list_of_pictures_is_refused(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, {"id": ["a"], "images": ["p.jpg"]})
+    assert reasons(rows) == [("a", "not_an_image")]
