@@ -1,4 +1,4 @@
-"""What `rayjobs.scan`, `rayjobs.contents` and `rayjobs.neighbour_pairs` do with keys, done by DuckDB instead.
+"""What `corpus.scan`, `corpus.contents` and `synthesis.neighbour_pairs` do with keys, done by DuckDB instead.
 
 Only `benchmarks.out_of_core` uses it: to compare the two in time, memory, disk and lines.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-from rayjobs.scan import DUPLICATES
 
 from mme5core.corpus.contents import Contents, _number
+from mme5core.corpus.index import DUPLICATES
 from mme5core.corpus.out_of_core import new_array, save_array
 
 ROWS_AT_ONCE = 1 << 17
@@ -95,7 +95,7 @@ def opened(
 def number_contents(
     connection: duckdb.DuckDBPyConnection, index: Path, shard_starts: np.ndarray, folder: Path, *, how: str
 ) -> Contents:
-    """`rayjobs.contents.number_contents`; `how` is "group", "window", "first", or "ordered".
+    """`corpus.contents.number_contents`; `how` is "group", "window", "first", or "ordered".
 
     "ordered": DuckDB sorts the result. "first": it finds the first of equal rows, and our own pass numbers them.
     """
@@ -142,7 +142,7 @@ def _saved(counts: pa.Table, shard_starts: np.ndarray, folder: Path) -> Contents
 
 
 def find_duplicates(connection: duckdb.DuckDBPyConnection, index: Path, *, how: str) -> None:
-    """`rayjobs.scan._find_duplicates`; `how` is "group" or "window"."""
+    """`corpus.scan.find_duplicates`; `how` is "group" or "window"."""
     _create_usable(connection, "id_key", None)
     # Not execute(): without preserve_insertion_order, what 2.0.0 gives to Arrow is out of order in spite of ORDER BY.
     save_array(index / DUPLICATES, connection.sql(_DUPLICATES[how]).to_arrow_table()["row"].to_numpy())

@@ -22,6 +22,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mme5core.embedding_settings import EmbeddingSettings
 from mme5core.types import Content
 from rayjobs.embed_corpus.config import EmbedCorpusConfig
 
@@ -36,7 +37,7 @@ class FakeEncoder:
 
     dimension = WIDTH
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, settings: EmbeddingSettings) -> None:
         pass
 
     def stream(
@@ -71,15 +72,15 @@ def content_of(number: int) -> int:
 
 
 def check(output: Path, num_rows: int) -> None:
-    """Every id once, in order over all files, with the vector of its own text."""
+    """Every id once, in the order of the input over all files, with the vector of its own text."""
     seen = np.zeros(num_rows, dtype=bool)
-    last = ""
+    last = -1
     for file in sorted(output.glob("part-*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(batch_size=65_536):
             ids = batch.column("id").to_pylist()
-            assert last < ids[0] and ids == sorted(ids)
-            last = ids[-1]
             numbers = np.array([int(i.split("-")[1]) for i in ids])
+            assert numbers.tolist() == list(range(last + 1, last + 1 + len(ids)))
+            last = int(numbers[-1])
             assert not seen[numbers].any() and len(set(numbers.tolist())) == len(numbers)
             seen[numbers] = True
             found = batch.column("embedding").flatten().to_numpy().reshape(-1, WIDTH)
@@ -116,7 +117,7 @@ def measure(folder: Path, num_rows: int, num_workers: int) -> dict[str, Any]:
     while process.is_alive():
         phase = (
             "writing"
-            if any(work.glob("parts-*"))
+            if any((folder / "out").glob("part-*.parquet"))
             else "embedding"
             if (work / "contents.npy").exists()
             else "reading"

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rayjobs.scan import ROWS_PER_GROUP
 
-from mme5core.corpus.index import INDEX, id_key
+from mme5core.corpus.index import INDEX, ROWS_PER_GROUP, id_key
 from mme5core.schemas import NEIGHBOURS
 
 NUM_SHARDS, NUM_FILES, PAIRS_PER_ROW = 100, 20, 2

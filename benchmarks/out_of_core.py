@@ -30,11 +30,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rayjobs.scan import DUPLICATES
 
 from benchmarks.keyed_index import NUM_SHARDS, PAIRS_PER_ROW, SAME_CONTENT, SAME_ID, prepare, starts_of, sum_of
 from mme5core.corpus.contents import number_contents
-from mme5core.corpus.index import Index
+from mme5core.corpus.index import DUPLICATES, Index
 from mme5core.corpus.out_of_core import KeyTable, keys_of, write_table
 from mme5core.corpus.scan import find_duplicates
 from mme5core.synthesis.neighbour_pairs import _ORDER, ROWS_PER_RUN, join_pairs

@@ -28,6 +28,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mme5core.asking.request import Sampling
 from mme5core.demo.annotations import find_font, load_emoji
 from mme5core.demo.corpus import Corpus, write_corpus
 from mme5core.demo.teacher import MODEL, DemoTeacher, Entry, Faults, Knowledge
@@ -97,9 +98,7 @@ def bare_loop(base_url: str, corpus: Path) -> float:
     rows = [row for tar in sorted(corpus.glob("*.tar")) for row in read_rows(tar) if row.image][:200]
     settings = PlanSettings(samples_per_image=1, tasks={"vqa": 1.0}, languages=["en"])
     requests = [
-        build_request(plan, {row.id: row.image or b""}, num_negatives=1).body(
-            MODEL, {"temperature": 1.0, "max_tokens": 2048}
-        )
+        build_request(plan, {row.id: row.image or b""}, num_negatives=1).body(MODEL, Sampling())
         for row in rows
         for plan in plan_image(row.id, settings)
     ]

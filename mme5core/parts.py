@@ -6,7 +6,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,12 @@ class PartFiles:
             wait_until_seen(lambda: files <= {file.name for file in self._folder.iterdir()}, self._folder)  # noqa: B023
             write_json(self._folder / _report_name(part.number), report)
             yield part
+
+    def publish(self, part: Part) -> Part:
+        """Put a part into the output at once; it is final."""
+        published = replace(part, file=self._output / part_name(part.number))
+        part.file.rename(published.file)
+        return published
 
     def _written(self, item: Item) -> Part | None:
         try:

@@ -15,16 +15,16 @@ KEY_BYTES = 16
 
 
 class AnswerCache:
-    """Answers of other runs by what was asked, in a folder of their own.
+    """Answers of other runs in a shared folder, by the key of their request.
 
-    Memory holds 24 bytes of each.
+    Memory holds 24 bytes per answer.
 
     Args:
-        without: names of files that are left out: what a run has copied here itself is in its own log.
+        without: names of files to leave out: those that this run has copied here are in its own log.
     """
 
     def __init__(self, folder: Path, *, without: Collection[str] = ()) -> None:
-        # pathlib's glob takes hidden files too: those that another job is copying.
+        # pathlib's glob matches hidden files too: those that another job is copying.
         self._files = sorted(
             file for file in folder.glob("*.answers") if not file.name.startswith(".") and file.name not in without
         )
@@ -41,7 +41,7 @@ class AnswerCache:
                     places.append((number << PLACE_SHIFT) + offset)
         halves = np.frombuffer(keys, ">u8").reshape(-1, 2)
         order = np.argsort(halves[:, 0], kind="stable")
-        # Each in memory as a search wants it: of anything else numpy would make a copy for every search.
+        # Contiguous uint64: of anything else numpy would make a copy for every search.
         self._first, self._second = (halves[order, half].astype(np.uint64) for half in (0, 1))
         self._places = np.frombuffer(places, np.int64)[order]
 
@@ -50,7 +50,7 @@ class AnswerCache:
 
     @staticmethod
     def keep(files: Sequence[Path], folder: Path) -> None:
-        """Copy the answers that were paid for to where other runs find them, from files that have changed since.
+        """Copy the answers that this run has paid for, from log files that have changed since the last copy.
 
         Raises:
             OSError: they cannot be written there.

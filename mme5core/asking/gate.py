@@ -43,7 +43,7 @@ class SharedGate:
         self._num_reuses = self._num_left = 0
         self._task: asyncio.Task[None] | None = None
         self._somebody_waits = asyncio.Event()
-        self._exchanging = asyncio.Lock()  # a report that overtook a grant would not know of it
+        self._exchanging = asyncio.Lock()  # a report that overtook a grant would not count its calls
 
     async def enter(self) -> bool:
         return bool(await self.enter_many(1))
@@ -61,7 +61,7 @@ class SharedGate:
         return await waiter
 
     def close(self) -> None:
-        """Let nobody in any more, and wake those who wait; what is inside may leave."""
+        """Let no request in any more, and wake those that wait; requests inside may leave."""
         self._is_closed, self._num_reuses = True, 0
         while self._waiting:
             waiter, _ = self._waiting.popleft()
@@ -77,7 +77,7 @@ class SharedGate:
         return True
 
     def inside(self, num_requests: int) -> None:
-        """Requests that are with the server without having entered here: those of an earlier run."""
+        """Count requests that are with the server without having entered here: those of an earlier run."""
         self._went_in(num_requests)
         self._start()
 
@@ -99,14 +99,14 @@ class SharedGate:
             report.num_throttled += 1
             report.retry_after_s = max(report.retry_after_s, retry_after_s)
             self._num_reuses = 0
-            self._somebody_waits.set()  # all others should know
+            self._somebody_waits.set()  # the other workers should slow down too
         while self._waiting and self._waiting[0][1] == 1 and self._reuse_for_first():
             pass
         self._start()
 
     def _reuse_for_first(self) -> bool:
-        """Whether the first who waits, for one request, went in without asking."""
-        if self._waiting[0][0].done():  # gone while it waited
+        """Whether the first waiter, which wants one permit, went in by reuse."""
+        if self._waiting[0][0].done():  # cancelled while it waited
             self._waiting.popleft()
             return True
         if self._reuse():
@@ -134,9 +134,9 @@ class SharedGate:
                 grant = await self.report()
                 if self._waiting:
                     wait_s = ASK_EVERY_S if grant.count else max(grant.wait_s, self._least_wait_s)
-                    await asyncio.sleep(min(wait_s, HEARTBEAT_S))  # a worker that says nothing for long is gone
+                    await asyncio.sleep(min(wait_s, HEARTBEAT_S))  # a worker without a heartbeat counts as dead
         except Exception as error:
-            for waiter, _ in self._waiting:  # they would wait for ever
+            for waiter, _ in self._waiting:  # else they would wait for ever
                 if not waiter.done():
                     waiter.set_exception(error)
             self._waiting.clear()
@@ -146,7 +146,9 @@ class SharedGate:
         async with self._exchanging:
             report, wanted = replace(self._report), sum(number for _, number in self._waiting)
             self._report.retry_after_s, self._has_news = 0.0, False
-            self._num_reuses = self._num_left = 0  # the report says who has left; the answer to it, who may follow
+            self._num_reuses = self._num_left = (
+                0  # the report covers those that have left; its answer grants new reuses
+            )
             grant = await self._send(self._worker, report, dict(self.counts), wanted)
             self._let_in(grant)
             return grant
@@ -155,10 +157,10 @@ class SharedGate:
         left, self._num_reuses = grant.count, 0 if self._is_closed else grant.reuses
         while self._waiting and (left or grant.is_spent):
             waiter, wanted = self._waiting.popleft()
-            if waiter.done():  # gone while it waited
+            if waiter.done():  # cancelled while it waited
                 continue
             count = min(left, wanted)
             left -= count
             self._went_in(count)
             waiter.set_result(count)
-        self._has_news |= bool(left)  # granted to one who is gone: the next report gives it back
+        self._has_news |= bool(left)  # granted to a cancelled waiter: the next report gives it back

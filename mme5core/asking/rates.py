@@ -1,4 +1,4 @@
-"""Who may send a request now: budget, rates and a ceiling that gives way to 429, over all workers together."""
+"""The rate limiter: grants permits to all workers within the budget, the rates and a ceiling that a 429 lowers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-# After a 429 three quarters of the ceiling, at most once in this time; after each that many answers one more.
+# A 429 lowers the ceiling to three quarters, at most once per cooldown; so many answers raise it by one.
 DECREASE, COOLDOWN_S, ANSWERS_PER_INCREASE = 0.75, 1.0, 25
-# Between two reports each call in flight may be followed by so many, where the budget is for many times that.
+# Between two reports a worker may reuse each permit so often, if the budget is far above the calls in flight.
 REUSES_PER_CALL, FAR_FROM_SPENT = 4, 20
-BURST_S = 1.0  # of what a rate allows, this much at once
-SILENT_S = 30.0  # a worker that says nothing for so long is gone, and its calls with it
-FIRST_GUESS_TOKENS = 3000  # of one call, until answers have come
+BURST_S = 1.0  # a rate allows this many seconds of it at once
+SILENT_S = 30.0  # a worker that sends no report for so long is dead, and its calls no longer count
+FIRST_GUESS_TOKENS = 3000  # of one call, until there are answers
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What requests took; `calls` counts those that failed too.
+    """What requests cost; `calls` counts failed ones too.
 
     >>> Usage(calls=2, prompt_tokens=100) - Usage(calls=1) + Usage(num_answered=1)
     Usage(calls=1, num_answered=1, prompt_tokens=100, completion_tokens=0, usd=0.0)
@@ -50,9 +50,9 @@ class Usage:
 
 @dataclass(slots=True)
 class Report:
-    """What a worker has done since it began, so that one that comes twice, or not at all, does no harm.
+    """What a worker has done since it began: totals, so that a report that comes twice or not at all does no harm.
 
-    `retry_after_s` is the longest pause that the server has asked for since the report before.
+    `retry_after_s` is the longest pause that the server has asked for since the last report.
     """
 
     num_in_flight: int = 0
@@ -63,7 +63,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """How many requests a worker may send now; if none, when to ask again, or that there will be none any more.
+    """How many requests a worker may send now. If none: when to ask again, or that the budget is spent.
 
     Until its next report it may send `reuses` more without asking, each with the permit of one that has ended.
     """
@@ -76,7 +76,7 @@ class Grant:
 
 @dataclass(slots=True)
 class _Bucket:
-    """A rate per minute, with what of it is there now."""
+    """A token bucket: a rate per minute, and what of it is available now."""
 
     per_minute: float
     now: Callable[[], float]
@@ -91,7 +91,7 @@ class _Bucket:
         return max(1.0, self.per_minute / 60 * BURST_S)
 
     def has(self, amount: float) -> bool:
-        """Whether the amount may be taken; one larger than the whole bucket may when it is full."""
+        """Whether the amount may be taken; one larger than the whole bucket may be when the bucket is full."""
         now = self.now()
         self.level = min(self._capacity, self.level + (now - self.filled) * self.per_minute / 60)
         self.filled = now
@@ -105,14 +105,14 @@ class _Bucket:
 
 
 class RateLimiter:
-    """Grants requests to workers, so that all together keep to the budget and the rates.
+    """Grants permits to workers, so that all together keep to the budget and the rates.
 
-    The budget may be passed by what was in flight when it was reached, and by no more: a call counts when it is
-    granted, its money when it has ended, and what is in flight is reckoned with at the mean of those before it.
+    The budget may be exceeded by the calls in flight when it was reached, and by no more. A call counts when it is
+    granted, its money when it has ended; calls in flight are expected to cost the mean of those before them.
 
     Args:
-        max_in_flight: the ceiling at first and at most.
-        used: what each worker has used before, those of earlier runs included.
+        max_in_flight: the first and highest ceiling.
+        used: what each worker has used before, workers of earlier runs included.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class RateLimiter:
         return sum(self._in_flight.values())
 
     def exchange(self, worker: str, report: Report, wanted: int) -> Grant:
-        """Take a worker's report, and grant it at most `wanted` requests; what was granted before has ended with it."""
+        """Take a worker's report and grant it at most `wanted` permits; those of its last grant end with this."""
         self._take(worker, report)
         if self._is_halted:
             return Grant(0, is_spent=True)
@@ -154,7 +154,7 @@ class RateLimiter:
             return Grant(0, self._paused_until - now)
         allowed = self._allowed_by_budget()
         if wanted and allowed is not None and allowed <= 0:
-            # What is in flight may cost less than its mean, or be given back, and then there is something left.
+            # Calls in flight may cost less than the mean, or be given back; then some budget is left.
             is_spent = self._is_money_spent() or not self.in_flight
             return Grant(0, 0.0 if is_spent else 0.05, is_spent)
         room = int(self.ceiling) - self.in_flight
@@ -166,11 +166,11 @@ class RateLimiter:
         return Grant(count, wait_s or 0.02, reuses=self._reuses[worker])
 
     def halt(self) -> None:
-        """Let nobody in any more; what is in flight may end."""
+        """Grant nothing any more; calls in flight may end."""
         self._is_halted = True
 
     def _reuses_for(self, worker: str, allowed: int | None) -> int:
-        """Calls that a worker may start without asking: none where every call counts."""
+        """Permits that a worker may reuse without asking: none where every call counts."""
         is_tight = allowed is not None and allowed < FAR_FROM_SPENT * self.in_flight
         if self._requests is not None or self._tokens is not None or is_tight or self.in_flight > self.ceiling:
             return 0
@@ -186,7 +186,7 @@ class RateLimiter:
         self._in_flight[worker], self._reuses[worker] = report.num_in_flight, 0
         gained = report.used - self._used_by.get(worker, Usage())
         if self._tokens is not None and gained.num_answered:
-            # They were taken at the mean of those before.
+            # They were taken from the bucket at the mean of the calls before.
             self._tokens.take(gained.tokens - gained.num_answered * self._mean_tokens())
         self.used += gained
         self._used_by[worker] = report.used
@@ -220,12 +220,12 @@ class RateLimiter:
             elif mean_usd:
                 allowed.append(max(1, int(left_usd / mean_usd)))
             else:
-                # Nobody knows yet what a call costs: one shows it.
+                # The cost of a call is not known yet: one call shows it.
                 allowed.append(max(0, 1 - self.in_flight))
         return min(allowed, default=None)
 
     def _take_from_rates(self, count: int) -> tuple[int, float]:
-        """How many of `count` the rates allow, and when the next one will be; they are taken."""
+        """Take as many of `count` as the rates allow; returns how many, and the seconds until the next one."""
         mean = self._mean_tokens()
         for taken in range(count):
             for bucket, amount in ((self._requests, 1.0), (self._tokens, mean)):

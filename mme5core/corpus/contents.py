@@ -19,8 +19,9 @@ ROWS_AT_ONCE = 1 << 20
 class Contents:
     """The distinct contents of a corpus, numbered in the order of their first rows.
 
-    `of_rows` is a file of int64, the content of each row or -1 of one that is refused; `starts` [shards + 1] are the
-    numbers of the first content that begins in each shard, and their count at the end.
+    Args:
+        of_rows: a file of int64: the content of each row, -1 for a refused row.
+        starts: int64 [shards + 1]: the first content that begins in each shard, and the number of contents at the end.
     """
 
     of_rows: Path
@@ -35,7 +36,7 @@ class Contents:
 
 
 def number_contents(index: Index, folder: Path) -> Contents:
-    """Number the distinct contents of a corpus; what an earlier run has left in `folder` is taken."""
+    """Number the distinct contents of a corpus, or take the numbers that an earlier run has left in `folder`."""
     of_rows, starts = folder / "contents", folder / "contents.npy"
     if not starts.is_file():
 

@@ -34,10 +34,10 @@ ROWS_PER_GROUP = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Every row of a corpus in its order, without its content; on disk, read a part at a time.
+    """Every row of a corpus in order, without its content; on disk, read a part at a time.
 
-    Rows are numbered over the whole corpus; `starts` [shards + 1] are the numbers of each shard's first row, and their
-    count at the end.
+    Rows are numbered over the whole corpus. `starts` [shards + 1] holds the number of each shard's first row, and the
+    number of all rows at the end.
     """
 
     shards: list[AnyPath]
@@ -60,14 +60,14 @@ class Index:
         usable: bool | None = None,
         within: tuple[int, int] | None = None,
     ) -> Iterator[tuple[np.ndarray, pa.Table]]:
-        """(row numbers, rows), a part at a time, of the whole corpus or of one shard.
+        """(row numbers, rows) of the whole corpus or of one shard, a part at a time.
 
         A second row of an id has the reason `duplicate_id`.
 
         Args:
             columns: of INDEX.
             usable: only rows that can be used, or only refused ones; None: all.
-            within: what has none of the rows from the first to the second of these may be left out.
+            within: (start, stop): parts without any of these rows may be left out.
         """
         for number in range(len(self.shards)) if shard is None else [shard]:
             yield from rows_of(self.folder, number, int(self.starts[number]), columns, usable, within)
@@ -122,5 +122,5 @@ def index_file(folder: Path, shard: int) -> Path:
 
 
 def id_key(row_id: str) -> bytes:
-    """What stands for an id in the index: 16 bytes, equal where ids are."""
+    """16 bytes that stand for an id in the index, equal where the ids are."""
     return hashlib.blake2b(row_id.encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Order and equality over more rows than memory holds: what is too much goes through files, a part at a time."""
+"""Equal keys among more rows than memory holds: keys are split into files, and each file is sorted by itself."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def first_of_equal(
 
 @dataclass(frozen=True, slots=True)
 class KeyTable:
-    """The row of each key, in a file that is mapped where it is asked; travels to the tasks.
+    """The row of each key, in a mapped file; travels to the tasks.
 
-    `starts` [parts + 1]: part n holds the keys whose first half leaves n when divided by the number of parts, sorted;
-    all their first halves, then all their second halves, then all rows, so that a search touches what it must.
+    Part n holds the keys whose first half modulo the number of parts is n, sorted: all first halves, then all
+    second halves, then all rows, so that a search reads few pages. `starts` [parts + 1] are the places of the parts.
     """
 
     file: Path
@@ -78,9 +78,9 @@ class KeyTable:
 
     def rows_of(self, keys: np.ndarray) -> np.ndarray:
         """int64 [N]: the row of each of the keys uint64 [N, 2], -1 of one that is not there."""
-        found = np.full(len(keys), -1)
+        rows = np.full(len(keys), -1)
         if not self.starts[-1]:
-            return found
+            return rows
         numbers = np.memmap(self.file, np.uint64, "r")
         num_parts = len(self.starts) - 1
         part_of = keys[:, 0] % num_parts
@@ -94,14 +94,14 @@ class KeyTable:
                 asked, places = asked[inside], places[inside]
                 is_half = high[places] == keys[asked, 0]
                 is_it = is_half & (low[places] == keys[asked, 1])
-                found[asked[is_it]] = row[places[is_it]].astype(np.int64)
-                # Equal in its first half alone: the one that is meant may come after it.
+                rows[asked[is_it]] = row[places[is_it]].astype(np.int64)
+                # Equal in the first half only: the key itself may come after it.
                 asked, places = asked[is_half & ~is_it], places[is_half & ~is_it] + 1
-        return found
+        return rows
 
 
 def _sorted_parts(keyed: Iterable[Keyed], num_rows: int, beside: Path, rows_in_memory: int) -> Iterator[np.ndarray]:
-    """Records of _KEYED, parted by their keys, about `rows_in_memory` to a part, and each part sorted by itself.
+    """Records of _KEYED, split by their keys into parts of about `rows_in_memory`, each part sorted by itself.
 
     Args:
         beside: the files of the parts lie beside this one while they are needed.

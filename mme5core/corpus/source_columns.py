@@ -1,4 +1,4 @@
-"""Columns of the input that go through to the output, with the types that fit all of their values."""
+"""Columns of the input that are copied to the output, each with a type that fits all of its entries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "str": pa
 
 @dataclass(frozen=True, slots=True)
 class SourceColumns:
-    """For each column the name of its type in TYPES; "json": the values are written as JSON text."""
+    """The type of each column, a name in TYPES; "json": entries are written as JSON text."""
 
     types: dict[str, str]
 
@@ -34,15 +34,15 @@ class SourceColumns:
             return cls({})
         if not cache.is_file():
             kinds: dict[str, set[str]] = {name: set() for name in columns}
-            found: set[str] = set()
+            present: set[str] = set()
             for _, table in index.tables(["source"], usable=True):
                 for text in table["source"].to_pylist():
                     record = json.loads(text or "{}")
-                    found |= record.keys()
-                    for name, value in record.items():
-                        kinds[name] |= _kind(value)
+                    present |= record.keys()
+                    for name, entry in record.items():
+                        kinds[name] |= _kind(entry)
             for name in columns:
-                if name not in found:
+                if name not in present:
                     raise InputError(f"'columns' names {name!r}, which no row of the input has")
             write_json(cache, {name: _one_of(kinds[name]) for name in columns})
         return cls(json.loads(cache.read_text()))
@@ -61,12 +61,12 @@ class SourceColumns:
         }
 
 
-def _kind(value: Any) -> set[str]:
-    if value is None:
+def _kind(entry: Any) -> set[str]:
+    if entry is None:
         return set()
-    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+    if isinstance(entry, int) and not isinstance(entry, bool) and not -(2**63) <= entry < 2**63:
         return {"json"}
-    return {type(value).__name__ if type(value).__name__ in TYPES else "json"}
+    return {type(entry).__name__ if type(entry).__name__ in TYPES else "json"}
 
 
 def _one_of(kinds: set[str]) -> str:
@@ -79,7 +79,7 @@ def _one_of(kinds: set[str]) -> str:
     return next(iter(kinds or {"str"})) if len(kinds) < 2 else "json"
 
 
-def _as(kind: str, value: Any) -> Any:
-    if kind == "float" and value is not None:
-        return float(value)  # an integer too large for it would be refused
-    return json.dumps(value, ensure_ascii=False) if kind == "json" and value is not None else value
+def _as(kind: str, entry: Any) -> Any:
+    if kind == "float" and entry is not None:
+        return float(entry)  # an integer too large for it would be refused
+    return json.dumps(entry, ensure_ascii=False) if kind == "json" and entry is not None else entry

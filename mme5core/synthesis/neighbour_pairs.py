@@ -1,4 +1,4 @@
-"""Which pictures of a corpus are near each other: a neighbours folder, joined with the rows of the corpus."""
+"""Pictures of a corpus that are near each other: a neighbours folder, joined with the rows of the corpus."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mme5core.tasks import Item, Runner
 
 ROWS_PER_TASK, ROWS_PER_RUN = 1 << 21, 1 << 20
 
-# Pairs whose pictures are both usable: `query` and `row` are the rows of the query's and the candidate's picture.
+# Pairs of two usable pictures: `query` and `row` are the rows of the query and of the candidate.
 _PAIRS = pa.schema(
     [
         ("query", pa.int64()),
@@ -39,14 +39,14 @@ _ORDER = [("query", "ascending"), ("rank", "ascending"), ("source", "ascending")
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """The pairs in runs on disk, each in the order of its queries, which lie in `queries` (first, last); mapped."""
+    """The pairs in sorted runs on disk, mapped. `queries` holds the first and last query of each run."""
 
     folder: Path
     queries: dict[str, tuple[int, int]]
     num_pairs: int
 
     def by_query(self, start: int, stop: int) -> Iterator[tuple[int, list[tuple[Neighbour, int]]]]:
-        """(row, its neighbours with their rows) of those of the rows from `start` to `stop` that have any.
+        """(row, its neighbours with their rows) for each row from `start` to `stop` that has neighbours.
 
         Rows rise; the neighbours come nearest first within each source.
         """
@@ -72,7 +72,7 @@ class Pairs:
 
 
 def join_pairs(files: Sequence[AnyPath], keys: KeyTable, folder: Path, run: Runner) -> Pairs:
-    """Join the files of a neighbours folder with the pictures that have these keys.
+    """Join the files of a neighbours folder with the pictures of these keys.
 
     Raises:
         InputError: not one pair has both of its pictures there.
@@ -114,7 +114,7 @@ def _items(files: Sequence[AnyPath]) -> Iterator[Item]:
 
 @dataclass(frozen=True, slots=True)
 class JoinPairs:
-    """The task: row groups of a file in, runs of pairs out."""
+    """The task: joins row groups of a file and writes sorted runs of pairs."""
 
     keys: KeyTable
     folder: Path
@@ -129,7 +129,6 @@ class JoinPairs:
             table = pa.concat_tables(waiting).sort_by(_ORDER)
             if len(table):
                 name = f"{item['number']:06d}-{len(report['runs']):04d}.arrow"
-                # A task may run twice at once, where its node was thought dead.
                 temporary = self.folder / f".{uuid.uuid4().hex}"
                 write_table(table, temporary)
                 temporary.rename(self.folder / name)
@@ -165,7 +164,7 @@ class JoinPairs:
 
 
 def _keys_of_ids(column: pa.ChunkedArray) -> np.ndarray:
-    """uint64 [N, 2]: the keys of a column of ids, each distinct one hashed once."""
+    """uint64 [N, 2]: the keys of a column of ids; each distinct id is hashed once."""
     encoded = pc.fill_null(column, "").combine_chunks().dictionary_encode()
     keys = b"".join(id_key(image_id) for image_id in encoded.dictionary.to_pylist())
     return np.frombuffer(keys, "<u8").reshape(-1, 2)[encoded.indices.to_numpy()]

@@ -57,9 +57,10 @@ PLAN = pa.schema(
 class Plan:
     """Planned samples, numbered from 0; file n holds those from `starts[n]` to `starts[n + 1]`.
 
-    `counts` are those of "kinds" (task and modality combination) and "languages"; `num_pairs` those of the neighbours'
-    pairs of which both pictures are in the corpus, `num_not_drawn` of the samples that their pictures have too few
-    neighbours for, or no language.
+    Args:
+        counts: of "kinds" (task and modality combination) and "languages".
+        num_pairs: neighbours' pairs of which both pictures are in the corpus.
+        num_not_drawn: samples that were not planned: too few neighbours, or every language held out.
     """
 
     folder: Path
@@ -77,7 +78,7 @@ class Plan:
         return len(self.starts) - 1
 
     def rows(self, file: int) -> list[dict[str, Any]]:
-        """The records of one file; those last read are kept."""
+        """The records of one file; the last few files are kept in memory."""
         return _rows(_file_of(self.folder, file))
 
 
@@ -102,11 +103,11 @@ def make_plan(
     num_workers: int,
     run: Runner = run_here,
 ) -> Plan:
-    """Plan the samples of every usable picture; what an earlier run has left in `work` is taken.
+    """Plan the samples of every usable picture, or take the plan that an earlier run has left in `work`.
 
     Args:
         neighbours: files of the schema NEIGHBOURS.
-        run: where the tasks run that do it.
+        run: runs the tasks.
 
     Raises:
         InputError: not one of the neighbours' pictures is in the corpus, or not one sample can be planned.
@@ -116,13 +117,13 @@ def make_plan(
     for left in work.glob("planning-*"):  # of a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     if not made.is_file():
-        # Named by chance: tasks of a run that was killed may still write into theirs.
+        # A random name: tasks of a killed run may still be writing into theirs.
         scratch = work / f"planning-{uuid.uuid4().hex}"
         staged = scratch / "plan"
         staged.mkdir(parents=True)
         corpus, keys = Corpus.write(index, number_contents(index, work), scratch)
         pairs = join_pairs(neighbours, keys, scratch / "pairs", run) if neighbours and len(corpus) else None
-        # So that each worker has files to take, and a killed one leaves little.
+        # Small enough that every worker gets files, and that a killed one loses little.
         expected = len(corpus) * settings.samples_per_image
         size = min(PLANS_PER_FILE, max(FEWEST_PER_FILE, expected // (FILES_PER_WORKER * num_workers)))
         task = WritePlans(corpus, settings, pairs, staged, max(1, size // settings.samples_per_image))
@@ -162,7 +163,7 @@ def what_is_not_drawn(
 
 
 def num_planned(work: Path) -> int | None:
-    """How many samples an earlier run has planned; None: it has not come to that."""
+    """How many samples an earlier run has planned; None: it has not planned any yet."""
     try:
         return int(json.loads((work / "plan" / MADE).read_text())["starts"][-1])
     except FileNotFoundError:
@@ -170,7 +171,7 @@ def num_planned(work: Path) -> int | None:
 
 
 def refused_samples(index: Index, contents: Contents, samples_per_image: int) -> Iterator[Rejected]:
-    """Every planned sample that a bad picture, or one that was there before, takes away."""
+    """The planned samples of pictures that are bad, or equal to an earlier one."""
 
     def rejected() -> Iterator[Rejected]:
         yield from index.refused()
@@ -199,9 +200,9 @@ def _first_rows(
 
 
 class Corpus:
-    """The pictures to plan samples for, each content once, in their order, and where any picture lies.
+    """The pictures to plan samples for, each distinct content once, in order, and the place of every picture.
 
-    What there is of each picture is in files below `folder`, which tasks map: memory holds none of it.
+    Rows, offsets and sizes lie in files below `folder`, which tasks map: memory holds none of them.
     """
 
     def __init__(self, index: Index, folder: Path, num_pictures: int) -> None:
@@ -215,7 +216,7 @@ class Corpus:
 
     @classmethod
     def write(cls, index: Index, contents: Contents, folder: Path) -> tuple[Corpus, KeyTable]:
-        """The pictures of an index, and the table that finds their rows by the keys of their ids."""
+        """The pictures of an index, and the table of their rows by the keys of their ids."""
         corpus = cls(index, folder, len(contents))
         rows_of = new_array(folder / "rows", len(contents))
         offsets, sizes = (new_array(folder / name, len(index)) for name in ("offsets", "sizes"))
@@ -259,7 +260,7 @@ class Corpus:
             )
 
     def places(self) -> Callable[[str, int], dict[str, Any]]:
-        """What tells where a picture lies, by its id and row."""
+        """A function from a picture's id and row to its place."""
         offsets, sizes = (self._mapped(name, len(self._index)) for name in ("offsets", "sizes"))
 
         def place(image_id: str, row: int) -> dict[str, Any]:
@@ -274,7 +275,7 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class WritePlans:
-    """The task: numbers of files in, from `first` to `stop`, these files of the plan out."""
+    """The task: writes the files of the plan from number `first` to `stop`."""
 
     corpus: Corpus
     settings: PlanSettings
@@ -289,7 +290,6 @@ class WritePlans:
         counts: dict[str, Counter[str]] = {"kinds": Counter(), "languages": Counter()}
         for number in range(item["first"], item["stop"]):
             records = list(chain.from_iterable(islice(records_of, self.pictures_per_file)))
-            # A task may run twice at once, where its node was thought dead.
             temporary = self.folder / f".{uuid.uuid4().hex}"
             pq.write_table(pa.Table.from_pylist(records, PLAN), temporary, compression="zstd")
             sync_file(temporary)

@@ -125,7 +125,16 @@ class WriteParts:
         )
         files = PartFiles(parts, self._folder.path)
         digest = "" if calibration is None else hashlib.sha256(calibration.low.tobytes()).hexdigest()
-        return PartWriter(files, self._ranges, self._contents, self._places, task, run_on_ray, calibration=digest)
+        return PartWriter(
+            files,
+            self._ranges,
+            self._contents,
+            self._places,
+            task,
+            run_on_ray,
+            may_publish=self._folder.check_owner,
+            calibration=digest,
+        )
 
     def finish(self, writer: PartWriter | None) -> Outcome:
         has_vector = (self._places.places >= 0) & (self._places.places < REFUSED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from mme5core.corpus.contents import Contents
@@ -19,6 +19,7 @@ class PartWriter:
     """
     Args:
         task: whose `log` grows with `places`.
+        may_publish: called before a part goes into the output; it raises where another run owns that by now.
         calibration: names the calibration of int8 codes, of which parts are made too; empty for none.
     """
 
@@ -31,10 +32,12 @@ class PartWriter:
         task: WriteVectors,
         run: Runner,
         *,
+        may_publish: Callable[[], None],
         calibration: str = "",
     ) -> None:
         self._files, self._ranges, self._contents, self._places = files, ranges, contents, places
         self._task, self._run, self._calibration = task, run, calibration
+        self._may_publish = may_publish
         self.parts: dict[int, Part] = files.written([self._item(number) for number in range(len(ranges))])
         self._next = 0
         self._ready: queue.Queue[int | None] = queue.Queue()
@@ -67,7 +70,7 @@ class PartWriter:
         items = [item for item in map(self._item, range(len(self._ranges))) if self._is_missing(item)]
         with Progress("embed-corpus: writing", 0, "rows", done=self._num_rows()) as progress:
             for part in self._files.write(self._task, items, self._run):
-                self.parts[part.number] = part
+                self._take(part)
                 progress.update(self._num_rows())
         return [self.parts[number] for number in range(len(self._ranges))]
 
@@ -78,9 +81,16 @@ class PartWriter:
                 if self._is_missing(item):
                     self._places.flush()
                     for part in self._files.write(self._task, [item], self._run):
-                        self.parts[part.number] = part
+                        self._take(part)
         except BaseException as error:  # raised where the job waits
             self._failure = error
+
+    def _take(self, part: Part) -> None:
+        """A part without pending rows is final, and goes into the output at once."""
+        if not part.report["pending"]:
+            self._may_publish()
+            part = self._files.publish(part)
+        self.parts[part.number] = part
 
     def _item(self, number: int) -> Item:
         return part_item(number, self._ranges[number], self._contents, self._places.places, self._calibration)

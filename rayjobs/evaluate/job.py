@@ -72,13 +72,13 @@ def _score(
     benchmark = read_benchmark(Path(benchmark_path))
     if vectors:
         wanted = [query.id for query in benchmark.queries] + benchmark.candidate_ids
-        found = read_vectors(vectors, wanted)
+        vector_of = read_vectors(vectors, wanted)
         described = _model_of(vectors) or ", ".join(vectors)
     else:
         assert model is not None
-        found = _embed(config, model, benchmark)
+        vector_of = _embed(config, model, benchmark)
         described = model
-    scores, refused = score(benchmark, found)
+    scores, refused = score(benchmark, vector_of)
     return ScoreSet(name or "this model", described, benchmark.name, scores), benchmark, refused
 
 
@@ -96,15 +96,15 @@ def _embed(config: EvaluateConfig, model: str, benchmark: Benchmark) -> dict[str
     contents = [_content_of(query) for query in benchmark.queries] + benchmark.contents
     instructions: list[str | None] = [query.instruction for query in benchmark.queries]
     instructions += [config.image_instruction if c.images else None for c in benchmark.contents]
-    found: dict[str, np.ndarray] = {}
+    vector_of: dict[str, np.ndarray] = {}
     window = 32 * config.max_batch_rows
     with Progress("evaluate: embedding", len(ids), "contents") as progress:
         for start in range(0, len(ids), window):
             chosen = slice(start, start + window)
             matrix = encoder.embed(contents[chosen], instructions[chosen], batch_size=config.max_batch_rows)
-            found |= dict(zip(ids[chosen], matrix, strict=True))
-            progress.update(len(found))
-    return found
+            vector_of |= dict(zip(ids[chosen], matrix, strict=True))
+            progress.update(len(vector_of))
+    return vector_of
 
 
 def _content_of(query: EvalQuery) -> Content:

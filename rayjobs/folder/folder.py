@@ -122,7 +122,7 @@ class JobFolder:
 
     def take_parts(self, files: Mapping[str, Path]) -> None:
         """Make these files, by the names that they are to have, the parts of the job; one may have its name already."""
-        self._check_owner()
+        self.check_owner()
         for old in self.path.glob("part-*.parquet"):
             if old.name not in files:
                 old.unlink()
@@ -189,7 +189,7 @@ class JobFolder:
                 known.get(str(file.relative_to(self.path))) or describe(file, self.path) for file in self._files()
             ],
         }
-        self._check_owner()
+        self.check_owner()
         write_json(self.path / MANIFEST, manifest | (details or {}))
         if pending == 0:
             (self.path / SUCCESS).touch()
@@ -253,7 +253,11 @@ class JobFolder:
                     "remove the folder to make it anew"
                 )
 
-    def _check_owner(self) -> None:
+    def check_owner(self) -> None:
+        """
+        Raises:
+            WorkFailed: another run has taken the folder over.
+        """
         if self._owner is not None:
             check_owner(self.work, self._owner.token)
 

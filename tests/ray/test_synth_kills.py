@@ -49,8 +49,8 @@ def is_in(phase: str, output: Path) -> Callable[[], bool]:
         "reading": lambda: (work / "index").exists(),
         "planning": lambda: (work / "index" / "totals.json").exists(),
         "asking": lambda: num_answers(output) >= before + 100,
-        # A part is being written: none has been told yet.
-        "finalising": lambda: bool(list(work.glob("parts/*.parquet"))) and not list(work.glob("parts/told-*")),
+        # A part is being written: none has been reported yet.
+        "finalising": lambda: bool(list(work.glob("parts/*.parquet"))) and not list(work.glob("parts/report-*")),
     }[phase]
 
 
@@ -104,10 +104,10 @@ def test_a_run_killed_twice_goes_on_where_it_was(
 @pytest.mark.parametrize(
     ("phase", "name"),
     [
-        ("reading", "ray::Map"),
+        ("reading", "ray::ScanShard"),
         ("asking", "ray::MapWorker"),
-        ("asking", "ray::GovernorActor"),
-        ("finalising", "ray::Map"),
+        ("asking", "ray::RateLimiterActor"),
+        ("finalising", "ray::WriteSamples"),
     ],
 )
 def test_a_killed_actor_or_task_is_made_up_for_by_the_run_itself(
