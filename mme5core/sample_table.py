@@ -128,7 +128,7 @@ def _check(row: Sample | Rejected, num_negatives: int, seen: set[str], needs_sco
     if document_key(row.positive) in {document_key(negative) for negative in row.negatives[:num_negatives]}:
         return Rejected(row.id, "positive_among_negatives")
     if needs_scores and not _are_scores(row.scores, 1 + num_negatives):
-        return Rejected(row.id, "no_scores", f"wants {1 + num_negatives} numbers in [0, 1]")
+        return Rejected(row.id, "no_scores", f"needs {1 + num_negatives} scores in [0, 1]")
     return row
 
 

@@ -142,10 +142,10 @@ class EvalQuery:
             return
         own = set(self.candidate_ids)
         if len(own) < len(self.candidate_ids):
-            raise ValueError(f"query {self.id!r}: a candidate stands twice among its own")
+            raise ValueError(f"query {self.id!r}: a candidate occurs twice in candidate_ids")
         if not own.issuperset(self.relevance):
             strangers = sorted(self.relevance.keys() - own)
-            raise ValueError(f"query {self.id!r}: {strangers[0]!r} is relevant, but not among its own candidates")
+            raise ValueError(f"query {self.id!r}: {strangers[0]!r} is relevant, but not in candidate_ids")
 
     @property
     def positive_id(self) -> str:

@@ -49,7 +49,7 @@ class PictureTokens(ABC):
         self.family = str(config.model_type)
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         if self.image_token_id is None:
-            raise ValueError(f"the tokenizer has no token {self.image_token!r}, which stands for a picture")
+            raise ValueError(f"the tokenizer has no token {self.image_token!r}, which marks a picture")
 
     @abstractmethod
     def num_picture_tokens(self, size: PictureSize, *, is_one_of_several: bool = False) -> int:

@@ -47,7 +47,7 @@ def read_benchmark(folder: Path) -> Benchmark:
     query_ids, candidate_ids = [query.id for query in eval_queries], candidates["id"].to_pylist()
     for what, ids in (("query", query_ids), ("candidate", candidate_ids)):
         if len(set(ids)) != len(ids):
-            raise InputError(f"benchmark {str(folder)!r}: a {what} id stands twice")
+            raise InputError(f"benchmark {str(folder)!r}: a {what} id occurs twice")
         if not ids:
             raise InputError(f"benchmark {str(folder)!r}: no {what}")
     both = set(candidate_ids).intersection(query_ids)

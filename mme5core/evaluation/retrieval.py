@@ -71,7 +71,7 @@ def score(benchmark: Benchmark, vectors: Mapping[str, np.ndarray]) -> tuple[Scor
         else:
             scored.append(query)
     if not scored:
-        raise ValueError(f"no query of {benchmark.name!r} has a vector and a positive with one")
+        raise ValueError(f"no query of {benchmark.name!r} has both a vector and a positive with a vector")
     candidate_CD = np.stack([vectors[candidate] for candidate in candidate_ids]).astype(np.float32)
     rankings: list[Ranking] = []
     for start in range(0, len(scored), QUERIES_AT_ONCE):

@@ -54,7 +54,7 @@ def _read_tar(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
             end = tar.offset
         # tarfile stops at a header that it cannot read as if the tar ended there; the real end is a block of zeros.
         if read_picture(shard, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            yield refuse(shard.name, "broken_shard", f"the tar breaks off at byte {end}")
+            yield refuse(shard.name, "broken_shard", f"the tar is truncated at byte {end}")
     except (tarfile.TarError, EOFError) as error:
         yield refuse(shard.name, "broken_shard", str(error) or type(error).__name__)
     except OSError as error:

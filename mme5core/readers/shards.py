@@ -159,7 +159,7 @@ def _files(text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[s
             files += data
             if data and others:
                 note(
-                    f"input {text!r}: {len(others):,} other files are not rows of it: {', '.join(others[:3])}"
+                    f"input {text!r}: {len(others):,} other files are not read: {', '.join(others[:3])}"
                     + (", ..." if len(others) > 3 else "")
                 )
         elif not match.exists():

@@ -81,7 +81,7 @@ def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: i
     if instruction is not None and not isinstance(instruction, str):
         return refuse(row_id, "instruction_not_a_string", type(instruction).__name__)
     if not is_unicode(text or "") or not is_unicode(instruction or ""):
-        return refuse(row_id, "text_not_unicode", "half a surrogate pair")
+        return refuse(row_id, "text_not_unicode", "a lone surrogate")
     try:
         pictures = _pictures(fields["image"], fields["images"], shard, options)
     except BadImage as error:

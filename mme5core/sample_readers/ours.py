@@ -43,7 +43,7 @@ def to_content(struct: dict[str, Any] | None, pictures: PictureFolder | None = N
     struct = struct or {}
     text, image, images = struct.get("text"), struct.get("image"), struct.get("images") or []
     if image is not None and images:
-        raise ValueError("a content with both image and images; one of the two holds its pictures")
+        raise ValueError("a content has both image and images; give one of the two")
     if image is not None:
         images = [image]
     if not images:

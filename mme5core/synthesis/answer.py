@@ -103,7 +103,7 @@ def read_json(text: str) -> tuple[Any, bool]:
                 raise
             return json.loads(_TRAILING_COMMA.sub(r"\1", text[start : end + 1])), True
     except RecursionError:
-        raise ValueError("too many brackets") from None
+        raise ValueError("nested too deeply") from None
 
 
 def self_evaluation(answer: Any) -> dict[str, float]:
@@ -126,7 +126,7 @@ def _check_languages(instruction: str, texts: list[str], plan: PlannedSample) ->
         return Rejected(plan.id, "instruction_not_english", f"{problem}: {instruction[:80]!r}")
     problem = wrong_language(texts, plan.language)
     if problem:
-        return Rejected(plan.id, "wrong_language", f"{plan.language} wanted, {problem}: {' '.join(texts)[:80]!r}")
+        return Rejected(plan.id, "wrong_language", f"{plan.language} expected, {problem}: {' '.join(texts)[:80]!r}")
     return None
 
 

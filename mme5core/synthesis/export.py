@@ -135,8 +135,8 @@ def card(
         f"# {title}",
         "",
         f"{num_samples:,} training samples for a multilingual multimodal embedding model, written by "
-        f"{', '.join(teachers) or 'nobody'} in the manner of mmE5 (arXiv 2502.08468): one call describes the pictures,",
-        "drafts a sample, evaluates it and revises it; what is here is the revision.",
+        f"{', '.join(teachers) or 'unknown'} as in mmE5 (arXiv 2502.08468): one call describes the pictures,",
+        "drafts a sample, evaluates it and revises it; these are the revised samples.",
         "",
     ]
     for name, by_label in counts.items():

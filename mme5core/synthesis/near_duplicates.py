@@ -35,10 +35,10 @@ class Seen:
         grams = trigrams(text)
         for other_id, other_text, other_grams in self._known[same_kind]:
             if other_text == text:
-                return Rejected(sample.id, "duplicate_sample", f"says what {other_id} says")
+                return Rejected(sample.id, "duplicate_sample", f"same text as {other_id}")
             shared = len(grams & other_grams) / max(1, len(grams | other_grams))
             if shared >= self._threshold:
-                return Rejected(sample.id, "near_duplicate_sample", f"{shared:.0%} of {other_id}")
+                return Rejected(sample.id, "near_duplicate_sample", f"{shared:.0%} similar to {other_id}")
         self._known[same_kind].append((sample.id, text, grams))
         return None
 

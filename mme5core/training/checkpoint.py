@@ -134,7 +134,7 @@ class Checkpoints:
             except ValueError:
                 return False
         if meta.get("run") != self._run:
-            raise ValueError(f"checkpoints at {self._place} are of another run, of other settings, data or model")
+            raise ValueError(f"checkpoints at {self._place} are of another run, with other settings, data or model")
         (info,) = self._files.get_file_info([self._path(step, STATE)])
         return bool(info.size == meta.get("bytes"))
 
@@ -225,7 +225,7 @@ def restore_state(module: nn.Module, state: dict[str, Tensor], moments: Moments)
     expected = {f"{kind}/{name}" for name in trainable for kind in ("weight", *MOMENTS)}
     if expected != set(state):
         odd = sorted(expected ^ set(state))[0]
-        raise ValueError(f"the checkpoint is of another model: {odd} is on one side only")
+        raise ValueError(f"the checkpoint is of another model: only one of the two has {odd}")
     with torch.no_grad():
         for name, parameter in trainable.items():
             for kind in ("weight", *MOMENTS):

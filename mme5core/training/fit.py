@@ -237,7 +237,7 @@ class StepBatches:
         keys: Sequence[Sequence[Hashable]],
         pictures: Mapping[Hashable, PictureInputs],
     ) -> dict[Hashable, PictureInputs]:
-        """Those that the rows show and `pictures` lacks."""
+        """The pictures that the rows show and that are not in `pictures` yet."""
         return self.cache.get(
             {
                 key: (content, place)

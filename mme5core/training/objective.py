@@ -101,7 +101,9 @@ class TaskTemperatures(nn.Module):
     def __init__(self, tasks: Sequence[str], initial: float, *, learning_rate: float) -> None:
         super().__init__()
         if not self.LOWEST <= initial <= self.HIGHEST:
-            raise ValueError(f"a temperature to learn begins between {self.LOWEST} and {self.HIGHEST}, got {initial}")
+            raise ValueError(
+                f"a learnable temperature must start between {self.LOWEST} and {self.HIGHEST}, got {initial}"
+            )
         self.tasks = sorted(set(tasks))
         self.logarithm = nn.Parameter(torch.full((len(self.tasks),), math.log(initial)))
         self.optimizer = torch.optim.Adam([self.logarithm], lr=learning_rate)

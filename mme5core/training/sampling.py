@@ -61,7 +61,10 @@ class BatchSampler:
         self._weights = None if weights is None else self._check_weights(weights)
         self._epochs: list[list[list[int]]] = []
         if not self._epoch(0):
-            raise ValueError(f"no batch: {len(combinations)} rows give no {self._round_to} with distinct positives")
+            raise ValueError(
+                f"no batch: {len(combinations)} rows have no {self._round_to} with distinct positives in one source "
+                "and modality combination"
+            )
 
     def num_batches(self, num_epochs: float) -> int:
         """Number of batches in `num_epochs` epochs."""
@@ -89,9 +92,9 @@ class BatchSampler:
     def _check_weights(self, weights: Mapping[str, float]) -> dict[str, float]:
         checked = {source: float(weights.get(source, 0)) for source in sorted(self._rows)}
         if unknown := sorted(weights.keys() - self._rows.keys()):
-            raise ValueError(f"a weight for {unknown[0]!r}, which has no rows; there are {sorted(self._rows)}")
+            raise ValueError(f"a weight for {unknown[0]!r}, which has no rows; sources with rows: {sorted(self._rows)}")
         if min(checked.values()) < 0 or not sum(checked.values()):
-            raise ValueError(f"weights must be >= 0, and one above: {checked}")
+            raise ValueError(f"weights must be >= 0, and at least one > 0, got {checked}")
         return checked
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
