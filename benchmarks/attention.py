@@ -22,7 +22,7 @@ def run(folder: Path, best_of: Callable[[dict[str, Callable[[], object]], int], 
     sums = []
     for name in ("eager", "sdpa"):
         encoder = Encoder.load(folder / "attention", device="cpu", attention=name)
-        batches = list(encoder.batches(rows, [None] * len(rows), batch_size=64, max_batch_tokens=1 << 20))
+        batches = list(encoder.batches(rows, [None] * len(rows), max_batch_rows=64, max_batch_tokens=1 << 20))
 
         def step(encoder: Encoder = encoder, batches: list = batches) -> torch.Tensor:
             encoder.module.zero_grad()

@@ -117,7 +117,7 @@ def _embed_with_library_attention(encoder: Encoder, rows: list[Content]) -> np.n
 
 
 def bare_forward(encoder: Encoder, rows: list[Content]) -> Callable[[], np.ndarray]:
-    prepared = list(encoder.batches(rows, [None] * len(rows), batch_size=BATCH_SIZE, max_batch_tokens=1 << 20))
+    prepared = list(encoder.batches(rows, [None] * len(rows), max_batch_rows=BATCH_SIZE, max_batch_tokens=1 << 20))
     backbone: Any = encoder.backbone
     inputs = [backbone.float_pixels(batch.inputs) for batch in prepared]
     if hasattr(backbone, "extra_inputs"):

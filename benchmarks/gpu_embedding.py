@@ -66,7 +66,9 @@ def roof(folder: Path, *, small: bool) -> dict[str, Any]:
 
 def _rate(encoder: Encoder, rows: Sequence[Content], batch_size: int, teraflops: float | None) -> dict[str, float]:
     prepared = list(
-        encoder.batches(rows, [None] * len(rows), batch_size=batch_size, max_batch_tokens=1 << 20, share_pictures=True)
+        encoder.batches(
+            rows, [None] * len(rows), max_batch_rows=batch_size, max_batch_tokens=1 << 20, share_pictures=True
+        )
     )
     encoder.embed_batch(prepared[0])
 
@@ -108,7 +110,7 @@ def pipeline(folder: Path, small: bool, num_threads: int) -> dict[str, Any]:
         encoder.embed_batch = timed  # type: ignore[method-assign]
         with pq.ParquetWriter(folder / "vectors.parquet", schema) as writer:
             for rows, vectors in encoder.stream(
-                contents, [None] * count, batch_size=32, max_batch_tokens=1 << 16, num_threads=num_threads
+                contents, [None] * count, max_batch_rows=32, max_batch_tokens=1 << 16, num_threads=num_threads
             ):
                 column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), encoder.dimension)
                 writer.write_table(pa.table([pa.array(rows), column], schema=schema))

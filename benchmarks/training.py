@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import checkpoints
 from mme5core.adapters import add_adapter
 from mme5core.encoder import Encoder
-from mme5core.training.fit import PictureCache, StepResult, _prepare, _with_features, fit
+from mme5core.training.fit import PictureCache, StepBatches, StepResult, _with_features, fit
 from mme5core.training.gradcache import PlainEngine
 from mme5core.training.objective import Objective
 from mme5core.training.sampling import BatchSampler
@@ -87,22 +87,14 @@ def _bare(base: Path, parts: dict[str, float]) -> Callable[[], object]:
     """The passes of a step on prepared inputs; keeps in `parts` the seconds of tower and language model forward."""
     encoder = _encoder(base)
     encoder.module.train()
-    contrast = _prepare(
-        _samples()[:BATCH_SIZE],
-        encoder=encoder,
-        cache=PictureCache(encoder, 1 << 30),
-        objective=Objective(0.05),
-        num_negatives=NUM_NEGATIVES,
-        chunk_rows=CHUNK_ROWS,
-        max_chunk_tokens=1 << 20,
-        tower_once=True,
-        seed=0,
-    )
+    cache = PictureCache(encoder, 1 << 30)
+    batches = StepBatches(encoder, cache, Objective(0.05), NUM_NEGATIVES, CHUNK_ROWS, 1 << 20, tower_once=True)
+    prepared = batches.prepare(_samples()[:BATCH_SIZE], seed=0)
     autocast = partial(torch.autocast, "cpu", enabled=False)
 
     def passes() -> None:
         started = time.perf_counter()
-        fresh = replace(contrast, pictures=dict(contrast.pictures))
+        fresh = replace(prepared, pictures=dict(prepared.pictures))
         batches = _with_features(fresh, encoder, autocast, 1 << 30)
         parts["tower"] = time.perf_counter() - started
         with torch.no_grad():

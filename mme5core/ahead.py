@@ -1,4 +1,4 @@
-"""Work done one step ahead in a thread, while the caller is busy with the step before."""
+"""Preparing items in a thread, while the caller processes the ones before."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _END = object()
 
 
 def ahead(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:
-    """The same items in the same order, up to `depth` of them made before they are asked for.
+    """The same items in the same order; a thread computes up to `depth` of them before the caller takes them.
 
-    An error of `items` is raised where its item would have come. If the caller stops early, so does the thread.
+    An error in `items` is raised in the place of the item that failed. If the caller stops early, the thread ends.
 
     >>> list(ahead(range(5)))
     [0, 1, 2, 3, 4]

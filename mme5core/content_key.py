@@ -1,4 +1,4 @@
-"""What makes two contents the same: to a model with its instruction, to a loss as documents."""
+"""Keys that are equal for equal contents: as a model reads them under an instruction, or as documents of a loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mme5core.types import Content
 
 
 def content_key(text: str | None, image: bytes | None, instruction: str | None, images: Sequence[bytes] = ()) -> bytes:
-    """16 bytes, equal where the model would see the same.
+    """16 bytes, equal for contents that give the model the same input.
 
     Args:
         image: the one-picture case, as in `Content`.
@@ -28,13 +28,13 @@ def content_key(text: str | None, image: bytes | None, instruction: str | None, 
     pictures = images if image is None else (image,)
     picture_digests = b"".join(hashlib.sha256(picture).digest() for picture in pictures)
     words = [(part or "").encode() for part in (text, instruction)]
-    # Lengths first: without them "ab" + "c" would be "a" + "bc", and two digests might be a text and one digest.
+    # Lengths come first: else "ab" + "c" would equal "a" + "bc", and a text could imitate a digest.
     head = f"{len(words[0])} {len(words[1])} {len(picture_digests)} ".encode()
     return hashlib.sha256(head + b"".join(words) + picture_digests).digest()[:16]
 
 
 def document_key(content: Content) -> bytes:
-    """8 bytes that are equal for equal documents: by text and by the pictures' bytes."""
+    """8 bytes, equal for documents with equal text and equal bytes of the pictures."""
     if len(content.images) > 1:
         return content_key(content.text, None, None, [image_bytes(image) for image in content.images])[:8]
     digest = hashlib.sha256((content.text or "").encode() + b"\0")

@@ -1,4 +1,4 @@
-"""What the losses and the training need of a process group; one process is a world of size 1."""
+"""Collective calls of losses and training; without a process group, one process is a world of size 1."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def rank() -> int:
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """[B, ...] of every process, in rank order, as [world x B, ...]; gradients flow back to where rows came from.
+    """[B, ...] of all processes in rank order, as [world x B, ...]; gradients flow back to each row's process.
 
     Raises:
-        RuntimeError: the processes hold different numbers of rows.
+        RuntimeError: the processes pass different numbers of rows.
     """
     if world_size() == 1:
         return tensor
@@ -30,7 +30,7 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The tensor, summed over processes in place; every process must hold one of the same shape."""
+    """The tensor, summed over processes in place; it must have the same shape on every process."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -45,7 +45,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Every process's loss depends on this process's rows: their gradients add up.
+        # The losses of all processes depend on this process's rows, so that their gradients are summed.
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(world_size())[rank()]

@@ -1,4 +1,4 @@
-"""Encoded pictures to RGB, safely: whatever the web holds becomes a picture or a reason."""
+"""Decoding of untrusted pictures to RGB: each becomes a picture, or a reason why it is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".
 
 
 class BadImage(ValueError):
-    """A picture that cannot be used; `reason` is the counter's name, the message is for people."""
+    """A picture that cannot be used: `reason` names a counter, `detail` explains it to users."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -35,9 +35,9 @@ class BadImage(ValueError):
 def load_rgb(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture as RGB, at its own size.
 
-    EXIF orientation is applied, transparency is put on white, 16-bit and float greys are scaled to 8 bits,
-    CMYK and palettes are converted, an animation gives its first frame. A truncated file is refused, not
-    filled with grey: a half-grey picture would be learnt as one.
+    EXIF orientation is applied, transparency is blended onto white, 16-bit and float greys are scaled to 8 bits,
+    CMYK and palettes are converted; of an animation, the first frame is taken. A truncated file is refused: filled
+    with grey, it would be learnt as a half-grey picture.
 
     Args:
         image: a path, encoded bytes, or a PIL image.
@@ -52,7 +52,7 @@ def load_rgb(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise BadImage("too_many_pixels", f"{width} x {height} is above {max_pixels} pixels")
     try:
         picture.load()
-        # In place where there is no orientation: a copy of each picture would double the decode's memory.
+        # `exif_transpose` copies only where an orientation is set; a copy of each picture would double the memory.
         picture = ImageOps.exif_transpose(picture) or picture
         return _to_rgb(picture)
     except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error) as error:
@@ -60,10 +60,10 @@ def load_rgb(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def picture_size(image: ImageRef) -> tuple[int, int]:
-    """Width and height of what `load_rgb` would give, from the file's header alone.
+    """Width and height of the picture that `load_rgb` returns, from the file's header alone.
 
     Raises:
-        BadImage: as `load_rgb`, as far as the header shows it.
+        BadImage: as `load_rgb`, as far as the header shows the defect.
     """
     picture = _open(image)
     try:
@@ -75,7 +75,12 @@ def picture_size(image: ImageRef) -> tuple[int, int]:
 
 
 def image_bytes(image: ImageRef) -> bytes:
-    """The encoded bytes of a picture: as they are, read from its path, or a PIL image as PNG."""
+    """The encoded bytes of a picture: unchanged, read from its path, or a PIL image as PNG or TIFF.
+
+    Raises:
+        BadImage: `missing_image` or `unreachable_image`.
+        TypeError: it is none of these.
+    """
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, str | os.PathLike):
@@ -87,14 +92,13 @@ def image_bytes(image: ImageRef) -> bytes:
             raise BadImage(kind, without_credentials(f"{image}: {reason}")) from None
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        # TIFF where PNG has no such mode (CMYK, float, ...).
         image.save(buffer, format="PNG" if image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA") else "TIFF")
         return buffer.getvalue()
     raise TypeError(f"a picture is a path, bytes or a PIL image, got {type(image).__name__}")
 
 
 def image_hash(image: ImageRef) -> str:
-    """What makes two pictures the same: sha256 of the encoded bytes (of the pixels, for a PIL image)."""
+    """sha256 of a picture's encoded bytes, or of the mode, size and pixels of a PIL image."""
     if isinstance(image, Image.Image):
         digest = hashlib.sha256(f"{image.mode}{image.size}".encode())
         digest.update(image.tobytes())
@@ -111,7 +115,7 @@ def to_jpeg(picture: Image.Image, *, quality: int = 90) -> bytes:
 
 
 def thumbnail_url(image: ImageRef | None, size: int) -> str:
-    """A picture of at most `size` pixels a side as the address of an `img`; empty for none, and for a bad one."""
+    """A data URL of the picture, at most `size` pixels wide and high; empty for None and for an unreadable picture."""
     try:
         picture = load_rgb(image) if image is not None else None
     except BadImage:
@@ -130,7 +134,7 @@ def _open(image: ImageRef) -> Image.Image:
         raise BadImage("empty_image", "0 bytes")
     try:
         with warnings.catch_warnings():
-            # Our own limit decides; Pillow's warning would be printed for pictures that we refuse anyway.
+            # `max_pixels` decides; Pillow's warning would be printed for pictures that we refuse anyway.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
@@ -155,7 +159,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def _scale_to_8_bits(picture: Image.Image) -> Image.Image:
     grey = np.asarray(picture, dtype=np.float64)
-    # 16-bit files open as "I;16" or "I" (0..65535); "F" has no fixed range, so its own largest value is white.
+    # 16-bit files open as "I;16" or "I" (0..65535); "F" has no fixed range: its largest number becomes white.
     white = 65535.0 if picture.mode != "F" else max(float(np.nanmax(grey, initial=0.0)), 1e-12)
     scaled = np.clip(np.nan_to_num(grey) * (255.0 / white), 0, 255).astype(np.uint8)
     return Image.fromarray(scaled).convert("RGB")

@@ -1,7 +1,7 @@
 """The 93 languages of mmE5, their English names, and how often each is drawn.
 
-The paper says only that high-resource languages are drawn more often and that English leads by far; the
-weights here are ours: English 40, then 6, 3 and 1 by how much text of the language the web holds.
+The paper says only that high-resource languages are drawn more often, English by far the most often; the
+weights are ours: English 40, the others 6, 3 or 1 by the amount of their text on the web.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ _MIDDLE = frozenset(
 
 
 def language_weight(code: str) -> float:
-    """How often `code` is drawn, relative to the others.
+    """Relative frequency with which a language is drawn.
+
+    Raises:
+        ValueError: the language is not one of `LANGUAGES`.
 
     >>> language_weight("en") > language_weight("it") > language_weight("th") > language_weight("yi")
     True
@@ -85,7 +88,8 @@ def language_weight(code: str) -> float:
 
 
 def language_name(code: str) -> str:
-    """
+    """English name and code; an unknown code is returned unchanged.
+
     >>> language_name("it"), language_name("xx")
     ('Italian (it)', 'xx')
     """

@@ -3,13 +3,14 @@
 Shapes: B queries, N columns (documents of the whole batch), K hard negatives, C candidates, R rows computed
 together, D width.
 
-A loss over a whole batch is a sum over its rows. `rows` asks for the share of some of them, so that processes and
-tiles of memory can divide the work: the shares add up to the whole, and so do their gradients.
+A loss over a whole batch is a sum over its rows. With `rows`, a loss computes only the share of some rows, so that the
+work can be divided among processes: the shares add up to the loss of the batch, and their gradients to its gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ Negatives = Literal["own", "all"]
 Margin = tuple[Literal["absolute", "relative"], float]
 
 MAX_LOGITS = 1 << 24
-"""Logits computed at once; above it the rows go in tiles, whose logits are computed again for the gradient."""
+"""Most logits in memory at once. A larger loss is computed in tiles of rows, and again in the backward pass."""
 
 
 def info_nce(
@@ -43,10 +44,10 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE from query to document, the mean over queries.
 
-    Without `rows`, and where a process group exists, the arguments are this process's rows: the documents of all
-    processes are columns, and every process must hold equally many. The result is then this process's share:
-    averaged over processes, as data-parallel training averages gradients, it is the loss and the gradient of one
-    process holding the whole batch. With `rows` the arguments are the whole batch, on whatever process.
+    Without `rows`, the arguments are this process's rows. The documents of all processes are columns, and every
+    process must pass the same number of rows. The result is then this process's share: its mean over processes, as
+    data-parallel training averages gradients, is the loss and the gradient of one process that holds the whole batch.
+    With `rows`, the arguments are the whole batch on every process.
 
     Args:
         query_BD, positive_BD: unit vectors; row i of one belongs to row i of the other.
@@ -54,15 +55,15 @@ def info_nce(
         temperature: divides the similarities; one for all, or one for each query [B].
         negatives: "own": the columns are all positives and the query's own hard negatives (mmE5);
             "all": all positives and every hard negative of the batch (E5-V).
-        symmetric: the mean of this and of InfoNCE from positive to query, whose columns are the queries (CLIP).
-        hardness: the logit of a negative grows by hardness x its similarity, taken as a constant, so that near
-            negatives weigh more (LLaVE, arXiv 2503.04812, with alpha = 9; as in sentence-transformers).
+        symmetric: average with InfoNCE from positive to query, whose columns are the queries (CLIP).
+        hardness: add hardness x similarity to the logit of each negative, as a constant without gradient, so that
+            near negatives weigh more (LLaVE, arXiv 2503.04812, with alpha = 9; as in sentence-transformers).
         positive_ids, negative_ids: int64 [B] and [B, K], equal for equal documents. A column with the id of the
-            query's own positive is no negative and is left out.
-        margin: a column is left out as a likely false negative if its similarity is above that of the positive,
-            minus the margin: ("absolute", 0.1) or ("relative", 0.05), a share of the positive's similarity
-            (NV-Retriever, arXiv 2407.15831). Which are left out is not differentiated.
-        rows: the share of these rows: their sum over B, not over their number.
+            query's own positive is not a negative and is masked.
+        margin: mask a column as a likely false negative if its similarity exceeds that of the positive minus the
+            margin: ("absolute", 0.1), or ("relative", 0.05) as a fraction of the positive's similarity
+            (NV-Retriever, arXiv 2407.15831). The mask has no gradient.
+        rows: return only the share of these rows: the sum of their losses / B.
         tile_rows: rows computed together; None: as many as `MAX_LOGITS` allows.
 
     Raises:
@@ -71,46 +72,13 @@ def info_nce(
     if negatives not in ("own", "all"):
         raise ValueError(f"negatives must be 'own' or 'all', got {negatives!r}")
     _check_temperature(temperature)
-    _check_shapes(query_BD, positive_BD, negative_BKD)
-    _check_ids(len(query_BD), negative_BKD, positive_ids, negative_ids)
-    if negative_BKD is not None and not negative_BKD.shape[1]:
-        negative_BKD = negative_ids = None
-    temperature_B = _per_row(temperature, query_BD)
+    batch = _Batch(query_BD, positive_BD, _per_row(temperature, query_BD), negative_BKD, positive_ids, negative_ids)
     num_rows = len(query_BD)
     if rows is None:
-        rows, scale = slice(rank() * num_rows, (rank() + 1) * num_rows), 1 / num_rows
-        if world_size() > 1:
-            query_BD, positive_BD = gather_with_gradient(query_BD), gather_with_gradient(positive_BD)
-            temperature_B = gather_with_gradient(temperature_B)
-            negative_BKD = None if negative_BKD is None else gather_with_gradient(negative_BKD)
-            positive_ids = None if positive_ids is None else gather_with_gradient(positive_ids)
-            negative_ids = None if negative_ids is None else gather_with_gradient(negative_ids)
-    else:
-        rows, scale = slice(*rows.indices(num_rows)), 1 / num_rows
-    own_BK = _own_ids(positive_ids, negative_ids)
-
-    def share(start: int, stop: int) -> Tensor:
-        part = slice(start, stop)
-        documents, ids = [positive_BD], [positive_ids]
-        if negative_BKD is not None and negatives == "all":
-            documents.append(negative_BKD.flatten(0, 1))
-            ids.append(None if negative_ids is None else negative_ids.flatten())
-        options = {"temperature_R": temperature_B[part], "hardness": hardness, "margin": margin, "first": start}
-        loss = _row_losses(
-            query_BD[part],
-            torch.cat(documents),
-            is_own_RN=_is_own(positive_ids, ids, documents, part),
-            own_RKD=negative_BKD[part] if negative_BKD is not None and negatives == "own" else None,
-            own_is_own_RK=None if own_BK is None or negatives == "all" else own_BK[part],
-            **options,  # type: ignore[arg-type]
-        ).sum()
-        if symmetric:
-            is_own_RN = _is_own(positive_ids, [positive_ids], [query_BD], part)
-            loss = 0.5 * (loss + _row_losses(positive_BD[part], query_BD, is_own_RN=is_own_RN, **options).sum())  # type: ignore[arg-type]
-        return loss
-
-    num_columns = len(positive_BD) + (negative_BKD.shape[0] * negative_BKD.shape[1] if negative_BKD is not None else 0)
-    return _tiled(share, rows, tile_rows or max(1, MAX_LOGITS // num_columns)) * scale
+        batch, rows = batch.gathered(), slice(rank() * num_rows, (rank() + 1) * num_rows)
+    share = _InfoNCE(batch, negatives, symmetric, hardness, margin).share
+    tile_rows = tile_rows or max(1, MAX_LOGITS // batch.num_documents)
+    return _tiled(share, slice(*rows.indices(len(batch.query))), tile_rows) * (1 / num_rows)
 
 
 def soft_label_kl(
@@ -124,14 +92,14 @@ def soft_label_kl(
 ) -> Tensor:
     """Symmetric KL divergence between similarities and a judge's scores, the mean over queries (UniME-V2, eq. 4).
 
-    0.5 (KL(P || Q) + KL(Q || P)) with P = softmax(similarity / t) and Q = softmax(score / t), where the logarithms
-    are log(p + eps): the floor is part of the published loss and sets how much a confident miss costs.
+    0.5 (KL(P || Q) + KL(Q || P)) with P = softmax(similarity / t) and Q = softmax(score / t). The logarithms
+    are log(p + eps): eps is part of the published loss and limits the cost of a confident error.
 
     Args:
         candidate_BCD: unit vectors of each query's own candidates; candidate 0 is the positive.
         score_BC: the judge's scores in [0, 1].
         temperature: divides similarities and scores; one for all, or one for each query [B].
-        rows: the share of these rows: their sum over B. Candidates are a query's own, so that no row needs others.
+        rows: return only the share of these rows: the sum of their losses / B. No row depends on another.
 
     Raises:
         ValueError: temperature not above 0, or shapes that do not fit.
@@ -155,16 +123,16 @@ def soft_label_kl(
 def matryoshka(
     loss: Callable[..., Tensor], *vectors: Tensor | None, dims: Sequence[int], weights: Sequence[float] | None = None
 ) -> Tensor:
-    """Any loss over the first d of the D columns as well, for each d in `dims` (arXiv 2205.13147): the weighted mean.
+    """Weighted mean of a loss over the first d columns of the vectors, for each d in `dims` (arXiv 2205.13147).
 
     Args:
-        loss: takes the vectors, cut and of unit length again, in the order given.
-        vectors: unit vectors, D last; None is passed on.
-        dims: widths that shall be usable alone; usually D among them.
-        weights: of each width; None: all alike.
+        loss: called with the vectors in the order given, cut to d columns and rescaled to unit length.
+        vectors: unit vectors whose last dimension is D; None is passed on.
+        dims: widths that the vectors shall be usable at; usually D among them.
+        weights: one for each width; None: all equal.
 
     Raises:
-        ValueError: no widths, one above D, or another number of weights.
+        ValueError: `dims` is empty, a width is above D, or the number of weights differs.
     """
     width = next(tensor.shape[-1] for tensor in vectors if tensor is not None)
     weights = list(weights) if weights is not None else [1.0] * len(dims)
@@ -177,6 +145,97 @@ def matryoshka(
     return torch.as_tensor(total) / sum(weights)
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Vectors and document ids of the rows of a batch, in the shapes of `info_nce`; `temperature` is [B].
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+
+    query: Tensor
+    positive: Tensor
+    temperature: Tensor
+    negative: Tensor | None
+    positive_ids: Tensor | None
+    negative_ids: Tensor | None
+
+    def __post_init__(self) -> None:
+        _check_shapes(self.query, self.positive, self.negative)
+        _check_ids(len(self.query), self.negative, self.positive_ids, self.negative_ids)
+
+    @property
+    def num_documents(self) -> int:
+        """Positives and hard negatives of all rows."""
+        return len(self.positive) + (0 if self.negative is None else self.negative.shape[:2].numel())
+
+    def gathered(self) -> _Batch:
+        """The rows of all processes, in the order of their ranks."""
+        if world_size() == 1:
+            return self
+        return _Batch(
+            gather_with_gradient(self.query),
+            gather_with_gradient(self.positive),
+            gather_with_gradient(self.temperature),
+            *(
+                None if tensor is None or not tensor.numel() else gather_with_gradient(tensor)
+                for tensor in (self.negative, self.positive_ids, self.negative_ids)
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _InfoNCE:
+    """The loss of `info_nce` over a whole batch."""
+
+    batch: _Batch
+    negatives: Negatives
+    symmetric: bool
+    hardness: float
+    margin: Margin | None
+
+    def share(self, start: int, stop: int) -> Tensor:
+        """The sum of the losses of the rows start, ..., stop - 1."""
+        part = slice(start, stop)
+        loss = self._to_documents(part)
+        return 0.5 * (loss + self._to_queries(part)) if self.symmetric else loss
+
+    def _to_documents(self, part: slice) -> Tensor:
+        batch = self.batch
+        documents, ids = [batch.positive], [batch.positive_ids]
+        own_RKD = is_copy_RK = None
+        if batch.negative is not None and self.negatives == "all":
+            documents.append(batch.negative.flatten(0, 1))
+            ids.append(None if batch.negative_ids is None else batch.negative_ids.flatten())
+        elif batch.negative is not None:
+            own_RKD = batch.negative[part]
+            if batch.positive_ids is not None and batch.negative_ids is not None:
+                is_copy_RK = batch.negative_ids[part] == batch.positive_ids[part, None]
+        return _row_losses(
+            batch.query[part],
+            torch.cat(documents),
+            temperature_R=batch.temperature[part],
+            hardness=self.hardness,
+            margin=self.margin,
+            first=part.start,
+            is_copy_RN=_is_copy_of_positive(batch.positive_ids, ids, documents, part),
+            own_RKD=own_RKD,
+            is_copy_RK=is_copy_RK,
+        ).sum()
+
+    def _to_queries(self, part: slice) -> Tensor:
+        batch = self.batch
+        return _row_losses(
+            batch.positive[part],
+            batch.query,
+            temperature_R=batch.temperature[part],
+            hardness=self.hardness,
+            margin=self.margin,
+            first=part.start,
+            is_copy_RN=_is_copy_of_positive(batch.positive_ids, [batch.positive_ids], [batch.query], part),
+        ).sum()
+
+
 def _row_losses(
     query_RD: Tensor,
     document_ND: Tensor,
@@ -185,36 +244,42 @@ def _row_losses(
     hardness: float,
     margin: Margin | None,
     first: int,
-    is_own_RN: Tensor | None = None,
+    is_copy_RN: Tensor | None = None,
     own_RKD: Tensor | None = None,
-    own_is_own_RK: Tensor | None = None,
+    is_copy_RK: Tensor | None = None,
 ) -> Tensor:
-    """[R]: cross-entropy of each row against its positive, which is column `first` + its place."""
+    """[R]: cross-entropy of each row against its positive; the positive of row r is column `first` + r.
+
+    Args:
+        is_copy_RN: which columns of `document_ND` are copies of the positive; they are masked.
+        own_RKD: hard negatives that are columns of their own row only.
+        is_copy_RK: which of them are copies of the positive.
+    """
     target_R = torch.arange(len(query_RD), device=query_RD.device) + first
     similarity = query_RD @ document_ND.T
-    dropped = torch.zeros_like(similarity, dtype=torch.bool) if is_own_RN is None else is_own_RN.clone()
+    masked = torch.zeros_like(similarity, dtype=torch.bool) if is_copy_RN is None else is_copy_RN.clone()
     if own_RKD is not None:
         own_RK = torch.einsum("rd,rkd->rk", query_RD, own_RKD)
         similarity = torch.cat([similarity, own_RK], dim=1)
-        more = torch.zeros_like(own_RK, dtype=torch.bool) if own_is_own_RK is None else own_is_own_RK
-        dropped = torch.cat([dropped, more], dim=1)
+        masked_RK = torch.zeros_like(own_RK, dtype=torch.bool) if is_copy_RK is None else is_copy_RK
+        masked = torch.cat([masked, masked_RK], dim=1)
     similarity = _at_least_float32(similarity)
     constant = similarity.detach()
     positive_R1 = constant.gather(1, target_R[:, None])
     if margin is not None:
-        dropped |= constant > positive_R1 - _margin(margin, positive_R1)
+        masked |= constant > positive_R1 - _margin(margin, positive_R1)
     logits = similarity
     if hardness:
-        # What grows is the logit after the temperature: a weight exp(hardness x similarity) on the exponential.
+        # Times the temperature, which divides below: the logit itself grows by hardness x similarity.
         logits = similarity + hardness * temperature_R[:, None] * constant
-    dropped.scatter_(1, target_R[:, None], False)
+    masked.scatter_(1, target_R[:, None], False)
     logits = logits.scatter(1, target_R[:, None], similarity.gather(1, target_R[:, None]))
-    logits = (logits / temperature_R[:, None]).masked_fill(dropped, -torch.inf)
+    logits = (logits / temperature_R[:, None]).masked_fill(masked, -torch.inf)
     return F.cross_entropy(logits, target_R, reduction="none")
 
 
 def _tiled(share: Callable[[int, int], Tensor], rows: slice, tile_rows: int) -> Tensor:
-    """The sum of `share` over tiles of the rows; only one tile's logits are in memory at a time."""
+    """The sum of `share` over tiles of the rows; the logits of only one tile are in memory at a time."""
     if rows.stop - rows.start <= tile_rows:
         return share(rows.start, rows.stop)
     tiles = [(start, min(start + tile_rows, rows.stop)) for start in range(rows.start, rows.stop, tile_rows)]
@@ -222,41 +287,37 @@ def _tiled(share: Callable[[int, int], Tensor], rows: slice, tile_rows: int) -> 
     return torch.stack(parts).sum()
 
 
-def _is_own(
+def _is_copy_of_positive(
     positive_ids: Tensor | None, column_ids: Sequence[Tensor | None], columns: Sequence[Tensor], part: slice
 ) -> Tensor | None:
-    """[R, N]: which columns are a row's own positive once more; columns without ids are not."""
+    """[R, N]: whether a column is the same document as the row's positive; False for columns without ids."""
     if positive_ids is None:
         return None
-    same = [
+    is_copy = [
         positive_ids[part, None] == ids[None]
         if ids is not None
         else torch.zeros(len(positive_ids[part]), len(documents), dtype=torch.bool, device=documents.device)
         for ids, documents in zip(column_ids, columns, strict=True)
     ]
-    return torch.cat(same, dim=1)
-
-
-def _own_ids(positive_ids: Tensor | None, negative_ids: Tensor | None) -> Tensor | None:
-    return None if positive_ids is None or negative_ids is None else negative_ids == positive_ids[:, None]
+    return torch.cat(is_copy, dim=1)
 
 
 def _margin(margin: Margin, positive_R1: Tensor) -> Tensor | float:
-    kind, value = margin
+    kind, width = margin
     if kind not in ("absolute", "relative"):
         raise ValueError(f"margin is ('absolute', x) or ('relative', x), got {margin!r}")
-    return value if kind == "absolute" else value * positive_R1.abs()
+    return width if kind == "absolute" else width * positive_R1.abs()
 
 
 def _per_row(temperature: float | Tensor, query_BD: Tensor) -> Tensor:
     dtype = query_BD.dtype if query_BD.dtype == torch.float64 else torch.float32
-    value = torch.as_tensor(temperature, dtype=dtype, device=query_BD.device)
-    return value.expand(len(query_BD)) if value.ndim == 0 else value
+    temperature_B = torch.as_tensor(temperature, dtype=dtype, device=query_BD.device)
+    return temperature_B.expand(len(query_BD)) if temperature_B.ndim == 0 else temperature_B
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    # Divided by a small temperature, bfloat16 steps would be whole units of the logit.
-    return values if values.dtype == torch.float64 else values.float()
+def _at_least_float32(similarity: Tensor) -> Tensor:
+    # A bfloat16 rounding error divided by a small temperature would change the logit by whole units.
+    return similarity if similarity.dtype == torch.float64 else similarity.float()
 
 
 def _check_temperature(temperature: float | Tensor) -> None:

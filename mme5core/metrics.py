@@ -31,9 +31,9 @@ def ranks(scores_QC: ArrayLike, positive_Q: ArrayLike) -> NDArray[np.int64]:
     if positive.size and (positive.min() < 0 or positive.max() >= scores.shape[1]):
         raise ValueError(f"positive must be in [0, {scores.shape[1]}), got {positive.min()} to {positive.max()}")
     own = scores[np.arange(len(positive)), positive]
-    # The positive itself is among those at least as high, which is the "1 +".
-    result: NDArray[np.int64] = (scores >= own[:, None]).sum(axis=1).astype(np.int64)
-    return result
+    # The positive also counts itself, which is the "1 +".
+    rank_Q: NDArray[np.int64] = (scores >= own[:, None]).sum(axis=1).astype(np.int64)
+    return rank_Q
 
 
 def recall_at_k(scores_QC: ArrayLike, positive_Q: ArrayLike, k: int) -> float:
@@ -56,7 +56,7 @@ def precision_at_1(scores_QC: ArrayLike, positive_Q: ArrayLike) -> float:
 
 
 def mrr(scores_QC: ArrayLike, positive_Q: ArrayLike) -> float:
-    """Mean of 1 / rank, without cut.
+    """Mean of 1 / rank, at any rank.
 
     >>> mrr([[0.9, 0.1], [0.9, 0.1]], [0, 1])
     0.75
@@ -71,8 +71,8 @@ def ndcg_at_k(scores_QC: ArrayLike, positive_Q: ArrayLike, k: int) -> float:
     True
     """
     _check_k(k)
-    found = ranks(scores_QC, positive_Q)
-    return _mean(np.where(found <= k, 1.0 / np.log2(1.0 + found), 0.0))
+    rank_Q = ranks(scores_QC, positive_Q)
+    return _mean(np.where(rank_Q <= k, 1.0 / np.log2(1.0 + rank_Q), 0.0))
 
 
 def _check_k(k: int) -> None:
@@ -80,7 +80,7 @@ def _check_k(k: int) -> None:
         raise ValueError(f"k must be >= 1, got {k}")
 
 
-def _mean(values: NDArray[np.floating] | NDArray[np.bool_]) -> float:
-    if not len(values):
+def _mean(score_Q: NDArray[np.floating] | NDArray[np.bool_]) -> float:
+    if not len(score_Q):
         raise ValueError("no queries")
-    return float(np.mean(values))
+    return float(np.mean(score_Q))

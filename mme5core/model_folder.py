@@ -1,4 +1,4 @@
-"""What a model folder holds, read without loading it: settings, base, files, width, identity."""
+"""A model folder's settings, base, files, width and identity, read without loading the model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 SAMPLE_BYTES = 4_000_000
 
 DUAL_ENCODERS = ("clip", "siglip", "siglip2", "vision-text-dual-encoder", "jina_clip")
-"""Families with a tower for texts and one for pictures, by `model_type`."""
+"""`model_type` of the families with one tower for texts and one for pictures."""
 
-# Where the base lies is not what the model is: both folders may move together.
+# Paths are no part of a model's identity: its folder and its base may move.
 _HOLDS_A_PATH = {ENCODER_FILE: ("base", "base_relative"), ADAPTER_FILE: ("base_model_name_or_path",)}
 _DECIDES = frozenset((".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"))
 
@@ -28,7 +28,7 @@ Path_ = str | os.PathLike[str]
 
 
 def read_settings(path: Path_) -> dict[str, Any]:
-    """What `Encoder.save` stored beside a model; empty for other folders.
+    """The settings that `Encoder.save` stored beside a model; empty for other folders.
 
     Raises:
         ValueError: the file is not JSON.
@@ -38,7 +38,7 @@ def read_settings(path: Path_) -> dict[str, Any]:
 
 
 def encoder_settings(path: Path_) -> dict[str, Any]:
-    """`read_settings`, with the prompt style and the pooling that a model without stored ones has."""
+    """`read_settings`, with the default prompt style and pooling if the model stores none."""
     file = _config_file(find_base(path))
     is_dual = file is not None and _read_json(file).get("model_type") in DUAL_ENCODERS
     style, pooling = ("plain", "projection") if is_dual else ("mme5", "last")
@@ -53,7 +53,7 @@ def find_base(path: Path_) -> str:
     """The checkpoint folder or hub id whose weights a model at `path` starts from; often `path` itself.
 
     Raises:
-        ValueError: the base is gone, or is not the one that the adapter was trained on.
+        ValueError: the base is missing, or is not the one that the adapter was trained on.
     """
     folder = Path(path)
     settings = read_settings(folder)
@@ -79,7 +79,7 @@ def find_base(path: Path_) -> str:
 
 
 def base_reference(base: str, folder: Path) -> dict[str, Any]:
-    """The base by path (absolute, and relative so that both can move together) or hub id, with its identity."""
+    """The base by hub id, or by its identity with an absolute and a relative path, so that both folders can move."""
     if not Path(base).is_dir():
         return {"base": base}
     return {
@@ -90,10 +90,10 @@ def base_reference(base: str, folder: Path) -> dict[str, Any]:
 
 
 def check_model_files(path: Path_) -> None:
-    """Refuse what cannot be a model, before anything is started for it.
+    """Refuse a path that cannot be a model, before a job starts anything for it.
 
     Raises:
-        ValueError: no folder and no hub id, or a folder without configuration, weights, tokenizer or processor.
+        ValueError: it is neither a folder nor a hub id, or lacks configuration, weights, tokenizer or processor.
     """
     if has_adapter(path) and not any(Path(path).glob("adapter_model.*")):
         raise ValueError(f"no model at {str(path)!r}: the adapter has no weights")
@@ -119,7 +119,7 @@ def check_adapter(path: Path_) -> None:
     """Refuse a folder that holds no adapter.
 
     Raises:
-        ValueError: it lacks the configuration or the weights.
+        ValueError: the configuration or the weights are missing.
     """
     if not has_adapter(path):
         raise ValueError(f"no adapter in {str(path)!r}: it has no {ADAPTER_FILE}")
@@ -128,7 +128,7 @@ def check_adapter(path: Path_) -> None:
 
 
 def model_width(path: Path_) -> int | None:
-    """Width of a model's vectors: as `save` wrote it, else by the base's configuration; None where neither is here."""
+    """Width of a model's vectors: as stored by `save`, else from the base's configuration; None if there is neither."""
     stored = read_settings(path).get("dimension")
     if stored:
         return int(stored)
@@ -137,7 +137,7 @@ def model_width(path: Path_) -> int | None:
         return None
     width = config_width(_read_json(file))
     if width is None:
-        # What equals its family's default is often not written.
+        # A width that equals its family's default is often not stored.
         from transformers import AutoConfig
 
         try:
@@ -148,7 +148,7 @@ def model_width(path: Path_) -> int | None:
 
 
 def _config_file(base: str) -> Path | None:
-    """The configuration of a checkpoint folder or hub id; None where it cannot be had."""
+    """The configuration file of a checkpoint folder or hub id; None if it is missing or cannot be downloaded."""
     file = Path(base) / "config.json"
     if file.is_file():
         return file
@@ -165,7 +165,7 @@ def _config_file(base: str) -> Path | None:
 def config_width(config: Mapping[str, Any]) -> int | None:
     """Width of the vectors of a model with this configuration: the language model's, or a dual encoder's projection.
 
-    None where the configuration leaves it to a default.
+    None if the configuration does not state it.
     """
     text = config.get("text_config") or config
     if config.get("model_type") in DUAL_ENCODERS:
@@ -176,9 +176,9 @@ def config_width(config: Mapping[str, Any]) -> int | None:
 
 
 def model_identity(path: Path_) -> str:
-    """16 hex digits over names, sizes and content of a folder's files; a hub id stands for itself.
+    """16 hex digits, hashed from names, sizes and content of a folder's files; a hub id is its own identity.
 
-    Of a file above 8 MB only both ends are read: weights of many gigabytes must not be read twice to be named.
+    Of a file above 8 MB only both ends are hashed, to avoid reading many gigabytes of weights.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -194,23 +194,23 @@ def model_identity(path: Path_) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(file.read_text())
+        content: dict[str, Any] = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
-    return value
+    return content
 
 
 def _without_paths(file: Path) -> bytes:
     try:
-        values = json.loads(file.read_text())
+        settings = json.loads(file.read_text())
     except ValueError:
         return file.read_bytes()
-    kept = {key: value for key, value in values.items() if key not in _HOLDS_A_PATH[file.name]}
+    kept = {key: setting for key, setting in settings.items() if key not in _HOLDS_A_PATH[file.name]}
     return json.dumps(kept, sort_keys=True).encode()
 
 
 def file_ends(file: Path, num_bytes: int) -> bytes:
-    """A small file whole; of one above 2 x `num_bytes` its size and that much of either end."""
+    """The content of a file; of one above 2 x `num_bytes`, its size and that many bytes of each end."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         if size <= 2 * num_bytes:

@@ -16,17 +16,17 @@ from mme5core.types import Content, Modality
 if TYPE_CHECKING:
     from mme5core.encoder.prepare import OnBad
 
-PICTURES_PER_BATCH = 4
-"""Batches' worth of pictures decoded at once."""
+BATCHES_DECODED_TOGETHER = 4
+"""Number of batches whose pictures are decoded together."""
 
 _NAMES: dict[str, Any] = {"T": "text", "I": "image", "IT": ("image", "text")}
 _SHOWN = {"T": "texts", "I": "pictures", "IT": "pictures with texts"}
 
 
 class SentenceTransformerEncoder:
-    """A sentence-transformers model, with its own pooling, limit of tokens and order of batches.
+    """A sentence-transformers model, with the pooling, token limit and batch order of that library.
 
-    An instruction is put before the text, as its `prompt` argument does it. Vectors have unit length.
+    An instruction is passed as its `prompt` argument, which puts it before the text. Vectors have unit length.
 
     Raises:
         ValueError: the package is missing, or it cannot load the model.
@@ -65,16 +65,19 @@ class SentenceTransformerEncoder:
         contents: Sequence[Content],
         instructions: Sequence[str | None],
         *,
-        batch_size: int = 32,
+        max_batch_rows: int = 32,
         on_bad: OnBad | None = None,
         **options: Any,
     ) -> Iterator[tuple[list[int], np.ndarray]]:
         """(places in `contents`, their vectors [B, D]), as `Encoder.stream`.
 
         Args:
-            batch_size: rows of one forward pass.
-            on_bad: told of pictures that cannot be read; None: they raise.
-            options: of `Encoder.stream` that this library leaves no choice in.
+            max_batch_rows: most rows in one forward pass.
+            on_bad: called for each content that cannot be embedded; None: it raises.
+            options: other options of `Encoder.stream`; ignored, because this library decides them itself.
+
+        Raises:
+            ValueError: a content that cannot be embedded, without `on_bad`.
         """
         groups: dict[tuple[str, str | None], list[int]] = {}
         for place, (content, instruction) in enumerate(zip(contents, instructions, strict=True)):
@@ -86,15 +89,15 @@ class SentenceTransformerEncoder:
                 continue
             groups.setdefault((content.modality, instruction), []).append(place)
         for (modality, instruction), places in groups.items():
-            # Pictures are large; texts are sorted by the library, the more of them the better.
-            step = len(places) if modality == "T" else PICTURES_PER_BATCH * batch_size
+            # The library sorts texts by length, best all at once. Pictures are decoded in parts: they are large.
+            step = len(places) if modality == "T" else BATCHES_DECODED_TOGETHER * max_batch_rows
             for start in range(0, len(places), step):
                 inputs = self._inputs(contents, places[start : start + step], on_bad)
                 if inputs:
                     vectors = self._model.encode(
                         list(inputs.values()),
                         prompt=instruction,
-                        batch_size=batch_size,
+                        batch_size=max_batch_rows,
                         normalize_embeddings=True,
                         show_progress_bar=False,
                     )
@@ -113,11 +116,12 @@ class SentenceTransformerEncoder:
         return not hasattr(self._model, "supports") or bool(self._model.supports(_NAMES[modality]))
 
     def _inputs(self, contents: Sequence[Content], places: Sequence[int], on_bad: OnBad | None) -> dict[int, Any]:
-        found: dict[int, Any] = {}
+        """The library's form of each content, by place; contents whose picture cannot be read are left out."""
+        inputs: dict[int, Any] = {}
         for place in places:
             content = contents[place]
             if content.image is None:
-                found[place] = content.text
+                inputs[place] = content.text
                 continue
             try:
                 picture = load_rgb(content.image)
@@ -126,12 +130,12 @@ class SentenceTransformerEncoder:
                     raise ValueError(f"content {place}: {error}") from None
                 on_bad(place, error)
                 continue
-            found[place] = {"image": picture, "text": content.text} if content.text else picture
-        return found
+            inputs[place] = {"image": picture, "text": content.text} if content.text else picture
+        return inputs
 
 
 def sentence_transformer_width(path: str, *, remote_code: bool = False) -> int:
-    """Width of a model's vectors: by its last layer's file where that tells, else by loading the model.
+    """Width of a model's vectors, from its configuration files where they state it, else by loading the model.
 
     Raises:
         ValueError: no such model, or it cannot be loaded.
@@ -154,13 +158,13 @@ def sentence_transformer_width(path: str, *, remote_code: bool = False) -> int:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return found
+    settings: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return settings
 
 
 def _pooled_width(settings: dict[str, Any]) -> int | None:
-    """Of a pooling of one kind; several kinds are put side by side."""
-    kinds = [name for name, value in settings.items() if name.startswith("pooling_mode") and value]
+    """Width of a pooling layer of a single mode; None otherwise, since several modes are concatenated."""
+    kinds = [name for name, is_on in settings.items() if name.startswith("pooling_mode") and is_on]
     if len(kinds) != 1 or not isinstance(settings[kinds[0]], str | bool):
         return None
     return settings.get("embedding_dimension") or settings.get("word_embedding_dimension")

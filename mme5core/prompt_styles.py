@@ -1,4 +1,4 @@
-"""The one function that builds what a model sees, for training and for inference."""
+"""The function that builds a model's prompt, the same one for training and for inference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PICTURE_TOKENS = (
     "<fake_token_around_image>",
     "[IMG]",
 )
-"""What stands for a picture in one family or another. A text that holds one would be taken for a row with a picture."""
+"""Texts that mark a picture in some family. A model would read a text that contains one as a row with a picture."""
 
 
 def _mme5(content: Content, instruction: str | None, pictures: str) -> str:
@@ -30,11 +30,11 @@ def _mme5(content: Content, instruction: str | None, pictures: str) -> str:
 
 
 def _plain(content: Content, instruction: str | None, pictures: str) -> str:
-    # What a model sees that was never trained on instructions, as CLIP: they would only blur its texts.
+    # For models such as CLIP that were not trained on instructions, which would only distort the text's embedding.
     return pictures + (content.text or "")
 
 
-# Each takes the content, its instruction and what stands for all its pictures.
+# Each takes the content, its instruction and the marks of all its pictures.
 PROMPT_STYLES = {"mme5": _mme5, "plain": _plain}
 
 
@@ -42,9 +42,9 @@ def render(content: Content, instruction: str | None, *, style: str, image_prefi
     r"""The prompt of one content, before the tokenizer and processor add their own tokens.
 
     Args:
-        instruction: what the embedding is for; None or empty for none.
+        instruction: the purpose of the embedding; None or empty for none.
         style: a name in `PROMPT_STYLES`.
-        image_prefix: what stands for a picture in the backbone's family; of several, once for each, before the text.
+        image_prefix: the mark of a picture in the backbone's family; it precedes the text, once for each picture.
 
     >>> render(Content(text="a cat"), "Find the picture:", style="mme5", image_prefix="<image>")
     'Find the picture: a cat\n'
@@ -58,7 +58,7 @@ def render(content: Content, instruction: str | None, *, style: str, image_prefi
     'a cat'
 
     Raises:
-        ValueError: for an unknown style.
+        ValueError: the style is unknown.
     """
     return PROMPT_STYLES[check_style(style)](content, instruction, image_prefix * len(content.images))
 

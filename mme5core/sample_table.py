@@ -1,4 +1,4 @@
-"""Training samples as one mapped Arrow file, from which any row can be taken."""
+"""Training samples in one memory-mapped Arrow file, read by position."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ROWS_PER_BATCH = 64
 
 
 class SampleTable:
-    """Samples by position, mapped from disk: memory holds four small columns."""
+    """Samples by position, mapped from disk; only four small columns are in memory."""
 
     def __init__(self, file: Path) -> None:
         self._table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
@@ -62,18 +62,18 @@ def map_samples(
     limit: int | None,
     needs_scores: bool = False,
 ) -> Iterator[int | list[Rejected]]:
-    """Write the usable samples to `file`; yields rows read so far, and the refused ones last.
+    """Write the usable samples to `file`; yields the number of rows read so far, and at last the refused ones.
 
-    A sample is refused for fewer negatives than `num_negatives`, a content that is empty, a picture that does not
-    decode, a text that holds a token for a picture, a repeated id, a positive among its own negatives, or, with
-    `needs_scores`, no judge's score for each.
+    A sample is refused for fewer negatives than `num_negatives`, an empty content, a picture that cannot be decoded, a
+    text that contains a picture token, a repeated id, a positive among its own negatives, or, with `needs_scores`, a
+    missing score of the positive or a negative.
 
     Args:
         shards: files by source, in any format of `sample_readers`.
-        limit: of rows read, over all files.
+        limit: most rows to read, over all files.
 
     Raises:
-        InputError: a file without the columns of a sample.
+        InputError: a file lacks the columns of a sample.
     """
     refused: list[Rejected] = []
     num_read = 0
@@ -105,7 +105,7 @@ def _batched(rows: Iterable[Sample | Rejected]) -> Iterator[list[Sample | Reject
 
 
 def _check(row: Sample | Rejected, num_negatives: int, seen: set[str], needs_scores: bool) -> Sample | Rejected:
-    """The sample, or why training cannot use it."""
+    """The sample, or the reason why training cannot use it."""
     if row.id in seen:
         return Rejected(row.id, "duplicate_id")
     seen.add(row.id)
@@ -128,7 +128,7 @@ def _check(row: Sample | Rejected, num_negatives: int, seen: set[str], needs_sco
     if document_key(row.positive) in {document_key(negative) for negative in row.negatives[:num_negatives]}:
         return Rejected(row.id, "positive_among_negatives")
     if needs_scores and not _are_scores(row.scores, 1 + num_negatives):
-        return Rejected(row.id, "no_scores", f"wants {1 + num_negatives} numbers in [0, 1]")
+        return Rejected(row.id, "no_scores", f"needs {1 + num_negatives} scores in [0, 1]")
     return row
 
 
@@ -152,6 +152,7 @@ def _mapped(sample: Sample, num_negatives: int) -> dict[str, Any]:
     }
 
 
-def count_by(values: Sequence[str]) -> dict[str, int]:
-    names, counts = np.unique(np.asarray(values, dtype=object).astype(str), return_counts=True)
+def count_by(labels: Sequence[str]) -> dict[str, int]:
+    """How often each label occurs, sorted by label."""
+    names, counts = np.unique(np.asarray(labels, dtype=object).astype(str), return_counts=True)
     return {str(name): int(count) for name, count in zip(names, counts, strict=True)}

@@ -1,17 +1,17 @@
-"""Every Parquet schema that jobs write or read, one constant each."""
+"""Parquet schemas that jobs write or read."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-# Encoded bytes, and where they came from. Hugging Face `datasets` reads this struct as its Image feature.
+# Encoded bytes, and the path of their source. Hugging Face `datasets` reads this struct as its Image feature.
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CONTENT = pa.struct([("text", pa.string()), ("image", IMAGE)])
-# The same for contents that may hold several pictures: `images` then, and `image` is null. A file whose contents have
-# one picture each needs no such field.
+# For contents that may have several pictures: those have `images`, and a null `image`. A file of contents with at most
+# one picture does not need the field.
 CONTENT_OF_SEVERAL = pa.struct([*CONTENT, ("images", pa.list_(IMAGE))])
 
-# What img2dataset writes beside each tar; columns of the source (similarity, NSFW, ...) come before these.
+# The Parquet file that img2dataset writes beside each tar; columns of its source (similarity, NSFW, ...) come first.
 IMG2DATASET = pa.schema(
     [
         ("NSFW", pa.string()),
@@ -44,13 +44,13 @@ NEIGHBOURS = pa.schema(
     ]
 )
 
-# (image, language) pairs that a plan must never draw: what a benchmark keeps apart as unseen.
+# (image, language) pairs that a plan must never draw, because a benchmark tests them as unseen.
 HOLDOUT = pa.schema([("image_id", pa.string()), ("language", pa.string())])
 
 QUARANTINE = pa.schema([("id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
-# A training sample with what made it. `raw` holds the teacher's whole answer: description, draft, evaluation,
-# improvements; training reads the columns before it, which are the revision.
+# A training sample and its origin. `raw` is the teacher's whole answer: description, draft, evaluation, improvements,
+# revision. Training reads the columns before it, which are taken from the revision.
 SAMPLES = pa.schema(
     [
         ("id", pa.string()),

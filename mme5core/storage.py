@@ -1,4 +1,4 @@
-"""Files on disk or in an object store, read alike: what the readers need of a path, for an address too."""
+"""Files on disk or in an object store, read through the same interface, the part of `Path` that readers use."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mme5core.errors import first_line
 _WEB = ("http", "https")
 _PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _TIMEOUT_S, _WAITS_S = 20.0, (0.5, 2.0)
-_HEADERS = {"User-Agent": "mme5"}  # Python's own is turned away by some
+_HEADERS = {"User-Agent": "mme5"}  # some servers refuse Python's default
 _CREDENTIALS = re.compile(r"//[^/@\s\"']+@")
 _QUERY = re.compile(r"(\w://[^\s\"'?]*)\?[^\s\"']*")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A file or folder in an object store, such as s3://bucket/corpus/00000.tar, with the part of `Path` that readers
-    use.
+    """A file or folder in an object store, such as s3://bucket/corpus/00000.tar, with the methods of `Path` that
+    readers use.
 
     Args:
-        path: scheme and all.
-        options: of the store, as pyarrow reads them behind a "?": "region=eu-west-1". They go with what lies below.
+        path: with the scheme.
+        options: of the store, in pyarrow's form behind a "?": "region=eu-west-1". Paths below have the same.
 
     >>> shard = locate("s3://bucket/corpus?region=eu-west-1") / "00000.tar"
     >>> str(shard), shard.name, shard.suffix
@@ -44,7 +44,7 @@ class Address:
 
     path: str
     options: str = ""
-    _info: fs.FileInfo | None = field(default=None, compare=False, repr=False)  # as a listing has given it
+    _info: fs.FileInfo | None = field(default=None, compare=False, repr=False)  # from a listing of the folder
 
     def __str__(self) -> str:
         return f"{self.path}?{self.options}" if self.options else self.path
@@ -83,13 +83,13 @@ class Address:
         return bool(self.info().type == fs.FileType.File)
 
     def iterdir(self) -> list[Address]:
-        """What lies in the folder itself."""
+        """The files and folders directly in the folder."""
         store, path = _opened(self)
-        found = store.get_file_info(fs.FileSelector(path))
-        return [Address(f"{self.path.rstrip('/')}/{info.base_name}", self.options, info) for info in found]
+        infos = store.get_file_info(fs.FileSelector(path))
+        return [Address(f"{self.path.rstrip('/')}/{info.base_name}", self.options, info) for info in infos]
 
     def matches(self) -> list[Address]:
-        """What the last part of the address means as a pattern, in the order of the names."""
+        """The entries beside it, sorted, whose names match its own as a pattern; itself if its name is no pattern."""
         if not set("*[") & set(self.name):
             return [self]
         return [entry for entry in entries(self.parent) if fnmatch.fnmatchcase(entry.name, self.name)]  # type: ignore[misc]
@@ -98,18 +98,18 @@ class Address:
         """A binary stream that can seek.
 
         Raises:
-            OSError: no such file, or the store does not answer.
+            OSError: there is no such file, or the store does not answer.
         """
         assert mode == "rb", "addresses are only read"
         store, path = _opened(self)
         return io.BufferedReader(store.open_input_file(path), 1 << 20)  # type: ignore[type-var, return-value]
 
     def read_bytes(self) -> bytes:
-        """All of the file.
+        """The whole content of the file.
 
         Raises:
-            FileNotFoundError: there is none.
-            Unreachable: the store or server does not answer, or not now.
+            FileNotFoundError: there is no such file.
+            Unreachable: the store or server does not answer, or asks to retry later.
         """
         if self.path.startswith(("http://", "https://")):
             return _fetched(self.path)
@@ -134,11 +134,11 @@ AnyPath = Path | Address
 
 
 class Unreachable(OSError):
-    """What may well be there: nobody answered, or asked to come back later."""
+    """A file that may exist: the server did not answer, or asked to retry later."""
 
 
 def locate(text: str) -> AnyPath:
-    """A path of this machine, or an address where there is a scheme.
+    """A path on this machine, or an address if the text has a scheme.
 
     >>> locate("corpus/a.tar"), locate("gs://bucket/a.tar")
     (PosixPath('corpus/a.tar'), Address(path='gs://bucket/a.tar', options=''))
@@ -150,7 +150,7 @@ def locate(text: str) -> AnyPath:
     if "://" not in text:
         return Path(text)
     if text.startswith(tuple(f"{scheme}://" for scheme in _WEB)):
-        return Address(text)  # there the query is a part of the address
+        return Address(text)  # the query belongs to the URL
     path, _, options = text.partition("?")
     return Address(path, options)
 
@@ -159,15 +159,15 @@ def parquet_file(file: AnyPath) -> pq.ParquetFile:
     """A Parquet file opened for reading.
 
     Raises:
-        OSError, pyarrow.ArrowInvalid: it is not there, or no Parquet.
+        OSError, pyarrow.ArrowInvalid: it does not exist, or is not a Parquet file.
     """
     return pq.ParquetFile(file if isinstance(file, Path) else file.open())
 
 
 def entries(folder: AnyPath) -> list[AnyPath]:
-    """What lies in a folder, in the order of the names."""
-    found: list[AnyPath] = [*folder.iterdir()]
-    return sorted(found, key=lambda entry: entry.name)
+    """The files and folders directly in a folder, sorted by name."""
+    unsorted: list[AnyPath] = [*folder.iterdir()]
+    return sorted(unsorted, key=lambda entry: entry.name)
 
 
 def num_bytes(file: AnyPath) -> int:
@@ -175,7 +175,7 @@ def num_bytes(file: AnyPath) -> int:
 
 
 def without_credentials(text: str) -> str:
-    """The text without what may be a key in the addresses in it: user and password, and what follows a "?".
+    """The text without possible credentials in its addresses: user and password, and the part after a "?".
 
     >>> without_credentials("http://me:secret@host:8000/v1")
     'http://host:8000/v1'
@@ -186,7 +186,12 @@ def without_credentials(text: str) -> str:
 
 
 def _fetched(url: str) -> bytes:
-    """What a web server gives, asked again where it may give it later."""
+    """The body of a web server's reply; a temporary failure is retried after each of `_WAITS_S`.
+
+    Raises:
+        FileNotFoundError: the server refuses the URL.
+        Unreachable: all attempts failed.
+    """
     for wait_s in (*_WAITS_S, None):
         try:
             with urllib.request.urlopen(urllib.request.Request(url, headers=_HEADERS), timeout=_TIMEOUT_S) as response:
@@ -207,17 +212,17 @@ def _opened(address: Address) -> tuple[fs.FileSystem, str]:
     """The store of an address, and the path in it.
 
     Raises:
-        OSError: no such store, or a scheme for which nothing is installed.
+        OSError: there is no such store, or no package for its scheme is installed.
     """
     scheme, _, rest = address.path.partition("://")
     root, _, inside = rest.partition("/")
     try:
         store, base = _store(scheme, root, address.options)
     except (
-        OSError,  # the store answers, but not with what was asked
-        ValueError,  # no such scheme, or an address that the store cannot take
-        ImportError,  # fsspec knows the scheme and lacks its package
-        pa.ArrowNotImplementedError,  # pyarrow knows the scheme and was built without it
+        OSError,  # the store refuses
+        ValueError,  # an unknown scheme, or an address that the store does not accept
+        ImportError,  # the scheme's package is not installed
+        pa.ArrowNotImplementedError,  # pyarrow was built without the scheme
     ) as error:
         raise OSError(without_credentials(f"{address}: {first_line(error)}")) from None
     return store, f"{base}/{inside}".rstrip("/") if base else inside
@@ -225,7 +230,7 @@ def _opened(address: Address) -> tuple[fs.FileSystem, str]:
 
 @cache
 def _store(scheme: str, root: str, options: str) -> tuple[fs.FileSystem, str]:
-    """pyarrow's own where it has one, else fsspec's, kept for the life of the process."""
+    """pyarrow's own store where it has one, else fsspec's; kept until the process ends."""
     if scheme in _PYARROW:
         store, base = fs.FileSystem.from_uri(f"{scheme}://{root}" + (f"?{options}" if options else ""))
         return store, base

@@ -1,4 +1,4 @@
-"""The nouns of the domain: what is embedded, what is trained on, what is refused."""
+"""The nouns of the domain: contents to embed, training samples, benchmark queries, refused inputs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Literal
 Modality = Literal["T", "I", "IT"]
 MODALITIES: tuple[Modality, ...] = ("T", "I", "IT")
 
-# A picture as a caller holds it: a path, encoded bytes (JPEG, PNG, ...), or an open PIL image.
+# A picture as callers pass it: a path, encoded bytes (JPEG, PNG, ...), or an open PIL image.
 ImageRef = Any
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class Content:
-    """What one embedding stands for: a text, a picture or several, or text and pictures together.
+    """The input of one embedding: a text, one or several pictures, or a text with pictures.
 
-    `images` are all its pictures, in their order; `image` is the picture of a content that has exactly one.
+    `images` are all its pictures in order; `image` is the picture of a content that has exactly one.
 
     >>> Content(text="a cat").modality
     'T'
@@ -31,7 +31,7 @@ class Content:
     Args:
         text: None or empty for none.
         image: the one-picture case: `image=x` and `images=(x,)` are the same content.
-        images: two pages of a document, the frames of a video, two pictures to compare.
+        images: several pictures, such as pages of a document or frames of a video.
 
     Raises:
         ValueError: there is neither text nor picture; the text is not a string; `images` is not a list or tuple of
@@ -62,7 +62,7 @@ class Content:
 
     @property
     def image(self) -> ImageRef | None:
-        """The picture, where there is exactly one; of several, and of none, None."""
+        """The picture, if there is exactly one; otherwise None."""
         return self.images[0] if len(self.images) == 1 else None
 
     @property
@@ -76,7 +76,7 @@ class Content:
 class Sample:
     """One training sample: a query under its instruction, its positive, and its hard negatives.
 
-    `scores` are a judge's, of the positive and then of each negative, in [0, 1]; empty where nobody judged.
+    `scores` are a judge's scores of the positive and of each negative, in [0, 1]; empty without a judge.
     """
 
     id: str
@@ -91,13 +91,13 @@ class Sample:
 
     @property
     def modality_combination(self) -> str:
-        """Query and positive, as in `IT2I`; derived, never stored twice."""
+        """Modalities of query and positive, as in `IT2I`."""
         return f"{self.query.modality}2{self.positive.modality}"
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An input that was refused, and why: `reason` is a counter's name, `detail` is for people."""
+    """A refused input: `reason` names a counter, `detail` explains it to users."""
 
     id: str
     reason: str
@@ -106,20 +106,20 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class EvalQuery:
-    """One benchmark query: what is asked, and how relevant which candidates are to it.
+    """One benchmark query, with the relevance of candidates to it.
 
     >>> query = EvalQuery("q1", Content("a cat"), "Find the picture:", {"cat.jpg": 1.0}, language="en")
     >>> query.positive_id
     'cat.jpg'
 
     Args:
-        content: None where the benchmark does not hold it: vectors made before are found by `id`.
-        relevance: for each relevant candidate's id how relevant it is, above 0; every other candidate is not.
-        candidate_ids: the query's own candidates, where the benchmark has them; None: all of the benchmark's.
-        language: by code; empty where the benchmark names none.
+        content: None if the benchmark does not contain it; its vector is then looked up by `id`.
+        relevance: the relevance, above 0, of each relevant candidate by id; all others are not relevant.
+        candidate_ids: the query's own candidates; None: all candidates of the benchmark.
+        language: language code; empty if the benchmark states none.
 
     Raises:
-        ValueError: no candidate is relevant, a relevance is not above 0 or not finite, a candidate stands twice, or a
+        ValueError: no candidate is relevant, a relevance is not above 0 or not finite, a candidate occurs twice, or a
             relevant one is not among the query's own candidates.
     """
 
@@ -134,7 +134,7 @@ class EvalQuery:
         if not self.relevance:
             raise ValueError(f"query {self.id!r} has no relevant candidate")
         for candidate, relevance in self.relevance.items():
-            if not 0 < relevance < math.inf:  # so is NaN
+            if not 0 < relevance < math.inf:  # NaN fails too
                 raise ValueError(
                     f"query {self.id!r}: relevance must be > 0 and finite, got {relevance} for {candidate!r}"
                 )
@@ -142,14 +142,14 @@ class EvalQuery:
             return
         own = set(self.candidate_ids)
         if len(own) < len(self.candidate_ids):
-            raise ValueError(f"query {self.id!r}: a candidate stands twice among its own")
+            raise ValueError(f"query {self.id!r}: a candidate occurs twice in candidate_ids")
         if not own.issuperset(self.relevance):
             strangers = sorted(self.relevance.keys() - own)
-            raise ValueError(f"query {self.id!r}: {strangers[0]!r} is relevant, but not among its own candidates")
+            raise ValueError(f"query {self.id!r}: {strangers[0]!r} is relevant, but not in candidate_ids")
 
     @property
     def positive_id(self) -> str:
-        """The relevant candidate, where there is exactly one.
+        """The relevant candidate of a query that has exactly one.
 
         Raises:
             ValueError: there are several.

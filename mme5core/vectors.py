@@ -1,4 +1,4 @@
-"""What becomes of unit vectors on disk: cut, rounded, quantised; the same for every row of a corpus.
+"""The stored form of unit vectors: cut to a width, rounded or quantised, in the same way for every row of a corpus.
 
 Shapes: N rows, D columns.
 """
@@ -29,13 +29,13 @@ def cut(vector_ND: np.ndarray, dim: int) -> np.ndarray:
     if dim == vector_ND.shape[1]:
         return vector_ND
     first = vector_ND[:, :dim]
-    # A row whose first columns are 0 has no direction left; it stays 0 and not NaN.
+    # A row whose first columns are all 0 has no direction: it stays 0, where a division by 0 would give NaN.
     return first / np.maximum(np.linalg.norm(first, axis=1, keepdims=True), np.finfo(vector_ND.dtype).tiny)
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Calibration:
-    """Per column [D] the value of code -128 and the step from code to code: value = low + (code + 128) x step.
+    """For each column [D], the number that code -128 stands for and the step between codes: low + (code + 128) x step.
 
     The convention of sentence-transformers' `quantize_embeddings`, so that its tools read the codes.
     """
@@ -45,10 +45,10 @@ class Int8Calibration:
 
     @classmethod
     def fit(cls, batches: Iterable[np.ndarray]) -> Int8Calibration:
-        """From the lowest and the highest value of each column over all batches [N, D].
+        """Calibrated on the minimum and the maximum of each column over all batches [N, D].
 
         Raises:
-            ValueError: there is not one row.
+            ValueError: the batches have no rows.
         """
         low = high = None
         for batch in batches:
@@ -60,17 +60,17 @@ class Int8Calibration:
         return cls(low.astype(np.float32), ((high - low) / 255).astype(np.float32))
 
     def encode(self, vector_ND: np.ndarray) -> np.ndarray:
-        """int8 [N, D]; what lies outside of the calibrated range is clipped."""
+        """int8 codes [N, D]; numbers outside the calibrated range are clipped."""
         step = np.where(self.step > 0, self.step, 1)
         return (np.clip(np.rint((vector_ND - self.low) / step), 0, 255) - 128).astype(np.int8)
 
     def decode(self, code_ND: np.ndarray) -> np.ndarray:
-        """float32 [N, D], within half a step of what was encoded."""
+        """float32 [N, D], within half a step of the encoded numbers."""
         return (self.low + (code_ND.astype(np.float32) + 128) * self.step).astype(np.float32)
 
 
 def pack_bits(vector_ND: np.ndarray) -> np.ndarray:
-    """uint8 [N, ceil(D / 8)]: one bit a column, 1 where it is above 0, the first column in the highest bit.
+    """uint8 [N, ceil(D / 8)]: one bit for each column, 1 if it is above 0; the first column is the highest bit.
 
     >>> pack_bits(np.array([[0.5, -0.5, 0.1, 0.0, 0.0, 0.0, 0.0, -1.0]]))
     array([[160]], dtype=uint8)
@@ -80,13 +80,13 @@ def pack_bits(vector_ND: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class VectorFormat:
-    """What a row of a vectors file holds beside its id.
+    """The columns of a vectors file beside `id`.
 
     Args:
         width: columns of the model's vectors.
-        dim: columns kept of them.
+        dim: how many of them are kept.
         dtype: of `embedding`: "float32" or "float16".
-        also: columns beside it: "int8" (`embedding_int8`), "binary" (`embedding_binary`, packed bits).
+        also: additional columns: "int8" (`embedding_int8`), "binary" (`embedding_binary`, packed bits).
 
     Raises:
         ValueError: a width, dtype or column that does not exist.
@@ -106,22 +106,26 @@ class VectorFormat:
             raise ValueError(f"unknown vectors.also {sorted(unknown)[0]!r}; known: {', '.join(ALSO)}")
 
     def fields(self) -> list[pa.Field]:
-        found = [pa.field("embedding", pa.list_(DTYPES[self.dtype], self.dim))]
+        columns = [pa.field("embedding", pa.list_(DTYPES[self.dtype], self.dim))]
         if "int8" in self.also:
-            found.append(pa.field("embedding_int8", pa.list_(pa.int8(), self.dim)))
+            columns.append(pa.field("embedding_int8", pa.list_(pa.int8(), self.dim)))
         if "binary" in self.also:
-            found.append(pa.field("embedding_binary", pa.list_(pa.uint8(), -(-self.dim // 8))))
-        return found
+            columns.append(pa.field("embedding_binary", pa.list_(pa.uint8(), -(-self.dim // 8))))
+        return columns
 
     def arrays(self, vector_ND: np.ndarray, calibration: Int8Calibration | None) -> dict[str, pa.Array]:
-        """The columns of float32 unit vectors that `cut` has brought to `dim`."""
-        values = {"embedding": vector_ND.astype(np.dtype(self.dtype))}
+        """The columns for float32 unit vectors that `cut` reduced to `dim`.
+
+        Args:
+            calibration: needed for "int8", except without rows.
+        """
+        columns = {"embedding": vector_ND.astype(np.dtype(self.dtype))}
         if "int8" in self.also:
             assert calibration is not None or not len(vector_ND)
-            values["embedding_int8"] = calibration.encode(vector_ND) if calibration else vector_ND.astype(np.int8)
+            columns["embedding_int8"] = calibration.encode(vector_ND) if calibration else vector_ND.astype(np.int8)
         if "binary" in self.also:
-            values["embedding_binary"] = pack_bits(vector_ND)
+            columns["embedding_binary"] = pack_bits(vector_ND)
         return {
-            name: pa.FixedSizeListArray.from_arrays(pa.array(value.ravel()), value.shape[1])
-            for name, value in values.items()
+            name: pa.FixedSizeListArray.from_arrays(pa.array(column.ravel()), column.shape[1])
+            for name, column in columns.items()
         }

@@ -1,4 +1,4 @@
-"""What of a base model trains: adapters, where they go, and the model's own weights."""
+"""The weights that train: an adapter on chosen layers of a base model, or weights of the base itself."""
 
 from mme5core.adapters.adapter import (
     MME5,

@@ -1,4 +1,4 @@
-"""An adapter and where it goes, or the model's own weights; what a saved adapter must hold."""
+"""Adding and loading an adapter, choosing its layers, and full fine-tuning of the model's own weights."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ TOWERS = {
     "vision": ("vision_model", "visual", "vision_tower"),
 }
 MME5 = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "k_proj", "q_proj", "out_proj", "v_proj")
-"""The name endings of mmE5's released recipe. On Llama-3.2-Vision they are the attention of text and vision tower and
-the last matrix of the text's MLPs, on Qwen2-VL the text tower alone: the same words mean another adapter there."""
+"""The name endings of mmE5's released recipe. On Llama-3.2-Vision they match the attention of text and vision tower and
+the last matrix of the text's MLPs; on Qwen2-VL they match the text tower only, which is a different adapter."""
 
 
 def resolve_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Full names of the linear layers that `targets` means.
+    """Full names of the linear layers that `targets` matches.
 
     Args:
         targets: "language", "vision", "all" (both towers), "mme5", a list of name endings such as "q_proj", or a
-            regular expression that is found in a layer's full name.
+            regular expression to be searched in a layer's full name.
 
     Raises:
-        ValueError: nothing in the model is meant by it, or it is no regular expression.
+        ValueError: it matches no layer, or is not a valid regular expression.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if targets == "mme5":
         targets = MME5
     if not isinstance(targets, str):
         endings = tuple(targets)
-        found = [name for name in linears if name.split(".")[-1] in endings or name.endswith(endings)]
+        matched = [name for name in linears if name.split(".")[-1] in endings or name.endswith(endings)]
     elif targets in (*TOWERS, "all"):
-        found = [name for name in linears if _tower(name) in ((targets,) if targets != "all" else tuple(TOWERS))]
+        matched = [name for name in linears if _tower(name) in ((targets,) if targets != "all" else tuple(TOWERS))]
     else:
         try:
-            found = [name for name in linears if re.search(targets, name)]
+            matched = [name for name in linears if re.search(targets, name)]
         except re.error as error:
             raise ValueError(f"targets {targets!r} is no regular expression: {error}") from None
-    if not found:
+    if not matched:
         there = sorted({name.split(".")[-1] for name in linears})
         raise ValueError(
             f"targets {targets!r} match no linear layer; known: {', '.join(TOWERS)}, all, mme5, or names of layers, "
             f"which end in {', '.join(there)}"
         )
-    return found
+    return matched
 
 
 def add_adapter(
@@ -72,9 +72,9 @@ def add_adapter(
     Args:
         alpha: the adapter's output is scaled by alpha / rank.
         train_embeddings: train the token embeddings too, as a full copy in the adapter.
-        use_dora: learn the length of each row of the adapted matrix apart from its direction (arXiv 2402.09353).
-        dropout_on: what dropout does to a DoRA layer: "input", as published, to that of base and adapter alike; or
-            "low_rank", as in LoRA, to the adapter's alone, which spares a second product with the base weight.
+        use_dora: learn the length of each row of the adapted matrix separately from its direction (arXiv 2402.09353).
+        dropout_on: where a DoRA layer applies dropout: "input", as published, to the input of base and adapter; or
+            "low_rank", as in LoRA, to the adapter's input only, which saves a second product with the base weight.
         rank_stabilised: scale by alpha / sqrt(rank) (arXiv 2312.03732).
     """
     config = LoraConfig(
@@ -93,7 +93,7 @@ def add_adapter(
     adapted = get_peft_model(model, config)  # type: ignore[arg-type]
     for name, module in adapted.named_modules():
         if train_embeddings and name.endswith("embed_tokens"):
-            # In bfloat16 a small step on a weight is lost in rounding; what it gives is of the model's own dtype.
+            # float32 weights, since bfloat16 would round small updates away; their output has the model's dtype.
             module.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -103,17 +103,20 @@ def add_adapter(
 
 
 def train_weights(model: nn.Module, *, targets: str | Sequence[str], train_embeddings: bool) -> list[str]:
-    """Full fine-tuning: let weights of the model itself train, and freeze the others; returns the trained names.
+    """Full fine-tuning: make some of the model's own weights trainable and freeze the others.
 
     Args:
-        targets: "all" for every weight; else a tower's weights, or those of the linear layers that are meant.
-        train_embeddings: the token embeddings too, where they are not meant already.
+        targets: "all" for every weight; else a tower's weights, or the linear layers that `resolve_targets` matches.
+        train_embeddings: train the token embeddings too.
+
+    Returns:
+        The names of the trainable weights.
     """
     chosen = set(resolve_targets(model, targets)) if targets != "all" else set()
     names = []
     for name, parameter in model.named_parameters():
-        is_meant = targets == "all" or name.rpartition(".")[0] in chosen or _tower(name) == targets
-        parameter.requires_grad_(is_meant or (train_embeddings and "embed_tokens" in name))
+        is_chosen = targets == "all" or name.rpartition(".")[0] in chosen or _tower(name) == targets
+        parameter.requires_grad_(is_chosen or (train_embeddings and "embed_tokens" in name))
         if parameter.requires_grad:
             names.append(name)
     return names
@@ -128,7 +131,7 @@ def load_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
     """The model with the adapter of `folder`, folded into its weights if `merge`.
 
     Raises:
-        ValueError: no adapter there, one of empty tensors, or one of another model.
+        ValueError: the folder holds no adapter, one with empty tensors, or one of another model.
     """
     config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for file in (config_file, weights_file):
@@ -146,7 +149,11 @@ def load_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
 
 
 def check_adapter_file(file: Path) -> None:
-    """Refuse an adapter of empty tensors: what ZeRO-3 saves where nobody gathered the weights."""
+    """Refuse an adapter with empty tensors, as ZeRO-3 leaves them if the weights were not gathered before saving.
+
+    Raises:
+        ValueError: a tensor of `file` is empty.
+    """
     from safetensors import safe_open
 
     with safe_open(str(file), framework="pt") as tensors:  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""DoRA (arXiv 2402.09353) in training: peft's numbers, without what it computes again in every pass."""
+"""DoRA (arXiv 2402.09353) in training: the same numbers as peft, without recomputing row lengths in every pass."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 
 class StepDora(DoraLinearVariant):
-    """Adds what DoRA changes to a base layer's output: W x + b becomes m / |W + s B A| (W d + s B A d) + b, plus what
-    dropout took from the first term: W x - W d, for d = dropout(x), as peft has it.
+    """Turns a base layer's output W x + b into m / |W + s B A| (W d + s B A d) + b + (W x - W d), for d = dropout(x),
+    as peft does.
 
-    The row lengths |W + s B A| carry no gradient (section 4.3 of the paper), so that they can be kept for as long as
+    The row lengths |W + s B A| have no gradient (section 4.3 of the paper), so that they can be kept for as long as
     the weights do not change.
 
     Args:
-        whole_input: dropout on the input of base and adapter, as peft has it, at the price of a second product with
-            the base weight; else of the adapter alone, as in LoRA: another regularisation, and no second product.
+        whole_input: apply dropout to the input of base and adapter, as peft does, at the cost of a second product with
+            the base weight; else to the adapter's input only, as LoRA does, which is a different regularisation.
     """
 
     def __init__(self, *, whole_input: bool) -> None:
@@ -41,12 +41,12 @@ class StepDora(DoraLinearVariant):
         less_one = scale - 1
         if base_layer.bias is not None:
             result = result - less_one * base_layer.bias
-        # Not addcmul: under autocast on CUDA it keeps float32 copies of what it multiplies for the backward pass.
+        # Not addcmul: under autocast on CUDA it keeps float32 copies of its factors for the backward pass.
         return result + base * less_one + low_rank * (scale * module.scaling[active_adapter])
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Within it the row lengths are those of its first pass."""
+        """Within it, the row lengths are computed once and kept."""
         self._keep = True
         try:
             yield
@@ -54,7 +54,7 @@ class StepDora(DoraLinearVariant):
             self._keep, self._kept = False, None
 
     def row_lengths(self, module: Any, adapter: str) -> Tensor:
-        """float32 [outputs]."""
+        """|W + s B A| of each row, float32 [outputs]."""
         if self._kept is not None:
             return self._kept
         with torch.no_grad(), torch.autocast(module.lora_A[adapter].weight.device.type, enabled=False):
@@ -67,9 +67,9 @@ class StepDora(DoraLinearVariant):
 
 
 def use_step_dora(model: nn.Module, *, whole_input: bool) -> None:
-    """Compute the DoRA layers of a peft model by `StepDora`, from float32 magnitudes that leave the base as it is.
+    """Compute the DoRA layers of a peft model by `StepDora`, with initial magnitudes in float32.
 
-    peft makes them in the base's dtype: in bfloat16 a fresh adapter would change the model by up to 0.4 %.
+    peft initialises them in the base's dtype: in bfloat16, a fresh adapter would change the outputs by up to 0.4 %.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -82,7 +82,7 @@ def use_step_dora(model: nn.Module, *, whole_input: bool) -> None:
 
 @contextmanager
 def weights_at_rest(model: nn.Module) -> Iterator[None]:
-    """Within it no weight changes, so that what an adapter derives from its weights alone is computed once."""
+    """Within it no weight may change: DoRA layers compute the lengths of their rows only once."""
     with ExitStack() as stack:
         for module in model.modules():
             if isinstance(module, LoraLayer):

@@ -27,10 +27,10 @@ BACKBONES: dict[str, type[Any]] = {
 
 
 def load_backbone(base: str, config: Any, *, remote_code: bool = False) -> Backbone:
-    """The backbone of a checkpoint: by its family's name, else `AnyVlm`.
+    """The backbone of a checkpoint: that of its family, else `AnyVlm`.
 
     Raises:
-        ValueError: no tokenizer or processor there, or a model that does not take both pictures and texts.
+        ValueError: the checkpoint has no tokenizer or processor, or its model does not take both pictures and texts.
     """
     tokenizer = load_tokenizer(base, remote_code=remote_code)
     family = BACKBONES.get(config.model_type)

@@ -14,16 +14,16 @@ from torch.nn import functional as F
 from mme5core.backbones.picture_tokens import PictureTokens
 from mme5core.backbones.protocol import PictureInputs, PictureSize
 
-# Unknown families whose processor was compared with ours on several pictures; of another, a row with more than one
-# would be a guess.
+# Families without a backbone of their own whose inputs for several pictures were checked against their processor.
+# Other families take one picture.
 _TAKE_SEVERAL = frozenset(("idefics3", "llava"))
 _TEXT_INPUTS = frozenset(("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"))
 
 
 class AnyVlm(PictureTokens):
-    """A family of which we know nothing: its processor says what a picture is in tokens and in tensors.
+    """A family without a backbone of its own: its processor decides a picture's tokens and tensors.
 
-    The price is a vision tower that runs for every row, since we do not know what it gives.
+    The form of its vision tower's output is unknown, so that the tower runs again for every row.
     """
 
     knows_tower = False
@@ -41,7 +41,7 @@ class AnyVlm(PictureTokens):
         ]
         super().__init__(tokenizer, image_processor, config)
         self.max_pictures = None if self.family in _TAKE_SEVERAL else 1
-        self._picture_ids = lru_cache(maxsize=4096)(self._ask_picture_ids)
+        self._picture_ids = lru_cache(maxsize=4096)(self._processor_picture_ids)
 
     def num_picture_tokens(self, size: PictureSize, *, is_one_of_several: bool = False) -> int:
         return len(self._picture_ids(size))
@@ -51,7 +51,7 @@ class AnyVlm(PictureTokens):
 
     def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
         prepared = self.processor(text=[self.image_token], images=[[picture]], return_tensors="pt")
-        return {name: value for name, value in prepared.items() if name not in _TEXT_INPUTS}
+        return {name: tensor for name, tensor in prepared.items() if name not in _TEXT_INPUTS}
 
     def float_pixels(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return inputs
@@ -62,8 +62,8 @@ class AnyVlm(PictureTokens):
     def extra_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: (inputs["input_ids"] == self.image_token_id).long() for name in self._type_inputs}
 
-    def _ask_picture_ids(self, size: PictureSize) -> list[int]:
-        """What the processor puts in the place of a picture of this size, without the tokens around every text."""
+    def _processor_picture_ids(self, size: PictureSize) -> list[int]:
+        """The tokens that the processor makes of a picture of this size, without those that surround every text."""
         blank = Image.new("RGB", size)
         ids: list[int] = self.processor(text=[self.image_token], images=[[blank]])["input_ids"][0]
         around: list[int] = self.tokenizer("")["input_ids"]
@@ -77,7 +77,7 @@ class AnyVlm(PictureTokens):
 
 
 def _padded(tensors: list[Tensor]) -> Tensor:
-    """The tensors one after the other, zeros at the ends of those that are smaller."""
+    """The tensors concatenated; smaller ones are padded with zeros at the end of each axis."""
     shape = [max(tensor.shape[axis] for tensor in tensors) for axis in range(1, tensors[0].ndim)]
     padded = []
     for tensor in tensors:

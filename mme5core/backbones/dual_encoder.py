@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and other pairs of a text and a picture tower: for embedding, mining and baselines."""
+"""CLIP, SigLIP and other models with a text tower and a picture tower, for embedding, mining and baselines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PADS_TO_THE_END = ("siglip", "siglip2")
 
 
 class DualEncoder:
-    """Two towers that end in one space; text and picture together are the sum of their unit vectors (UniIR)."""
+    """Two towers with a common vector space; a text with a picture is the sum of their unit vectors (UniIR)."""
 
     image_prefix = ""
     max_pictures: int | None = 1
@@ -35,7 +35,7 @@ class DualEncoder:
         self.image_processor = image_processor
         self.family = str(config.model_type)
         self._max_tokens = min(tokenizer.model_max_length, getattr(config.text_config, "max_position_embeddings", 512))
-        # SigLIP was trained on texts padded to the end, without a mask, and pools the last position.
+        # SigLIP was trained on texts padded to the maximum length without a mask, and pools the last position.
         self._pads_to_the_end = config.model_type in _PADS_TO_THE_END
         self._byte_pixels = BytePixels(image_processor, self._process)
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -45,7 +45,7 @@ class DualEncoder:
     ) -> list[list[int]]:
         longest = min(max_tokens, self._max_tokens)
         ids: list[list[int]] = self.tokenizer(list(prompts), truncation=True, max_length=longest)["input_ids"]
-        # A picture without text has no tokens at all; where there is one, its text must not be mistaken for none.
+        # No tokens at all mark a picture without text; the tokenizer would add BOS and EOS to an empty text.
         return [[] if not prompt else row for prompt, row in zip(prompts, ids, strict=True)]
 
     def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
@@ -55,8 +55,8 @@ class DualEncoder:
         return self._byte_pixels.floats(inputs)
 
     def _process(self, pixels: np.ndarray, **options: Any) -> PictureInputs:
-        made = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt", **options)
-        return {"pixel_values": made["pixel_values"]}
+        inputs = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt", **options)
+        return {"pixel_values": inputs["pixel_values"]}
 
     def collate(
         self, token_ids: Sequence[list[int]], pictures: Sequence[Sequence[PictureInputs]] | None
@@ -94,6 +94,6 @@ class DualEncoder:
 
 
 def _vectors(output: Any) -> Tensor:
-    """[B, D] of a tower; remote code gives the tensor itself."""
+    """[B, D] from a tower's output, which is the tensor itself in models with remote code."""
     vectors: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return vectors

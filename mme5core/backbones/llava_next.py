@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: a picture whole, then in tiles of its own aspect ratio."""
+"""LLaVA-NeXT: the whole picture, then tiles of it on a grid near its aspect ratio."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LlavaNext(PictureTokens):
     pixels = ("pixel_values", "image_sizes")
 
     def num_picture_tokens(self, size: PictureSize, *, is_one_of_several: bool = False) -> int:
-        # The model's own packing, on tensors without data: its arithmetic of unpadding is not repeated here.
+        # The model's own packing, run on tensors without data, so that its arithmetic is not repeated here.
         width, height = size
         vision, image_size = self.config.vision_config, torch.tensor([height, width])
         num_tiles = image_size_to_num_patches(image_size, self.config.image_grid_pinpoints, vision.image_size)
@@ -43,7 +43,8 @@ class LlavaNext(PictureTokens):
 
     def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
         if "pixel_values" in pictures[0]:
-            # [1, tiles, 3, H, W] each: padded to the most tiles; the sizes tell the model how many are real.
+            # Each is [1, tiles, 3, H, W], padded to the largest number of tiles; the model derives the real ones from
+            # `image_sizes`.
             most = max(picture["pixel_values"].shape[1] for picture in pictures)
             pictures = [picture | {"pixel_values": _with_tiles(picture["pixel_values"], most)} for picture in pictures]
         return super().stack(pictures)

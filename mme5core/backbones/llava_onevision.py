@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: LLaVA-NeXT's tiles, up to nine of them, in Qwen2's tokens; of several pictures each whole only."""
+"""LLaVA-OneVision: LLaVA-NeXT with up to 9 tiles and Qwen2's tokens; several pictures are not cut into tiles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mme5core.backbones.protocol import Features, PictureInputs, PictureSize
 
 
 class LlavaOnevision(LlavaNext):
-    """A prepared picture also holds `is_coarse` [1]: 1 for one of several, which the tower reads in one tile."""
+    """A prepared picture also holds `is_coarse` [1]: 1 for one of several, which the tower reads as one tile."""
 
     reads_several_coarsely = True
 
@@ -38,16 +38,16 @@ class LlavaOnevision(LlavaNext):
     def _process(self, pixels: np.ndarray, *, is_one_of_several: bool = False, **options: Any) -> PictureInputs:
         if not is_one_of_several:
             return super()._process(pixels, **options)
-        # A second picture, of one pixel, tells the processor that there are several.
-        made = self.image_processor(
+        # With a second picture, of one pixel, the processor treats the first as one of several.
+        inputs = self.image_processor(
             [[pixels, pixels[:1, :1]]], input_data_format="channels_last", return_tensors="pt", **options
         )
-        return {name: made[name][:1] for name in self.pixels}
+        return {name: inputs[name][:1] for name in self.pixels}
 
     def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
         stacked = super().stack(pictures)
-        # The model asks for the number of pictures in each row, to know which are alone. Of coarse ones that follow
-        # each other only their number counts; a single one, whose neighbours are elsewhere, is said to be one of two.
+        # The model needs the number of pictures in each row, to know which are alone in theirs. For consecutive coarse
+        # ones only their total matters; for a single one, whose row is split over passes, 2 is passed.
         counts: list[int] = []
         for is_coarse, run in groupby(stacked.pop("is_coarse").tolist()):
             length = len(list(run))
@@ -55,7 +55,7 @@ class LlavaOnevision(LlavaNext):
         return stacked | {"batch_num_images": torch.tensor(counts, device=stacked["image_sizes"].device)}
 
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
-        # Coarse ones last, where a count of two for a single one reaches no other picture.
+        # Coarse ones go last, where the count of 2 for a single one cannot cover another picture.
         order = sorted(range(len(pictures)), key=lambda place: int(pictures[place]["is_coarse"]))
         by_place = dict(zip(order, super().features(model, [pictures[place] for place in order]), strict=True))
         return [by_place[place] for place in range(len(pictures))]

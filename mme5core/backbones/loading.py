@@ -12,9 +12,10 @@ _ERRORS = (OSError, ValueError, TypeError, AttributeError, ImportError)
 
 
 def load_config(base: str, *, remote_code: bool = False) -> Any:
-    """
+    """The checkpoint's configuration.
+
     Raises:
-        ValueError: none there, or one that needs code of its own which the user has not allowed.
+        ValueError: there is none, or it needs remote code that the user has not allowed.
     """
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=remote_code)
@@ -26,7 +27,7 @@ def load_config(base: str, *, remote_code: bool = False) -> Any:
 
 def load_tokenizer(base: str, *, remote_code: bool = False) -> Any:
     try:
-        # Cut on the right whatever the checkpoint says: on the left it would lose the pictures and the instruction.
+        # Truncate on the right whatever the checkpoint says: on the left, pictures and instruction would be lost.
         return AutoTokenizer.from_pretrained(base, trust_remote_code=remote_code, truncation_side="right")
     except _ERRORS as error:
         raise ValueError(f"no tokenizer in {base!r} ({first_line(error)})") from None
@@ -34,7 +35,7 @@ def load_tokenizer(base: str, *, remote_code: bool = False) -> Any:
 
 def load_image_processor(base: str, *, remote_code: bool = False) -> Any:
     try:
-        # The PIL backend everywhere: torchvision rounds differently, and is not always there.
+        # Always the PIL backend: torchvision rounds differently, and is not always installed.
         return AutoImageProcessor.from_pretrained(base, backend="pil", trust_remote_code=remote_code)
     except _ERRORS as error:
         raise ValueError(f"no image processor in {base!r} ({first_line(error)})") from None

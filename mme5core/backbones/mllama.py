@@ -1,4 +1,4 @@
-"""Llama-3.2-Vision: a tiled vision tower that the language model reads through cross-attention."""
+"""Llama-3.2-Vision: a vision tower over tiles, which the language model reads through cross-attention."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Mllama:
     image_prefix = "<|image|><|begin_of_text|>"
     image_token = "<|image|>"
     max_pictures: int | None = None
-    # A token before the pictures has no mask and reads all that there is: a row filled up with empty pictures would
-    # get another embedding than alone.
+    # A token before the pictures attends to all of them without a mask: padding a row with empty pictures would change
+    # its embedding.
     mixes_picture_counts = False
     reads_several_coarsely = False
     default_style = "mme5"
@@ -67,9 +67,9 @@ class Mllama:
         return self._byte_pixels.floats(inputs)
 
     def _process(self, pixels: np.ndarray, **options: Any) -> PictureInputs:
-        # The layout is stated: left to guess, the processor takes a side of 1 or 3 pixels for the channels.
-        made = self.image_processor([[pixels]], input_data_format="channels_last", return_tensors="pt", **options)
-        return {name: made[name][0] for name in PIXELS}
+        # Without `input_data_format`, the processor mistakes a side of 1 or 3 pixels for the channels.
+        inputs = self.image_processor([[pixels]], input_data_format="channels_last", return_tensors="pt", **options)
+        return {name: inputs[name][0] for name in PIXELS}
 
     def collate(
         self, token_ids: Sequence[list[int]], pictures: Sequence[Sequence[PictureInputs]] | None
@@ -85,22 +85,22 @@ class Mllama:
         return inputs
 
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
-        """The projected states of each picture's tiles.
+        """The projected states of each picture's tiles, padding tiles included.
 
-        Those of padding too: the first token, which stands before the picture and has no mask of its own, reads all.
+        Tokens before the picture attend to all tiles without a mask.
         """
         base = base_model(model)
         inputs = {name: torch.stack([picture[name] for picture in pictures]) for name in PIXELS}
         with unmasked_tiles(base.vision_model):
             state_B1TPD = base.vision_model(**inputs).last_hidden_state
-        # To the cross-attention the tiles of a picture are one sequence.
+        # The cross-attention reads the tiles of a picture as one sequence.
         return [(tiles.flatten(0, 1).clone(),) for tiles in base.multi_modal_projector(state_B1TPD[:, 0])]
 
     def pooled(
         self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
     ) -> Tensor:
         if features is not None:
-            inputs = {name: value for name, value in inputs.items() if name not in PIXELS}
+            inputs = {name: tensor for name, tensor in inputs.items() if name not in PIXELS}
             inputs["cross_attention_states"] = torch.stack(
                 [torch.cat([feature for (feature,) in of_row]) for of_row in features]
             )
@@ -108,8 +108,8 @@ class Mllama:
         return last_real_state(state_BSD, inputs["attention_mask"])
 
     def _cross_attention_mask(self, token_ids: Sequence[list[int]], tile_mask_BNT: Tensor) -> Tensor:
-        """[B, S, N, T] of rows of N pictures: from a picture's token on, every token reads its real tiles, up to the
-        token of the next picture."""
+        """[B, S, N, T] for rows of N pictures: the tokens from a picture's own to the next one's attend to its real
+        tiles."""
         spans = [get_cross_attention_token_mask(ids, self.image_token_id) for ids in token_ids]
         num_tiles, max_tiles = tile_mask_BNT.sum(dim=-1).tolist(), tile_mask_BNT.shape[-1]
         longest = max(len(ids) for ids in token_ids)
@@ -119,9 +119,9 @@ class Mllama:
 
 
 def _thick_enough(picture: Image.Image, tile_size: int) -> Image.Image:
-    """The picture, or for a sliver whose short side would be scaled to nothing, one that survives the scaling.
+    """The picture, its short side enlarged if the processor would scale it to 0 pixels.
 
-    The longest canvas is 4 tiles, so a side shorter than 1/(4 tile_size) of the other would round to 0 pixels.
+    The longest canvas is 4 tiles, so that this happens below 1/(4 tile_size) of the long side.
     """
     width, height = picture.size
     shortest = max(1, -(-max(width, height) // (4 * tile_size)))

@@ -1,9 +1,9 @@
-"""The attention of mllama's vision tower in two products without a mask, exactly.
+"""The attention of mllama's vision tower computed exactly in two products without a mask.
 
-The tower always sees all tiles of its canvas. Its mask hides padding from padding alone: a real patch attends to every
-patch, one of padding to the real ones. So each of the two kinds has a product of its own, without the mask of [B, 1,
-L, L] (83 MB for a picture of Llama-3.2-Vision in bfloat16), without the pairs that it hides, and open to kernels that
-take no mask. Dropping the padding tiles would be faster still, and another model.
+The tower always reads all tiles of its canvas. Its mask only hides padding patches from padding patches: a real patch
+attends to every patch, a padding patch to the real ones. Each of the two kinds is therefore one attention product,
+without the mask [B, 1, L, L] (83 MB for a picture of Llama-3.2-Vision in bfloat16), without the masked pairs, and with
+kernels that take no mask. Dropping the padding tiles would be faster still, but would change the embeddings.
 
 Shapes: B pictures, H heads, L patches of all tiles, E width of a head.
 """
@@ -25,7 +25,7 @@ NAME = "mme5_mllama_tiles"
 
 
 class Tiles:
-    """Which patches are real, by the number of a picture's real tiles; stands in for the library's mask."""
+    """The real and the padding patches, by a picture's number of real tiles; passed in place of transformers' mask."""
 
     def __init__(self, aspect_ratio_mask_BT: Tensor, *, num_patches: int, padded_patches: int) -> None:
         by_count = defaultdict(list)
@@ -43,7 +43,7 @@ class Tiles:
 
 @contextmanager
 def unmasked_tiles(vision_model: nn.Module) -> Iterator[None]:
-    """Within it the tower computes its attention by `Tiles`, and gives what it gave before."""
+    """Within it, the tower computes its attention by `Tiles`, with the same output."""
     config: Any = vision_model.config
 
     def tiles(aspect_ratio_mask: Tensor, num_patches: int, target_length: int, dtype: torch.dtype) -> Tiles:
@@ -71,17 +71,17 @@ def _attend(
 ) -> tuple[Tensor, None]:
     result_BLHE = torch.empty_like(query_BHLE.transpose(1, 2), memory_format=torch.contiguous_format)
     for rows, real, padding in tiles.groups:
-        query, key, value = (
+        queries, keys, states = (
             part if len(rows) == len(part) else part[rows] for part in (query_BHLE, key_BHLE, value_BHLE)
         )
-        result = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-        seen_by_real = F.scaled_dot_product_attention(query[:, :, real], key, value, scale=scaling)
-        result[:, real] = seen_by_real.transpose(1, 2)
+        result = torch.empty_like(queries.transpose(1, 2), memory_format=torch.contiguous_format)
+        of_real = F.scaled_dot_product_attention(queries[:, :, real], keys, states, scale=scaling)
+        result[:, real] = of_real.transpose(1, 2)
         if len(padding):
-            seen_by_padding = F.scaled_dot_product_attention(
-                query[:, :, padding], key[:, :, real], value[:, :, real], scale=scaling
+            of_padding = F.scaled_dot_product_attention(
+                queries[:, :, padding], keys[:, :, real], states[:, :, real], scale=scaling
             )
-            result[:, padding] = seen_by_padding.transpose(1, 2)
+            result[:, padding] = of_padding.transpose(1, 2)
         result_BLHE[rows] = result
     return result_BLHE, None
 

@@ -1,4 +1,4 @@
-"""Families whose pictures are tokens of the row: what Qwen-VL, LLaVA and their like have in common."""
+"""Families whose pictures become tokens of the prompt, such as Qwen-VL and LLaVA."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mme5core.backbones.protocol import (
 
 
 class PictureTokens(ABC):
-    """A picture's features take the places of its tokens in the embedded text."""
+    """A picture's features replace the embeddings of its tokens."""
 
     image_prefix: str
     image_token: str
@@ -40,7 +40,7 @@ class PictureTokens(ABC):
     needs_sizes = True
     tower: tuple[str, ...]
     pixels: tuple[str, ...]
-    """Names of the processor's tensors, by which the model's `get_image_features` takes them."""
+    """Names of the processor's tensors, which are the arguments of the model's `get_image_features`."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:
         self.tokenizer = tokenizer
@@ -49,14 +49,14 @@ class PictureTokens(ABC):
         self.family = str(config.model_type)
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         if self.image_token_id is None:
-            raise ValueError(f"the tokenizer has no token {self.image_token!r}, which stands for a picture")
+            raise ValueError(f"the tokenizer has no token {self.image_token!r}, which marks a picture")
 
     @abstractmethod
     def num_picture_tokens(self, size: PictureSize, *, is_one_of_several: bool = False) -> int:
-        """How many tokens a picture of this size takes."""
+        """Number of tokens of a picture of this size."""
 
     def picture_ids(self, size: PictureSize, *, is_one_of_several: bool = False) -> list[int]:
-        """What takes the place of a picture's one token in the prompt."""
+        """The tokens that replace a picture's single token in the prompt."""
         return [self.image_token_id] * self.num_picture_tokens(size, is_one_of_several=is_one_of_several)
 
     def token_ids(
@@ -77,9 +77,9 @@ class PictureTokens(ABC):
         return BytePixels(self.image_processor, self._process)
 
     def _process(self, pixels: np.ndarray, **options: Any) -> PictureInputs:
-        # The layout is stated: left to guess, a processor takes a side of 1 or 3 pixels for the channels.
-        made = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt", **options)
-        return {name: made[name] for name in self.pixels}
+        # Without `input_data_format`, a processor mistakes a side of 1 or 3 pixels for the channels.
+        inputs = self.image_processor([pixels], input_data_format="channels_last", return_tensors="pt", **options)
+        return {name: inputs[name] for name in self.pixels}
 
     def usable(self, picture: Image.Image) -> Image.Image:
         """The picture, changed only where the family's processor cannot take it."""
@@ -92,7 +92,7 @@ class PictureTokens(ABC):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if pictures is None:
             return inputs
-        # The model takes the pictures of all rows as one list, and finds their places by their tokens.
+        # The model takes the pictures of all rows as one list, and finds each picture's row by its tokens.
         return inputs | self.stack([picture for of_row in pictures for picture in of_row])
 
     def stack(self, pictures: Sequence[PictureInputs]) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ class PictureTokens(ABC):
         return last_real_state(state_BSD, inputs["attention_mask"])
 
     def extra_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the family's model wants beside tokens, mask and pixels."""
+        """Further inputs that the family's model needs, beside tokens, mask and pixels."""
         return {}
 
     def joined(self, features: Sequence[Features]) -> Any:
@@ -124,7 +124,7 @@ class PictureTokens(ABC):
         return SimpleNamespace(pooler_output=tuple(feature for (feature,) in features))
 
     def _expand(self, row: list[int], sizes: Sequence[PictureSize]) -> list[int]:
-        """The row with the tokens of its pictures in place of the one that stands for each."""
+        """The row, with the single token of each picture replaced by all its tokens."""
         expanded: list[int] = []
         start = 0
         for size in sizes:
@@ -136,7 +136,7 @@ class PictureTokens(ABC):
 
 @contextmanager
 def image_features(model: nn.Module, output: Any) -> Iterator[None]:
-    """Within it, the model's `get_image_features` returns `output` and its vision tower rests."""
+    """Within it, the model's `get_image_features` returns `output` without running the vision tower."""
     model.__dict__["get_image_features"] = lambda *_, **__: output
     try:
         yield
@@ -145,5 +145,5 @@ def image_features(model: nn.Module, output: Any) -> Iterator[None]:
 
 
 def _pad_id(tokenizer: Any) -> int:
-    """The padding token; a masked position may hold any token, so a tokenizer without one gives its first."""
+    """The padding token, or token 0 if the tokenizer has none: a masked position may hold any token."""
     return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else 0

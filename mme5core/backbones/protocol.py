@@ -1,4 +1,4 @@
-"""What the encoder asks of a model family: prompts, prepared pictures, batches, tower features, pooled states."""
+"""The interface of a model family: token ids, prepared pictures, batches, vision features, pooled states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PictureInputs = dict[str, Tensor]
 """One prepared picture: the processor's tensors, as the family's `collate` takes them."""
 
 Features = tuple[Tensor, ...]
-"""What the vision tower makes of one picture, as the language model takes it."""
+"""The vision tower's output for one picture, as the language model takes it."""
 
 PictureSize = tuple[int, int]
 """Width and height in pixels, EXIF orientation applied."""
@@ -23,44 +23,45 @@ class Backbone(Protocol):
     """One model family. Shapes: B rows, S tokens (padded right), D width of the embedding."""
 
     family: str
-    """The family's name, for people."""
+    """The family's name, for messages."""
     image_prefix: str
-    """What stands for a picture before the text, in this family; of several, once for each."""
+    """The text that marks a picture in the prompt; it precedes the text, once for each picture."""
     max_pictures: int | None
-    """Pictures of one content at most; None: any number."""
+    """Most pictures in one content; None: any number."""
     mixes_picture_counts: bool
     """Whether rows of different numbers of pictures, all with at least one, may share a batch."""
     reads_several_coarsely: bool
-    """Whether a picture that is one of several is prepared otherwise than one alone."""
+    """Whether a picture that is one of several is prepared differently from a single one."""
     default_style: str
     """The prompt style of a checkpoint that has none stored."""
     pooling: str
-    """What of the model's states becomes the vector: "last", or a tower's own "projection"."""
+    """How the vector is made: from the "last" token's state, or by a tower's own "projection"."""
     tower: tuple[str, ...]
-    """The parts of the model, by name, through which a picture goes before it meets a text."""
+    """Names of the model's parts that process pictures before they are combined with a text."""
     knows_tower: bool
-    """Whether `features` can be had; else every row reads its picture itself."""
+    """Whether `features` is available; otherwise the tower runs for every row."""
     needs_sizes: bool
-    """Whether a row's tokens depend on the size of its picture; else any size will do."""
+    """Whether a row's tokens depend on the sizes of its pictures; otherwise any size may be passed."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None: ...
 
     def token_ids(
         self, prompts: Sequence[str], sizes: Sequence[Sequence[PictureSize]], *, max_tokens: int
     ) -> list[list[int]]:
-        """Token ids as tokenizer and processor would make them together, the text cut on the right.
+        """Token ids as tokenizer and processor make them together; the text is truncated on the right.
 
         Args:
-            sizes: of each row's pictures; empty for a row without. Where pictures take tokens of the row, they come
-                on top of `max_tokens` and are never cut; so do the prefixes of all pictures but the first.
+            sizes: for each row, the sizes of its pictures; empty for a row without.
+            max_tokens: most tokens of a row, not counting the tokens that replace a picture's single token, and the
+                prefixes of all pictures but the first. Neither are ever cut.
         """
         ...
 
     def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
-        """The tensors that the family's image processor makes of one RGB picture; its pixels may still be bytes.
+        """The image processor's tensors of one RGB picture; its pixels may still be bytes.
 
         Args:
-            is_one_of_several: its content has more pictures.
+            is_one_of_several: the content has other pictures too.
         """
         ...
 
@@ -74,39 +75,39 @@ class Backbone(Protocol):
         """One batch of one modality: all rows with pictures, or (None) all without.
 
         Args:
-            pictures: those of each row; without their pixels where the rows will get features instead.
+            pictures: the pictures of each row; without pixels if `pooled` will get features instead.
         """
         ...
 
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
-        """What the vision tower makes of each picture; the part of the forward pass that texts do not touch."""
+        """The vision tower's output for each picture, which does not depend on any text."""
         ...
 
     def pooled(
         self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
     ) -> Tensor:
-        """[B, D], not yet normalised; never through the LM head, never with a KV cache.
+        """The rows' vectors [B, D], not yet normalised. Computes no LM head and no KV cache.
 
         Args:
-            features: of each row's pictures, in their order, in place of the pixels in `inputs`.
+            features: those of each row's pictures, in their order; they replace the pixels in `inputs`.
         """
         ...
 
 
 def without_pixels(picture: PictureInputs) -> PictureInputs:
-    """What a row needs of a picture whose features it gets."""
-    return {name: value for name, value in picture.items() if name != "pixel_values"}
+    """The tensors that a row needs beside the features of a picture."""
+    return {name: tensor for name, tensor in picture.items() if name != "pixel_values"}
 
 
 def tokenize(
     tokenizer: Any, prompts: Sequence[str], num_pictures: Sequence[int], *, image_prefix: str, max_tokens: int
 ) -> list[list[int]]:
-    """Ids of each prompt, the text cut on the right to `max_tokens`.
+    """Ids of each prompt, truncated on the right to `max_tokens`.
 
-    The prefixes of the second and further pictures come on top: of many pictures none may be cut off.
+    The prefixes of all pictures but the first are not counted, so that no picture of a long list is cut off.
 
     Args:
-        num_pictures: of each prompt, which begins with as many prefixes.
+        num_pictures: number of pictures of each prompt, which begins with as many prefixes.
     """
     allowed = [max_tokens] * len(prompts)
     if max(num_pictures, default=0) > 1:
@@ -115,8 +116,8 @@ def tokenize(
     token_ids: list[list[int]] = [[] for _ in prompts]
     for limit in dict.fromkeys(allowed):
         rows = [row for row, own in enumerate(allowed) if own == limit]
-        made = tokenizer([prompts[row] for row in rows], truncation=True, max_length=limit)["input_ids"]
-        for row, ids in zip(rows, made, strict=True):
+        truncated = tokenizer([prompts[row] for row in rows], truncation=True, max_length=limit)["input_ids"]
+        for row, ids in zip(rows, truncated, strict=True):
             token_ids[row] = ids
     return token_ids
 
@@ -138,12 +139,12 @@ def pad_right(token_ids: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tens
 
 
 def last_real_state(state_BSD: Tensor, attention_mask_BS: Tensor) -> Tensor:
-    """[B, D]: each row's state at the last 1 of its mask, whatever side the padding is on."""
+    """[B, D]: each row's state at the last 1 of its mask, whichever side the padding is on."""
     positions = torch.arange(1, attention_mask_BS.shape[1] + 1, device=attention_mask_BS.device)
     last_B = (attention_mask_BS * positions).argmax(dim=1)
     return state_BSD[torch.arange(len(last_B), device=last_B.device), last_B]
 
 
 def base_model(model: nn.Module) -> Any:
-    """The model under its adapter, if there is one."""
+    """The model without its adapter, if it has one."""
     return model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]

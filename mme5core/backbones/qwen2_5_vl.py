@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: windowed attention in the tower; to its user the same as Qwen2-VL."""
+"""Qwen2.5-VL: windowed attention in the tower; the same interface as Qwen2-VL."""
 
 from mme5core.backbones.qwen_vl import QwenVL
 

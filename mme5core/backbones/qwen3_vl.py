@@ -1,4 +1,4 @@
-"""Qwen3-VL: features of several depths of the tower enter the language model's first layers."""
+"""Qwen3-VL: features from several layers of the tower are added in the language model's first layers."""
 
 from __future__ import annotations
 

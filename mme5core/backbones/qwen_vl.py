@@ -1,4 +1,4 @@
-"""What the Qwen-VL families share: pictures of any size, as many tokens as they have patches."""
+"""Common part of the Qwen-VL families: pictures of any size, with a number of tokens that grows with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mme5core.backbones.picture_tokens import PictureTokens
 from mme5core.backbones.protocol import PictureSize
 
 MAX_ASPECT_RATIO = 200
-"""Above it the image processors of the family refuse a picture."""
+"""The family's image processors refuse a picture with a higher ratio of its sides."""
 
 
 class QwenVL(PictureTokens):
@@ -30,12 +30,12 @@ class QwenVL(PictureTokens):
     def extra_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if "image_grid_thw" not in inputs:
             return {}
-        # Where the pictures are, for their positions in two dimensions.
+        # Marks the picture tokens, which get positions in two dimensions.
         return {"mm_token_type_ids": (inputs["input_ids"] == self.image_token_id).int()}
 
 
 def _within_ratio(size: PictureSize) -> PictureSize:
-    """The size, or for a sliver of a picture one that the processor takes."""
+    """The size, its short side enlarged if the processor would refuse the aspect ratio."""
     width, height = size
     shortest = -(-max(size) // MAX_ASPECT_RATIO)
     return max(width, shortest), max(height, shortest)

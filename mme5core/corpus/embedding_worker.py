@@ -73,7 +73,7 @@ class EmbeddingWorker:
         for places, vector_BD in self._encoder.stream(
             [Content(row["text"], row["image"], row["images"] or ()) for row in rows],
             [row["instruction"] for row in rows],
-            batch_size=self._settings.max_batch_rows,
+            max_batch_rows=self._settings.max_batch_rows,
             max_batch_tokens=self._settings.max_batch_tokens,
             max_pictures=self._settings.max_batch_pictures,
             num_threads=self._settings.picture_threads,

@@ -1,1 +1,1 @@
-"""What the demo needs that real users bring: pictures with names, a teacher, a small base model."""
+"""The demo's substitutes for a user's data: pictures with names, a teacher, a small base model."""

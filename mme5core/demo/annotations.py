@@ -1,4 +1,4 @@
-"""Emoji as Unicode describes them: groups, names and keywords in the languages of CLDR."""
+"""Emoji with Unicode's groups, and their names and keywords in the languages of CLDR."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ FONT_FILES = (
     Path("/usr/share/fonts/google-noto-emoji/NotoColorEmoji.ttf"),
     Path("/usr/share/fonts/google-noto-color-emoji-fonts/NotoColorEmoji.ttf"),
 )
-CLDR_CODES = {"tl": "fil"}  # where CLDR names the language otherwise than mmE5
+CLDR_CODES = {"tl": "fil"}  # where the code differs from mmE5's
 
 _TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
-SHOWN_TONE = "\U0001f3fe"  # medium-dark: the one tone variant that the corpus shows of each emoji that has tones
+SHOWN_TONE = "\U0001f3fe"  # medium-dark: the only tone variant of an emoji in the corpus
 _TEST_LINE = re.compile(r"^([0-9A-F ]+?)\s*; fully-qualified\s*# \S+ E\S+ (.+)$")
 
 
 class MissingData(RuntimeError):
-    """Font or annotations are not installed; the message says which package has them."""
+    """Font or annotations are not installed; the message names the package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Emoji:
 
     @property
     def base(self) -> str:
-        """The characters without skin tone, gender sign and presentation: what variants have in common."""
+        """The characters without skin tone, gender sign and presentation, which are the same for all variants."""
         dropped = _TONES | {"\ufe0f", "\u200d", "\u2640", "\u2642"}
         person = {"\U0001f468": "\U0001f9d1", "\U0001f469": "\U0001f9d1"}
         return "".join(person.get(c, c) for c in self.characters if c not in dropped)
@@ -67,10 +67,10 @@ def find_font() -> Path:
 
 
 def load_emoji() -> list[Emoji]:
-    """All emoji without skin tone, and of each that has tones one toned variant, in Unicode's order.
+    """All emoji without skin tone, and one toned variant of each that has tones, in Unicode's order.
 
     Raises:
-        MissingData: naming the package to install.
+        MissingData: a file is not installed.
     """
     test_file = _first_that_exists(EMOJI_TEST_FILES, "Unicode's emoji list", "unicode-data")
     cldr = _first_that_exists(CLDR_FOLDERS, "the CLDR annotations", "unicode-cldr-core")
@@ -94,7 +94,7 @@ def load_emoji() -> list[Emoji]:
 
 def _is_shown(characters: str) -> bool:
     tones = [character for character in characters if character in _TONES]
-    # Couples of two tones would add twenty variants of one picture.
+    # Couples with two tones would add twenty variants of one picture.
     return not tones or tones == [SHOWN_TONE]
 
 
@@ -122,7 +122,7 @@ def _load_cldr(cldr: Path) -> tuple[dict[str, dict[str, str]], dict[str, dict[st
                 continue
             for annotation in ET.parse(file).iter("annotation"):
                 text = (annotation.text or "").strip()
-                # CLDR marks "same as the parent locale" with arrows; such an entry names nothing.
+                # CLDR marks "same as the parent locale" with an arrow; such an entry has no name of its own.
                 if not text or "↑" in text:
                     continue
                 if annotation.get("type") == "tts":

@@ -51,11 +51,11 @@ def build_base(
     vision: Mapping[str, Any] | None = None,
     text: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an untrained checkpoint with tokenizer and image processor, as a hub download would look.
+    """Write an untrained checkpoint with tokenizer and image processor, in the layout of a hub download.
 
     Args:
-        texts: on which the tokenizer is trained.
-        vision, text: values that replace the demo's in the two halves of the configuration.
+        texts: training texts of the tokenizer.
+        vision, text: settings that replace the demo's in the two parts of the configuration.
     """
     tokenizer = train_tokenizer(texts)
     config = _config(tokenizer, vision or {}, text or {})
@@ -76,7 +76,7 @@ def build_base(
 
 
 def open_cross_attention(model: torch.nn.Module, gate: float = 0.5) -> None:
-    """Set the cross-attention gates: they start at 0, where no picture has any effect."""
+    """Set the cross-attention gates: they are initialised to 0, with which pictures have no effect."""
     for name, parameter in model.named_parameters():
         if name.endswith(("cross_attn_attn_gate", "cross_attn_mlp_gate")) or name.endswith(
             (".gate_attn", ".gate_ffn", "gated_positional_embedding.gate")
@@ -98,28 +98,16 @@ def train_base(
     temperature: float = 0.05,
     seed: int = 0,
 ) -> Iterator[Progress]:
-    """Contrastive training of all weights, in place: a caption should find its picture, the picture its captions.
+    """Contrastive training of all weights, in place, between pictures and captions in both directions.
 
     Args:
-        captions: of the same pictures, in the same order.
-        batch_size: pictures in one step; each comes with `captions_per_picture` captions.
+        captions: captions of the same pictures, in the same order.
+        batch_size: pictures in one step; each has `captions_per_picture` captions.
     """
     random_ = random.Random(seed)
     torch.manual_seed(seed)
     module = encoder.module.train()
-    masters = {name: parameter.detach().clone().requires_grad_() for name, parameter in module.named_parameters()}
-    module.to(torch.bfloat16)
-    optimizers = _optimizers(masters, learning_rate)
-    schedules = [
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=num_steps,
-            pct_start=WARMUP_SHARE,
-            cycle_momentum=False,
-        )
-        for optimizer in optimizers
-    ]
+    masters = _MasterWeights(module, learning_rate=learning_rate, num_steps=num_steps)
     batch_size = min(batch_size, len(pictures))
     for step in range(num_steps):
         chosen = random_.sample(range(len(pictures)), batch_size)
@@ -128,7 +116,7 @@ def train_base(
         text_inputs = encoder.batches(
             [Content(text) for text in drawn],
             [None] * len(drawn),
-            batch_size=CHUNK_ROWS,
+            max_batch_rows=CHUNK_ROWS,
             max_batch_tokens=1 << 30,
         )
         image_BD = _embed(module, image_inputs)
@@ -136,20 +124,45 @@ def train_base(
         loss = _symmetric_loss(image_BD, text_CBD, temperature)
         module.zero_grad(set_to_none=True)
         loss.backward()
-        for name, parameter in module.named_parameters():
-            masters[name].grad = None if parameter.grad is None else parameter.grad.float()
-        torch.nn.utils.clip_grad_norm_(masters.values(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(masters[name])
+        masters.update()
         yield Progress(step + 1, num_steps, loss.item())
     module.to(torch.float32).eval()
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            parameter.copy_(masters[name])
+    masters.copy_to_module()
+
+
+class _MasterWeights:
+    """float32 copies of a module's weights; the optimizers update them, and the module computes in bfloat16."""
+
+    def __init__(self, module: torch.nn.Module, *, learning_rate: float, num_steps: int) -> None:
+        self._module = module
+        self._weights = {name: weight.detach().clone().requires_grad_() for name, weight in module.named_parameters()}
+        module.to(torch.bfloat16)
+        self._optimizers = _optimizers(self._weights, learning_rate)
+        self._schedules = [
+            torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                max_lr=[group["lr"] for group in optimizer.param_groups],
+                total_steps=num_steps,
+                pct_start=WARMUP_SHARE,
+                cycle_momentum=False,
+            )
+            for optimizer in self._optimizers
+        ]
+
+    def update(self) -> None:
+        """One step of the optimizers by the module's gradients; the module gets the new weights."""
+        for name, parameter in self._module.named_parameters():
+            self._weights[name].grad = None if parameter.grad is None else parameter.grad.float()
+        torch.nn.utils.clip_grad_norm_(self._weights.values(), 1.0)
+        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        self.copy_to_module()
+
+    def copy_to_module(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self._module.named_parameters():
+                parameter.copy_(self._weights[name])
 
 
 def _picture_batches(encoder: Encoder, pictures: Sequence[PictureInputs]) -> list[PreparedBatch]:
@@ -169,7 +182,7 @@ def _embed(module: torch.nn.Module, batches: list[PreparedBatch]) -> Tensor:
 def _optimizers(masters: dict[str, Tensor], learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings, norms and gates.
 
-    In the few hundred steps that a laptop has time for, Muon learns about twice as much per step as AdamW alone.
+    In the few hundred steps of the demo, Muon learns about twice as fast per step as AdamW alone.
     """
     matrices = {
         name: p for name, p in masters.items() if p.ndim == 2 and ".layers." in name and "embedding" not in name
@@ -187,7 +200,7 @@ def _optimizers(masters: dict[str, Tensor], learning_rate: float) -> list[torch.
 
 
 def _symmetric_loss(image_BD: Tensor, text_CBD: Tensor, temperature: float) -> Tensor:
-    """InfoNCE both ways between pictures and captions, and between the captions of one picture."""
+    """InfoNCE in both directions between pictures and captions, and between different captions of the same pictures."""
     views_VBD = torch.cat([image_BD[None], text_CBD])
     target_B = torch.arange(len(image_BD), device=image_BD.device)
     losses = [
@@ -215,7 +228,7 @@ def _config(tokenizer: PreTrainedTokenizerFast, vision: Mapping[str, Any], text:
         "initializer_range": INITIALIZER_RANGE,
     } | dict(vision)
     text = {
-        "vocab_size": len(tokenizer) - 1,  # the picture's token lies behind the vocabulary, as in the released models
+        "vocab_size": len(tokenizer) - 1,  # the picture token comes after the vocabulary, as in the released models
         "hidden_size": 128,
         "intermediate_size": 384,
         "num_hidden_layers": 4,

@@ -1,4 +1,4 @@
-"""The demo teacher's Batch API: files and batches in memory, as OpenAI serves them."""
+"""The demo teacher's Batch API, after OpenAI's: files and batches are kept in memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class DemoBatches:
     """Files and batches.
 
     Args:
-        reply: answers the body of one chat completion.
-        batch_s: how long a batch takes, in seconds.
+        reply: computes the reply to the body of one chat completion.
+        batch_s: returns the duration of a batch in seconds.
     """
 
     def __init__(self, reply: Callable[[bytes], Reply], batch_s: Callable[[], float]) -> None:
@@ -30,7 +30,7 @@ class DemoBatches:
         self._lock = threading.Lock()
 
     def post(self, path: str, body: bytes, content_type: str) -> dict[str, Any] | None:
-        """A new file or batch; None where the path is of neither."""
+        """A new file or batch; None for other paths."""
         if path == "/v1/files":
             file_id = f"file-{uuid.uuid4().hex}"
             self._files[file_id] = _uploaded(body, content_type)
@@ -54,21 +54,21 @@ class DemoBatches:
         return None
 
     def get(self, path: str, query: str) -> dict[str, Any] | bytes | None:
-        """A batch, all batches or what is in a file; None where there is no such thing."""
+        """A batch, all batches, or the content of a file; None if there is none at the path."""
         if path == "/v1/batches":
             return self._list(parse_qs(query).get("after", [""])[0])
-        if found := re.fullmatch(r"/v1/batches/(\w+)", path):
-            return self._batch(found[1])
-        if found := re.fullmatch(r"/v1/files/([\w-]+)/content", path):
-            return self._files.get(found[1])
+        if match := re.fullmatch(r"/v1/batches/(\w+)", path):
+            return self._batch(match[1])
+        if match := re.fullmatch(r"/v1/files/([\w-]+)/content", path):
+            return self._files.get(match[1])
         return None
 
     def delete(self, path: str) -> dict[str, Any] | None:
-        """Remove a file; None where there is none."""
-        found = re.fullmatch(r"/v1/files/([\w-]+)", path)
-        if not found or self._files.pop(found[1], None) is None:
+        """Remove a file; None if it does not exist."""
+        match = re.fullmatch(r"/v1/files/([\w-]+)", path)
+        if not match or self._files.pop(match[1], None) is None:
             return None
-        return {"id": found[1], "object": "file", "deleted": True}
+        return {"id": match[1], "object": "file", "deleted": True}
 
     def _list(self, after: str) -> dict[str, Any]:
         batches = list(reversed(self._batches.values()))

@@ -1,4 +1,4 @@
-"""What the demo measures: pairs of picture and language kept apart, queries over them, similar pictures."""
+"""The demo's benchmark: held-out pairs of picture and language, queries on them, and neighbours of pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mme5core.demo.instructions import QUERY_INSTRUCTION
 from mme5core.languages import XTD_LANGUAGES
 
 VALIDATION_LANGUAGES = ("pt", "fr", "uk", "ja", "cs", "hu", "vi")
-"""What settings are chosen on: other languages than the benchmark's, so that a choice cannot fit the scores."""
+"""Languages for choosing settings; they are not the benchmark's, so that settings cannot be tuned to its scores."""
 NUM_NEIGHBOURS = 10
 
 Split = Literal["unseen", "seen", "validation"]
@@ -22,7 +22,7 @@ Split = Literal["unseen", "seen", "validation"]
 def held_out_languages(picture: Picture) -> frozenset[str]:
     """The languages in which this picture's name is unseen: one of the benchmark's, one of the validation's.
 
-    An emoji and its skin-tone variant share them: the toned picture's name spells out the plain one's.
+    An emoji and its skin-tone variant share them, because the variant's name contains the plain one's.
     """
 
     def order(language: str) -> bytes:
@@ -40,35 +40,34 @@ def holdout_rows(pictures: list[Picture]) -> list[dict[str, str]]:
 
 
 def candidates(pictures: list[Picture]) -> list[Picture]:
-    """One picture of each look, without skin-tone variants."""
+    """Pictures without skin-tone variants; of identical pictures only the first."""
     seen: set[str] = set()
-    result = []
+    distinct = []
     for picture in pictures:
-        # Some flags look the same; of two equal candidates neither can be found.
+        # Some flags look the same; two equal candidates would tie.
         if not picture.emoji.has_tone and picture.sha256 not in seen:
             seen.add(picture.sha256)
-            result.append(picture)
-    return result
+            distinct.append(picture)
+    return distinct
 
 
 def queries(pictures: list[Picture], split: Split) -> list[dict[str, Any]]:
     """Text-to-image queries: on the unseen pairs in the benchmark's seven languages or in those of the validation,
     or on as many seen pairs in the benchmark's languages.
 
-    A name that two candidates share is no query. On the unseen side neither is a name that may have been read with
-    this picture after all: spelt the same in a language that may be seen, a keyword there, or that of a
-    picture that looks the same.
+    A name that two candidates share is left out. So is, among the unseen, a name that training may still have
+    shown with the picture or an identical one: as a name or keyword in a language that is not held out.
     """
-    found = candidates(pictures)
+    distinct = candidates(pictures)
     lookalikes: dict[str, list[Picture]] = defaultdict(list)
     for picture in pictures:
         lookalikes[picture.sha256].append(picture)
     rows = []
     languages: Collection[str] = VALIDATION_LANGUAGES if split == "validation" else XTD_LANGUAGES
     for language in languages:
-        spelt = Counter(_fold(picture.emoji.names.get(language, "")) for picture in found)
+        spelt = Counter(_fold(picture.emoji.names.get(language, "")) for picture in distinct)
         unseen_rows, seen_rows = [], []
-        for picture in found:
+        for picture in distinct:
             name = picture.emoji.names.get(language)
             if not name or spelt[_fold(name)] > 1:
                 continue
@@ -93,21 +92,21 @@ def queries(pictures: list[Picture], split: Split) -> list[dict[str, Any]]:
 
 
 def _may_be_read(pictures: list[Picture]) -> set[str]:
-    """Every name and keyword that may be seen with one of these pictures, folded."""
-    found = set()
+    """Every name and keyword that training may show with one of these pictures, folded."""
+    folded = set()
     for picture in pictures:
         held_out = held_out_languages(picture)
-        found |= {_fold(name) for code, name in picture.emoji.names.items() if code not in held_out}
+        folded |= {_fold(name) for code, name in picture.emoji.names.items() if code not in held_out}
         for code, words in picture.emoji.keywords.items():
             if code not in held_out:
-                found |= {_fold(word) for word in words}
-    return found
+                folded |= {_fold(word) for word in words}
+    return folded
 
 
 def neighbours(pictures: list[Picture]) -> list[dict[str, Any]]:
-    """Similar pictures of each: variants first, then by shared keywords within the subgroup.
+    """Rows of similar pictures for each picture: variants first, then by shared keywords within the subgroup.
 
-    score is the Jaccard similarity of the English keywords, halved, plus 0.5 for a variant.
+    score = 0.5 x the Jaccard similarity of the English keywords, + 0.5 for a variant.
     """
     by_subgroup: dict[str, list[Picture]] = defaultdict(list)
     by_base: dict[str, list[Picture]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What the base model reads about a picture: its name or keywords, in a language that may be seen."""
+"""Captions of pictures to train the base model: names or keywords, in a language that is not held out."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ PROMPTS = (
 class Captions:
     """Draws captions of pictures; never in a language that is held out for the picture.
 
-    The base model reads the better-resourced languages, as pretrained models do; the samples bring the others. Most
-    captions end their line, as texts on the web do, and a few follow a prompt, as in pretraining of every kind. None
-    stands under an instruction of the demo: to follow those is what the adapter learns.
+    The base model is trained on the better-resourced languages, as pretrained models are; the samples add the others.
+    Most captions end with a newline, as texts on the web do, and a few follow a prompt, as in pretraining data. None
+    has an instruction of the demo: following those is left to the adapter.
     """
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
@@ -38,7 +38,7 @@ class Captions:
         for picture in pictures:
             seen = picture.emoji.names.keys() - held_out_languages(picture)
             allowed = sorted(code for code in seen if language_weight(code) > LOW_WEIGHT)
-            # English leads the plan by far; here it would leave little room for the others.
+            # Capped: at its weight in the plan, English would leave little for the other languages.
             weights = [min(HIGH_WEIGHT, language_weight(code)) for code in allowed]
             self._choices.append((allowed, weights, picture))
 
@@ -55,7 +55,7 @@ class Captions:
         return text + "\n" if random_.random() < LINE_SHARE else text
 
     def tokenizer_texts(self) -> list[str]:
-        """Every name that may be seen, and plain English often enough for its words to become tokens."""
+        """Every name that may be drawn, and English prompts, repeated so that their words become tokens."""
         names = [picture.emoji.names[code] for languages, _, picture in self._choices for code in languages]
         english = [IMAGE_INSTRUCTION, *PROMPTS, *(text for texts in INSTRUCTIONS.values() for text in texts)]
         return names + english * 500

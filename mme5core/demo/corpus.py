@@ -1,4 +1,4 @@
-"""The demo corpus: emoji drawn from a colour font, written to disk as img2dataset writes LAION."""
+"""The demo corpus: emoji drawn from a colour font, written in the layout of img2dataset."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FONT_SIZE = 109  # the only size that the font's bitmaps have
 GLYPH_SIZE = (136, 128)
 IMAGE_SIZE = 128
 ROWS_PER_SHARD = 500
-NUM_FAILED = 40  # rows that stand in the Parquet and not in the tar, as in any download
+NUM_FAILED = 40  # rows of failed downloads, which are in the Parquet file but not in the tar
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One emoji as the corpus holds it; `key` is its id in every job."""
+    """One emoji in the corpus; `key` is its id in every job."""
 
     key: str
     emoji: Emoji
@@ -43,9 +43,9 @@ class Corpus:
 
 
 def draw(emoji: Emoji, font: ImageFont.FreeTypeFont) -> Image.Image | None:
-    """The emoji on white, or None where the font has no picture of it."""
+    """The emoji on white; None if the font has no picture of it."""
     if font.getlength(emoji.characters) > GLYPH_SIZE[0] + 1:
-        return None  # drawn as several glyphs: the font does not know the sequence
+        return None  # several glyphs: the font has none for the sequence
     canvas = Image.new("RGBA", GLYPH_SIZE, (255, 255, 255, 255))
     ImageDraw.Draw(canvas).text((0, 0), emoji.characters, font=font, embedded_color=True)
     picture = canvas.convert("RGB")
@@ -55,9 +55,9 @@ def draw(emoji: Emoji, font: ImageFont.FreeTypeFont) -> Image.Image | None:
 
 
 def write_corpus(folder: Path, emoji: list[Emoji], font_file: Path) -> Iterator[int | Corpus]:
-    """Write tar shards, a Parquet and a stats file beside each; yields rows done, and the corpus last.
+    """Write tar shards with a Parquet and a stats file each; yields the number of rows done, and last the corpus.
 
-    Some rows are written as failed downloads. They are made up, to be met: every fiftieth or so.
+    About every fiftieth row is an invented failed download, so that the jobs have some to refuse.
     """
     font = ImageFont.truetype(str(font_file), FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The instructions of the demo: what its benchmark asks with, and what its teacher writes.
+"""The instructions of the demo's benchmark and of its teacher.
 
-They are few, and the benchmark's is one of the teacher's: a model of two layers of text does not learn in a minute
-what instructions mean, only to read past those that it met. mmE5's own benchmark, too, asks as its training did.
+They are few, and the benchmark's is one of the teacher's: in a minute, a model of this size cannot learn the meaning of
+instructions, only to handle those that it was trained on. mmE5's benchmark also uses the instructions of its training.
 """
 
 QUERY_INSTRUCTION = "Retrieve an image of this caption."

@@ -1,7 +1,7 @@
-"""The demo teacher: a server that speaks the OpenAI protocol and answers from Unicode's annotations.
+"""The demo teacher: a server with the OpenAI protocol that answers from Unicode's annotations.
 
-It is no MLLM and is not sold as one. But it sees what one would see: pixels and a prompt. It knows a picture by
-its pixels alone, the wanted task, combination and language by the prompt alone.
+It is not an MLLM, but it gets the same input: it recognises a picture by its pixels alone, and reads the requested
+task, modality combination and language from the prompt alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ THUMBNAIL = 16
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the teacher knows of one picture; languages that a benchmark holds out are not among the names."""
+    """The teacher's knowledge of one picture; `names` lack the languages that the benchmark holds out."""
 
     key: str
     subgroup: str
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Faults:
-    """How the teacher misbehaves, by request: rates in [0, 1], drawn from the request's content and attempt."""
+    """The teacher's faults: delays in seconds, and rates in [0, 1] that are drawn for each request."""
 
     delay_s: float = 0.0
     batch_s: float = 0.0
@@ -57,14 +57,14 @@ class Faults:
 
 @dataclass(slots=True)
 class Served:
-    """What the teacher has been asked so far, and how often each request was answered (with 200)."""
+    """Number of requests so far, and how often each one was answered with status 200."""
 
     requests: int = 0
     answered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
 class Knowledge:
-    """Pictures by their pixels, and what is written about them."""
+    """Entries by the pixels of their pictures."""
 
     def __init__(self, entries: Sequence[Entry], pictures: Sequence[Image.Image]) -> None:
         self.entries = list(entries)
@@ -85,17 +85,17 @@ class Knowledge:
         return self.entries[int(np.einsum("nd,nd->n", difference, difference).argmin())]
 
     def siblings(self, entry: Entry, language: str) -> list[Entry]:
-        """Others of the same subgroup, else of all, that have a name of their own in the language."""
+        """Other entries of the same subgroup, or of all if they are too few, with a different name in the language."""
         name = entry.names.get(language)
         for pool in (self._by_subgroup[entry.subgroup], self.entries):
-            found = [e for e in pool if e.key != entry.key and e.names.get(language) not in (None, name)]
-            if len(found) >= 4:
-                return found
-        return found
+            siblings = [e for e in pool if e.key != entry.key and e.names.get(language) not in (None, name)]
+            if len(siblings) >= 4:
+                return siblings
+        return siblings
 
 
 class DemoTeacher(ThreadingHTTPServer):
-    """Serves /v1/chat/completions, /v1/models and the Batch API on a free loopback port; `base_url` says where."""
+    """Serves /v1/chat/completions, /v1/models and the Batch API at `base_url`, on a free loopback port."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -121,13 +121,13 @@ class DemoTeacher(ThreadingHTTPServer):
         self.server_close()
 
     def reply(self, body: bytes) -> Reply:
-        """Status, body and further headers in answer to the body of a chat completion."""
+        """Status, body and further headers of the reply to a chat completion."""
         faults = self.faults
         name = hashlib.sha256(body).hexdigest()
         with self.counting:
             self.served.requests += 1
             attempt = self.served.requests
-        # Drawn anew at each attempt: a request that failed must be able to pass when it is tried again.
+        # Drawn for each attempt: a retry of a failed request must be able to succeed.
         chance = random.Random(f"{name} {attempt}")
         if chance.random() < faults.rate_429:
             return 429, _error("slow down"), {"retry-after": "0.2"}
@@ -145,7 +145,7 @@ class DemoTeacher(ThreadingHTTPServer):
             return 400, _error(f"cannot read the request: {error}"), {}
         text = json.dumps(answer, ensure_ascii=False)
         finish_reason = "stop"
-        # These belong to the request, not the attempt: the same question gets the same bad answer.
+        # Drawn for each request, not each attempt: a retry gets the same bad answer.
         fate = random.Random(name)
         if fate.random() < faults.rate_cut_off:
             text, finish_reason = text[: len(text) // 2], "length"
@@ -157,21 +157,21 @@ class DemoTeacher(ThreadingHTTPServer):
 
 
 class UnknownLanguage(LookupError):
-    """Unicode has no names for a picture in the language asked for: the demo teacher refuses."""
+    """Unicode has no name for a picture in the requested language: the demo teacher refuses."""
 
 
 def write_answer(knowledge: Knowledge, prompt: str, pictures: Sequence[Image.Image], faults: Faults) -> dict[str, Any]:
     """The whole answer to one prompt: descriptions, draft, evaluation, improvements, revision.
 
     Raises:
-        UnknownLanguage: there is nothing to answer from.
-        ValueError: the prompt does not say what is wanted.
+        UnknownLanguage: a picture has no name in the requested language.
+        ValueError: the prompt lacks the task, the combination or the number of hard negatives.
     """
-    task = _asked(prompt, "Task", r"\w+")
-    combination = _asked(prompt, "Modality combination", r"\w+")
+    task = _requested(prompt, "Task", r"\w+")
+    combination = _requested(prompt, "Modality combination", r"\w+")
     language = re.search(r"^Language: .*\((\w+)\)$", prompt, re.MULTILINE)
     code = language[1] if language else "en"
-    num_negatives = int(_asked(prompt, "Hard negatives", r"\d+"))
+    num_negatives = int(_requested(prompt, "Hard negatives", r"\d+"))
     entries = [knowledge.recognise(picture) for picture in pictures]
     for entry in entries:
         if code not in entry.names:
@@ -243,14 +243,14 @@ def _sample(
 
 
 def _spoil(sample: dict[str, Any]) -> None:
-    """Make a sample wrong in a way that can be told: the texts say so."""
+    """Make a sample wrong in a way that tests can detect: its texts begin with "wrong"."""
     for name in ("query", "positive"):
         if name in sample:
             sample[name] = f"wrong {sample[name]}"
 
 
 def _text(entry: Entry, code: str, random_: random.Random) -> str:
-    """The name, or now and then keywords."""
+    """The name, or at a rate of 0.2 two keywords."""
     keywords = entry.keywords.get(code, [])
     if len(keywords) > 1 and random_.random() < 0.2:
         return ", ".join(random_.sample(keywords, 2))
@@ -266,7 +266,7 @@ def _name(entry: Entry, code: str) -> str:
     return entry.names[code]
 
 
-def _asked(prompt: str, label: str, pattern: str) -> str:
+def _requested(prompt: str, label: str, pattern: str) -> str:
     match = re.search(rf"^{label}: ({pattern})$", prompt, re.MULTILINE)
     if not match:
         raise ValueError(f"the prompt has no line '{label}: ...'")
@@ -287,26 +287,26 @@ class _Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         if path.rstrip("/").endswith("/models"):
             return self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
-        found = self.server.batches.get(path, query)
-        if isinstance(found, bytes):
-            return self._send_bytes(200, found, {"content-type": "application/octet-stream"})
-        self._send_found(found)
+        stored = self.server.batches.get(path, query)
+        if isinstance(stored, bytes):
+            return self._send_bytes(200, stored, {"content-type": "application/octet-stream"})
+        self._send_or_404(stored)
 
     def do_DELETE(self) -> None:
-        self._send_found(self.server.batches.delete(self.path))
+        self._send_or_404(self.server.batches.delete(self.path))
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         if self.path == "/v1/chat/completions":
             time.sleep(self.server.faults.delay_s)
             return self._send(*self.server.reply(body))
-        self._send_found(self.server.batches.post(self.path, body, self.headers.get("content-type", "")))
+        self._send_or_404(self.server.batches.post(self.path, body, self.headers.get("content-type", "")))
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def _send_found(self, found: dict[str, Any] | None) -> None:
-        self._send(404, _error("no such path")) if found is None else self._send(200, found)
+    def _send_or_404(self, body: dict[str, Any] | None) -> None:
+        self._send(404, _error("no such path")) if body is None else self._send(200, body)
 
     def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         data = json.dumps(body, ensure_ascii=False).encode()
@@ -314,8 +314,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_bytes(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
+        for name, text in headers.items():
+            self.send_header(name, text)
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -337,7 +337,7 @@ def _read_messages(messages: list[dict[str, Any]]) -> tuple[str, list[Image.Imag
 
 @lru_cache(maxsize=4096)
 def _decoded(encoded: str) -> Image.Image:
-    """The thumbnail of an encoded picture, which is all that it is known by; decoded once."""
+    """The thumbnail of an encoded picture, by which it is recognised; cached."""
     picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
     return picture.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
 

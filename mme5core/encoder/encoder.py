@@ -28,7 +28,7 @@ from mme5core.prompt_styles import DEFAULT_STYLE, check_style, render
 from mme5core.types import Content
 
 MAX_TOKENS = 256
-_ONE_AT_A_TIME = threading.Lock()  # the families stand in for parts of transformers, which all threads would find
+_ONE_AT_A_TIME = threading.Lock()  # some backbones patch transformers during a pass, which other threads would see
 
 
 class Encoder:
@@ -78,13 +78,13 @@ class Encoder:
             prompt_style: None takes the one stored with the model, else "mme5" ("plain" for dual encoders).
             device: "auto" is the first accelerator, else the CPU.
             dtype: "auto" is the checkpoint's own; else a torch name such as "bfloat16".
-            merge_adapter: fold the adapter into the weights (faster); False keeps it apart, for training.
+            merge_adapter: fold the adapter into the weights (faster); False keeps it separate, for training.
             attention: transformers' `attn_implementation`; None: the library's choice.
             remote_code: run code that comes with the checkpoint. It can do anything that you can.
             quantize: "nf4" holds the weights in 4 bits, as QLoRA does; needs a GPU and bitsandbytes.
 
         Raises:
-            ValueError: no model there, no tokenizer or image processor beside it, an unknown family, dtype or
+            ValueError: no model at `path`, no tokenizer or image processor beside it, an unknown family, dtype or
                 style, or a base that is not the one the adapter was trained on.
         """
         loaded = load_model(
@@ -104,7 +104,7 @@ class Encoder:
             base=loaded.base,
             merged_adapter=loaded.merged_adapter,
         )
-        if quantize is None:  # quantised weights are where they are
+        if quantize is None:  # quantised weights were loaded onto the GPU
             encoder.module.to(default_device() if device == "auto" else torch.device(device))
         encoder.module.eval()
         return encoder
@@ -132,36 +132,41 @@ class Encoder:
 
         Args:
             instruction: one for all, or one per content; None for none.
-            batch_size: rows of one forward pass at most.
+            batch_size: most rows in one forward pass.
+            max_batch_tokens: upper limit of rows x longest row in one forward pass.
 
         Raises:
-            ValueError: a picture that cannot be read (`images.BadImage`), or more than the family takes, naming the
-                content's place.
+            ValueError: a picture cannot be read (`images.BadImage`), or a content has more pictures than the family
+                takes; the message names the place of the content.
         """
         for place, content in enumerate(contents):
             if not isinstance(content, Content):
                 raise TypeError(f"content {place}: Content(text=..., image=...) expected, not {type(content).__name__}")
-        result = np.zeros((len(contents), self.dimension), dtype=np.float32)
+        vector_ND = np.zeros((len(contents), self.dimension), dtype=np.float32)
         instructions = per_content(instruction, len(contents))
         for rows, vector_BD in self.stream(
-            contents, instructions, batch_size=batch_size, max_batch_tokens=max_batch_tokens
+            contents, instructions, max_batch_rows=batch_size, max_batch_tokens=max_batch_tokens
         ):
-            result[rows] = vector_BD
-        return result
+            vector_ND[rows] = vector_BD
+        return vector_ND
 
     def stream(
         self, contents: Sequence[Content], instructions: Sequence[str | None], **options: Any
     ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(places in `contents`, their vectors [B, D]) of each batch, while a thread prepares the next ones.
+        """Yields (places in `contents`, their vectors [B, D]) for each batch, while a thread prepares the next ones.
 
         Args:
-            options: those of `prepare.prepare_batches`.
+            options: keyword arguments of `prepare.prepare_batches`.
         """
         for batch in ahead(self.batches(contents, instructions, share_pictures=True, **options)):
             yield batch.rows, self.embed_batch(batch)
 
     def embed_batch(self, batch: PreparedBatch) -> np.ndarray:
-        """float32 [B, D] of one prepared batch."""
+        """The vectors of one prepared batch: float32 [B, D].
+
+        Raises:
+            ValueError: the model computed NaN or infinity.
+        """
         with _ONE_AT_A_TIME, torch.inference_mode():
             vector_BD: np.ndarray = self.module.embed_batch(batch).cpu().numpy()
         if not np.isfinite(vector_BD).all():
@@ -171,7 +176,7 @@ class Encoder:
     def batches(
         self, contents: Sequence[Content], instructions: Sequence[str | None], **options: Any
     ) -> Iterator[PreparedBatch]:
-        """The forward passes for `contents`; `options` are those of `prepare.prepare_batches`."""
+        """The forward passes for `contents`; `options` are keyword arguments of `prepare.prepare_batches`."""
         prompts = self._prompts(contents, instructions)
         return prepare_batches(self.backbone, contents, prompts, max_tokens=self.max_tokens, **options)
 
@@ -179,7 +184,8 @@ class Encoder:
         """Token ids of each content's prompt, cut to `max_tokens`.
 
         Raises:
-            ValueError: a picture that cannot be read, or more than the family takes, naming the content's place.
+            ValueError: a picture cannot be read, or a content has more than the family takes; the message names the
+                place of the content.
         """
         sizes = []
         for place, content in enumerate(contents):
@@ -190,7 +196,7 @@ class Encoder:
         return self.backbone.token_ids(self._prompts(contents, instructions), sizes, max_tokens=self.max_tokens)
 
     def prepare_picture(self, content: Content, place: int = 0) -> PictureInputs:
-        """The tensors of a content's picture; of several, the one at `place`."""
+        """The tensors of the content's picture at `place`."""
         return prepare_picture(self.backbone, content, place)
 
     def _prompts(self, contents: Sequence[Content], instructions: Sequence[str | None]) -> list[str]:
@@ -200,7 +206,7 @@ class Encoder:
         ]
 
     def checkpoint_activations(self) -> None:
-        """In training, keep each layer's input only and compute the rest again in the backward pass."""
+        """Activation checkpointing: keep only each layer's input and recompute the rest in the backward pass."""
         model: Any = self.module.model
         # renamed in transformers 5.23
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -208,14 +214,14 @@ class Encoder:
         for name, module in model.named_modules():
             if isinstance(module, nn.ModuleList) and name.endswith(("layers", "blocks")):
                 for layer in module:
-                    # mllama's tower takes no notice of the switch.
+                    # mllama's vision tower ignores the switch.
                     if not isinstance(layer, GradientCheckpointingLayer):
                         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
     def save(self, folder: str | os.PathLike[str], *, include_base: bool = False) -> None:
-        """Write the adapter, prompt style and pooling; the base by reference, or whole with `include_base`.
+        """Write the adapter, prompt style and pooling; the base by reference, or its weights with `include_base`.
 
-        An adapter that `load` folded into the weights is copied from where it came.
+        An adapter that `load` folded into the weights is copied from its own folder.
         """
         settings: dict[str, Any] = {
             "format": 1,

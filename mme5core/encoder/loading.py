@@ -19,9 +19,10 @@ from mme5core.model_folder import check_model_files, find_base, has_adapter, mod
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with its adapter and its family; `settings` are those that `Encoder.save` wrote beside it.
+    """A model with its adapter and its backbone.
 
-    `merged_adapter` is the folder of an adapter that was folded into the weights.
+    `settings` were stored beside it by `Encoder.save`; `merged_adapter` is the folder of an adapter that was folded
+    into the weights.
     """
 
     model: Any
@@ -41,7 +42,9 @@ def load_model(
     remote_code: bool,
     quantize: str | None,
 ) -> LoadedModel:
-    """The model at `path`, on the device that it was read to; the arguments are those of `Encoder.load`.
+    """The model at `path`; the arguments and errors are those of `Encoder.load`.
+
+    Only quantised weights are already on an accelerator; the others are on the CPU.
 
     Raises:
         ValueError: as `Encoder.load`.
@@ -58,7 +61,7 @@ def load_model(
     backbone = load_backbone(base, config, remote_code=remote_code)
     model = _load_weights(base, weights_dtype, attention, remote_code, quantize)
     if adapter is not None:
-        from mme5core.adapters import load_adapter  # brings peft, which most models do without
+        from mme5core.adapters import load_adapter  # imports peft, which most models do not need
 
         model = load_adapter(model, Path(adapter), merge=merge_adapter)
     merged_adapter = Path(adapter) if adapter is not None and merge_adapter else None
@@ -92,7 +95,7 @@ def _load_weights(
 
 
 def _quantised(quantize: str) -> dict[str, Any]:
-    """As QLoRA (arXiv 2305.14314): NormalFloat of 4 bits, its constants quantised too, products in bfloat16."""
+    """QLoRA's settings (arXiv 2305.14314): 4-bit NormalFloat, double quantisation, products in bfloat16."""
     if quantize != "nf4":
         raise ValueError(f"unknown quantize {quantize!r}; known: nf4")
     if not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None:

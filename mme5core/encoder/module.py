@@ -1,4 +1,4 @@
-"""The base model as a torch module that gives unit vectors; what a training engine wraps."""
+"""The base model as a torch module that computes unit vectors; a training engine wraps it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mme5core.backbones import Backbone
 from mme5core.backbones.protocol import Features, PictureInputs, base_model
 from mme5core.encoder.prepare import PreparedBatch
 
-# Values in the pictures of one pass of the tower. A CPU is a tenth faster on what stays in its caches; an accelerator
-# wants enough to do: here 16 pictures of Llama-3.2-Vision.
-_TOWER_VALUES = {"cpu": 1 << 20, "accelerator": 1 << 26}
+# Most pixel values in one pass of the vision tower. A CPU is 10 % faster while they fit its caches; an accelerator
+# needs a larger pass to be busy: 2^26 values are 16 pictures of Llama-3.2-Vision.
+_MAX_TOWER_VALUES = {"cpu": 1 << 20, "accelerator": 1 << 26}
 
 
 class EmbeddingModel(nn.Module):
-    """The base model as a module that gives unit vectors; what a training engine wraps."""
+    """The base model as a module that computes unit vectors."""
 
     def __init__(self, model: nn.Module, backbone: Backbone) -> None:
         super().__init__()
@@ -26,20 +26,20 @@ class EmbeddingModel(nn.Module):
         self.backbone = backbone
 
     def forward(self, batches: Sequence[PreparedBatch]) -> Tensor:
-        """float32 [N, D], unit length: the batches' rows, one batch after the other."""
+        """The vectors of the batches' rows, one batch after the other: float32 [N, D], unit length."""
         vectors = []
         for batch in batches:
             if batch.seed is not None:
-                torch.manual_seed(batch.seed)  # of every device
+                torch.manual_seed(batch.seed)  # seeds every device
             vectors.append(self.embed_batch(batch))
         return torch.cat(vectors)
 
     def embed_batch(self, batch: PreparedBatch) -> Tensor:
-        """float32 [B, D], unit length. The batch may lie in host memory: only the pass itself needs the device."""
+        """The vectors of one batch, which may lie in host memory: float32 [B, D], unit length."""
         inputs, features = self.on_device(batch.inputs), batch.features
         if features is None and batch.pictures:
-            made = [feature for part in self._tower_passes(batch.pictures) for feature in self.features(part)]
-            features = [[made[place] for place in of_row] for of_row in batch.pictures_of]
+            distinct = [feature for part in self._tower_passes(batch.pictures) for feature in self.features(part)]
+            features = [[distinct[place] for place in of_row] for of_row in batch.pictures_of]
         if features is not None:
             device = next(self.parameters()).device
             moved: dict[int, Features] = {}  # rows may share a picture
@@ -51,8 +51,8 @@ class EmbeddingModel(nn.Module):
         return F.normalize(self.backbone.pooled(self.model, inputs, features).float(), dim=-1)
 
     def _tower_passes(self, pictures: Sequence[PictureInputs]) -> Iterator[list[PictureInputs]]:
-        """The pictures in parts of what one pass of the tower takes: its activations weigh more than all the rest."""
-        budget = _TOWER_VALUES["cpu" if next(self.parameters()).device.type == "cpu" else "accelerator"]
+        """The pictures in parts, one for each pass of the tower: its activations take more memory than all the rest."""
+        budget = _MAX_TOWER_VALUES["cpu" if next(self.parameters()).device.type == "cpu" else "accelerator"]
         part: list[PictureInputs] = []
         num_values = 0
         for picture in pictures:
@@ -66,20 +66,20 @@ class EmbeddingModel(nn.Module):
             yield part
 
     def features(self, pictures: Sequence[PictureInputs]) -> list[Features]:
-        """What the vision tower makes of each picture, in one pass."""
+        """The vision tower's output for each picture, computed in one pass."""
         return self.backbone.features(self.model, [self.on_device(picture) for picture in pictures])
 
     def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs on the model's device, pictures in the model's dtype."""
         parameter = next(self.parameters())
-        moved = {name: value.to(parameter.device, non_blocking=True) for name, value in inputs.items()}
+        moved = {name: tensor.to(parameter.device, non_blocking=True) for name, tensor in inputs.items()}
         return {
-            name: value.to(parameter.dtype) if value.is_floating_point() else value
-            for name, value in self.backbone.float_pixels(moved).items()
+            name: tensor.to(parameter.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in self.backbone.float_pixels(moved).items()
         }
 
     def train(self, mode: bool = True) -> EmbeddingModel:
-        """As every module's; but a frozen tower stays as it is in use: its dropout would only blur its features."""
+        """`nn.Module.train`, but a frozen tower stays in evaluation mode: dropout would only add noise."""
         super().train(mode)
         if mode and self.has_frozen_tower:
             for part in self._tower_modules():
@@ -88,13 +88,13 @@ class EmbeddingModel(nn.Module):
 
     @property
     def has_frozen_tower(self) -> bool:
-        """Whether the tower can run apart, once per picture: it is known, and nothing in it trains."""
+        """Whether the tower can run separately, once per picture: it is known, and none of its weights train."""
         parameters = self._tower_parameters()
         return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
     @property
     def has_sharded_tower(self) -> bool:
-        """Whether each process holds a part of the tower's weights only, as under DeepSpeed's ZeRO-3."""
+        """Whether each process holds only a part of the tower's weights, as under DeepSpeed's ZeRO-3."""
         return any(hasattr(parameter, "ds_id") for parameter in self._tower_parameters())
 
     def _tower_parameters(self) -> list[nn.Parameter]:
@@ -109,7 +109,7 @@ class EmbeddingModel(nn.Module):
 
 
 def in_row_order(batches: Sequence[PreparedBatch], vector_ND: Tensor) -> Tensor:
-    """The vectors of `EmbeddingModel.forward` in the order of the caller's rows, which the batches cover."""
+    """The vectors of `EmbeddingModel.forward` in the order of the caller's rows; the batches cover all of them."""
     order = [row for batch in batches for row in batch.rows]
     back = torch.empty(len(order), dtype=torch.long, device=vector_ND.device)
     back[torch.tensor(order, device=vector_ND.device)] = torch.arange(len(order), device=vector_ND.device)

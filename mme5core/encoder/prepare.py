@@ -1,4 +1,4 @@
-"""Contents and their prompts to the inputs of forward passes: sorted, grouped, decoded, ahead of the model."""
+"""Contents and their prompts to the inputs of forward passes: checked, grouped into batches, decoded, collated."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from mme5core.types import Content
 
 T = TypeVar("T")
 OnBad = Callable[[int, BadImage], None]
-"""Told the place of a content that cannot be embedded, and why."""
+"""Called with the place of a content that cannot be embedded, and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedBatch:
-    """Inputs of one forward pass, and which rows of the caller's list they are.
+    """Inputs of one forward pass; `rows` are the places of its contents in the caller's list.
 
-    Rows may share pictures: `pictures` are the distinct ones, `pictures_of` holds for each row the places of its own
-    among them, and `inputs` then hold no pixels.
+    Where rows share pictures, `pictures` are the distinct ones, `pictures_of` holds for each row the places of its
+    pictures among them, and `inputs` hold no pixels.
 
-    In training also: the tower's features of the rows' pictures where they were made before, the seed of the pass's
-    randomness, so that it can be repeated, and a weight of 0 for a pass that only keeps step with other processes.
+    In training, `features` are the vision tower's output for each row's pictures if it was computed beforehand,
+    `seed` makes the dropout of the pass repeatable, and `weight` is 0 for a pass that only keeps the collectives of
+    this process in step with those of others.
     """
 
     rows: list[int]
@@ -45,18 +46,18 @@ class PreparedBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """Contents as they are read, and the places of those that turned out to be unusable."""
+    """The contents of one call, and the places of those that cannot be embedded."""
 
     contents: Sequence[Content]
     on_bad: OnBad | None
-    bad: set[int] = field(default_factory=set)
+    bad_rows: set[int] = field(default_factory=set)
     _lock: Lock = field(default_factory=Lock)  # two pictures of one row may be decoded side by side
 
     def attempt(self, read: Callable[[Content], T], row: int) -> T | None:
-        """What `read` gives of a content; None where it is unusable, which is reported once.
+        """`read` applied to the content of a row; None if it raises `BadImage`, which is reported once per row.
 
         Raises:
-            ValueError: it is unusable, and nobody is told of it.
+            ValueError: it raises `BadImage`, and there is no `on_bad`.
         """
         try:
             return read(self.contents[row])
@@ -64,8 +65,8 @@ class _Reading:
             if self.on_bad is None:
                 raise ValueError(f"content {row}: {error}") from None
             with self._lock:
-                if row not in self.bad:
-                    self.bad.add(row)
+                if row not in self.bad_rows:
+                    self.bad_rows.add(row)
                     self.on_bad(row, error)
             return None
 
@@ -76,7 +77,7 @@ def prepare_batches(
     prompts: Sequence[str],
     *,
     max_tokens: int,
-    batch_size: int,
+    max_batch_rows: int,
     max_batch_tokens: int,
     max_pictures: int | None = None,
     share_pictures: bool = False,
@@ -87,16 +88,16 @@ def prepare_batches(
 
     Args:
         prompts: of the contents, as `prompt_styles.render` makes them.
-        max_tokens: of one prompt; what is longer is cut.
-        batch_size, max_batch_tokens, max_pictures: of one pass at most; see `plan_batches`.
-        share_pictures: the tower shall read a picture that several rows have once, where the family's tower is known;
-            else every row brings its pixels, as a tower that trains needs them.
-        num_threads: that decode pictures.
-        on_bad: told of pictures that cannot be read, of texts that hold the token for a picture, and of more pictures
-            than the family takes; their rows are left out. None: they raise.
+        max_tokens: most tokens of one prompt; longer ones are truncated.
+        max_batch_rows, max_batch_tokens, max_pictures: limits of one pass; see `plan_batches`.
+        share_pictures: run the vision tower once for a picture that several rows of a pass show. It has no effect
+            where the family's tower is not known. False: `inputs` hold every row's pixels, as a trainable tower needs.
+        num_threads: threads that decode pictures.
+        on_bad: called for a picture that cannot be read, a text that contains the picture token, and a content of
+            more pictures than the family takes; the row is left out. None: they raise.
 
     Raises:
-        ValueError: a bad content, where nobody is told of it.
+        ValueError: a content that cannot be embedded, without `on_bad`.
     """
     reading, rows = _Reading(contents, on_bad), range(len(contents))
     share = share_pictures and backbone.knows_tower
@@ -109,7 +110,7 @@ def prepare_batches(
         else tuple((row, place) for place in range(len(contents[row].images)))
         for row in rows
     ]
-    good = [row for row in rows if row not in reading.bad]
+    good = [row for row in rows if row not in reading.bad_rows]
     if not good:
         return
     key_of = {row: keys[row] or () for row in good}
@@ -118,8 +119,8 @@ def prepare_batches(
     plan = plan_batches(
         [len(ids_of[row]) for row in good],
         [batch_kind(backbone, contents[row]) for row in good],
-        max_rows=batch_size,
-        max_tokens=max_batch_tokens,
+        max_rows=max_batch_rows,
+        max_batch_tokens=max_batch_tokens,
         pictures=[key_of[row] for row in good],
         max_pictures=max_pictures,
     )
@@ -127,13 +128,13 @@ def prepare_batches(
         for places in plan:
             chosen = [good[place] for place in places]
             pictures = _decode(backbone, reading, {row: key_of[row] for row in chosen}, threads)
-            chosen = [row for row in chosen if row not in reading.bad]
+            chosen = [row for row in chosen if row not in reading.bad_rows]
             if chosen:
                 yield _batch(backbone, chosen, ids_of, [key_of[row] for row in chosen], pictures, share=share)
 
 
 def batch_kind(backbone: Backbone, content: Content) -> int:
-    """Equal for contents that may share a batch; 0 without picture."""
+    """A number that is equal for contents that may share a batch; 0 without picture."""
     return min(1, len(content.images)) if backbone.mixes_picture_counts else len(content.images)
 
 
@@ -141,7 +142,7 @@ def sizes_of(backbone: Backbone, content: Content) -> tuple[PictureSize, ...]:
     """The sizes of a content's pictures, as far as its tokens depend on them.
 
     Raises:
-        BadImage: one cannot be read, or they are more than the family takes (`too_many_pictures`).
+        BadImage: a picture cannot be read, or the content has more than the family takes (`too_many_pictures`).
     """
     count, most = len(content.images), backbone.max_pictures
     if most is not None and count > most:
@@ -159,11 +160,12 @@ def prepare_picture(backbone: Backbone, content: Content, place: int = 0) -> Pic
 
 
 def picture_keys(backbone: Backbone, content: Content) -> tuple[Hashable, ...]:
-    """For each picture what is equal where the tower would read the same; a path stands for its file, which is not
-    read for this.
+    """A key of each picture, equal for pictures that give the vision tower the same input.
+
+    The key of a path is the path: its file is not read.
 
     Raises:
-        BadImage: one cannot be read.
+        BadImage: a picture in memory cannot be read.
     """
     is_coarse = backbone.reads_several_coarsely and len(content.images) > 1
     return tuple(
@@ -175,9 +177,10 @@ def picture_keys(backbone: Backbone, content: Content) -> tuple[Hashable, ...]:
 
 
 def _check_text(backbone: Backbone, content: Content) -> None:
-    """
+    """Refuse a text that the model would misread.
+
     Raises:
-        BadImage: the text holds what stands for a picture in the backbone's prompts, and would be read as one.
+        BadImage: the text contains the backbone's picture token, and the model would read it as a picture.
     """
     token = getattr(backbone, "image_token", None)
     if token and content.text and token in content.text:
@@ -187,10 +190,10 @@ def _check_text(backbone: Backbone, content: Content) -> None:
 def _decode(
     backbone: Backbone, reading: _Reading, keys: Mapping[int, Sequence[Hashable]], threads: ThreadPoolExecutor
 ) -> dict[Hashable, PictureInputs]:
-    """The distinct pictures of some rows, by key; of a row with a bad one, some may be missing.
+    """The distinct pictures of some rows, by key; pictures of rows in `reading.bad_rows` may be missing.
 
     Args:
-        keys: of each row's pictures.
+        keys: for each row, the keys of its pictures.
     """
 
     def prepared(row: int, place: int) -> PictureInputs | None:
@@ -204,8 +207,8 @@ def _decode(
     pictures = {key: picture for key, picture in zip(first, decoded, strict=True) if picture is not None}
     for row, of_row in keys.items():
         for place, key in enumerate(of_row):
-            if key not in pictures and row not in reading.bad:
-                again = prepared(row, place)  # bad in every row that shows it; each is reported
+            if key not in pictures and row not in reading.bad_rows:
+                again = prepared(row, place)  # to report every row that shows an unreadable picture
                 if again is not None:
                     pictures[key] = again
     return pictures

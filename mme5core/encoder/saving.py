@@ -22,12 +22,12 @@ def save_model(
     merged_adapter: Path | None,
     include_base: bool,
 ) -> None:
-    """Write `settings` and the weights that `base` does not hold.
+    """Write `settings` and the weights that are not in `base`.
 
     Args:
         settings: of the encoder; the reference to the base is added.
         merged_adapter: the folder of an adapter that was folded into the weights; it is copied.
-        include_base: write all weights, with tokenizer and processor, in place of a reference.
+        include_base: write all weights, with tokenizer and processor, instead of a reference.
     """
     folder.mkdir(parents=True, exist_ok=True)
     is_adapted = hasattr(model, "peft_config")
@@ -40,7 +40,7 @@ def save_model(
     else:
         if is_adapted:
             model.save_pretrained(folder)
-            (folder / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
+            (folder / "README.md").unlink(missing_ok=True)  # peft's model card, an unfilled template
         elif merged_adapter is not None:
             for name in _ADAPTER_FILES:
                 shutil.copy(merged_adapter / name, folder / name)

@@ -1,1 +1,1 @@
-"""Scoring vectors on benchmarks, and showing the scores."""
+"""Scores of vectors on benchmarks, and their reports."""

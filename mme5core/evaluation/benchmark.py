@@ -20,7 +20,7 @@ from mme5core.types import Content, EvalQuery
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Queries in their order, candidate ids in theirs; `contents` are the candidates' texts and pictures."""
+    """Queries and candidates, in the order of their files; `contents` are the candidates' texts and pictures."""
 
     name: str
     queries: list[EvalQuery]
@@ -29,9 +29,10 @@ class Benchmark:
 
 
 def read_benchmark(folder: Path) -> Benchmark:
-    """
+    """The benchmark in a folder of `queries.parquet` and `candidates.parquet`.
+
     Raises:
-        InputError: a file or column is missing, or an id stands twice, or for a query and a candidate.
+        InputError: a file or column is missing, a row is not valid, or an id is not unique.
     """
     queries = _read(folder / "queries.parquet", QUERIES.names)
     candidates = _read(folder / "candidates.parquet", CANDIDATES.names)
@@ -40,30 +41,30 @@ def read_benchmark(folder: Path) -> Benchmark:
     except ValueError as error:
         raise InputError(f"benchmark {str(folder)!r}: a candidate: {error}") from None
     try:
-        asked = [_query(row) for row in queries.to_pylist()]
+        eval_queries = [_query(row) for row in queries.to_pylist()]
     except ValueError as error:
         raise InputError(f"benchmark {str(folder)!r}: a query: {error}") from None
-    found = Benchmark(folder.name, asked, candidates["id"].to_pylist(), contents)
-    for what, ids in (("query", [q.id for q in found.queries]), ("candidate", found.candidate_ids)):
+    query_ids, candidate_ids = [query.id for query in eval_queries], candidates["id"].to_pylist()
+    for what, ids in (("query", query_ids), ("candidate", candidate_ids)):
         if len(set(ids)) != len(ids):
-            raise InputError(f"benchmark {str(folder)!r}: a {what} id stands twice")
+            raise InputError(f"benchmark {str(folder)!r}: a {what} id occurs twice")
         if not ids:
             raise InputError(f"benchmark {str(folder)!r}: no {what}")
-    both = set(found.candidate_ids).intersection(q.id for q in found.queries)
+    both = set(candidate_ids).intersection(query_ids)
     if both:
-        # Vectors are found by id: one of the two would be taken for the other.
+        # Vectors are looked up by id, which must name only one of them.
         raise InputError(f"benchmark {str(folder)!r}: {min(both)!r} is the id of a query and of a candidate")
-    return found
+    return Benchmark(folder.name, eval_queries, candidate_ids, contents)
 
 
 def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """The vectors of the wanted ids, float32 [D] each; ids that have none are left out.
+    """The vectors of the wanted ids, float32 [D] each; ids without a vector are left out.
 
     Raises:
-        InputError: no such files, no vectors in them, or vectors of different models.
+        InputError: there are no such files, they hold no vectors, an id twice, or vectors of different models.
     """
     keep = set(wanted)
-    found: dict[str, np.ndarray] = {}
+    vectors: dict[str, np.ndarray] = {}
     models: dict[str, str] = {}
     for file in find_shards(inputs, suffixes=(".parquet",)):
         try:
@@ -84,23 +85,24 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
                 continue
             matrix = _matrix(batch.column("embedding"))
             for row, vector_id in enumerate(batch.column("id").to_pylist()):
-                if vector_id in found:
+                if vector_id in vectors:
                     raise InputError(f"{file}: a second vector of id {vector_id!r}")
                 if vector_id in keep:
-                    found[vector_id] = matrix[row]
-    return found
+                    vectors[vector_id] = matrix[row]
+    return vectors
 
 
 def _query(row: dict[str, Any]) -> EvalQuery:
-    """A row of `schemas.QUERIES`; one that names no positive has a candidate that no benchmark holds."""
+    """A row of `schemas.QUERIES`. Without a positive, its relevant candidate is "", which has no vector."""
     content = Content(row["text"]) if row["text"] else None
     relevance = {row["positive_id"] or "": 1.0}
     return EvalQuery(row["id"], content, row["instruction"], relevance, language=row["language"])
 
 
 def _matrix(column: pa.Array) -> np.ndarray:
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    matrix: np.ndarray = values.reshape(len(column), -1)
+    """float32 [N, D] of a column of lists of equal length."""
+    numbers = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    matrix: np.ndarray = numbers.reshape(len(column), -1)
     return matrix
 
 

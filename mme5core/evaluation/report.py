@@ -1,4 +1,4 @@
-"""Scores for people: a table for the terminal, and one HTML page that needs nothing beside it."""
+"""Reports of scores: a table for the terminal, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_TOP = 860, 260, 44, 12
 
 @dataclass(frozen=True)
 class ScoreSet:
-    """One set of scores under the name by which it is shown."""
+    """One set of scores, and the name under which the report shows it."""
 
     name: str
     model: str
@@ -31,7 +31,7 @@ class ScoreSet:
 
 
 def table(sets: Sequence[ScoreSet]) -> str:
-    """A plain table: a row per language and the mean, a group of columns per set."""
+    """A plain text table: one row for each language and one for the mean, a group of columns for each set."""
     width = max(len(column) for column in COLUMNS)
     name_width = max(len("mean"), *(len(language_name(code)) for s in sets for code in s.scores.by_language))
     group = (width + 1) * len(COLUMNS) - 1
@@ -51,7 +51,7 @@ def html(title: str, sets: Sequence[ScoreSet], contents: Mapping[str, Content], 
 
     Args:
         contents: candidates by id.
-        num_examples: rankings shown, evenly from hits near the top to misses.
+        num_examples: number of rankings shown, evenly spread from the best to the worst.
     """
     environment = Environment(loader=PackageLoader("mme5core.evaluation"), autoescape=True)
     main = sets[0].scores
@@ -82,8 +82,8 @@ def choose_examples(rankings: Sequence[Ranking], count: int) -> list[Ranking]:
                 left -= 1
     picked = {}
     for language, share in shares.items():
-        found = sorted(by_language[language], key=lambda r: (r.rank, r.query.id))
-        picked[language] = [found[int((place + 0.5) / share * len(found))] for place in range(share)]
+        ranked = sorted(by_language[language], key=lambda r: (r.rank, r.query.id))
+        picked[language] = [ranked[int((place + 0.5) / share * len(ranked))] for place in range(share)]
     rounds = range(max(shares.values(), default=0))
     return [picked[language][turn] for turn in rounds for language in shares if turn < shares[language]]
 
@@ -99,7 +99,8 @@ def _example(ranking: Ranking, contents: Mapping[str, Content]) -> dict[str, obj
         "rank": ranking.rank,
         "positive": _shown(contents.get(query.positive_id)),
         "first": [
-            {"is_positive": found == query.positive_id} | _shown(contents.get(found)) for found in ranking.first_ids
+            {"is_positive": candidate == query.positive_id} | _shown(contents.get(candidate))
+            for candidate in ranking.first_ids
         ],
     }
 
@@ -111,7 +112,7 @@ def _shown(content: Content | None) -> dict[str, str]:
 
 
 def _chart(sets: Sequence[ScoreSet]) -> str:
-    """Recall@10 by language as an SVG of bars, one colour a set."""
+    """An SVG bar chart of Recall@10 by language, with one colour for each set."""
     languages = list(dict.fromkeys(code for s in sets for code in s.scores.by_language))
     groups = [*languages, "mean"]
     plot_height = CHART_HEIGHT - CHART_TOP - 28

@@ -20,7 +20,7 @@ NUM_SHOWN = 5
 
 @dataclass(frozen=True)
 class Ranking:
-    """One query, where its positive came, and the ids of the first candidates."""
+    """One query, the rank of its positive, and the ids of the first candidates."""
 
     query: EvalQuery
     rank: int
@@ -58,7 +58,7 @@ def score(benchmark: Benchmark, vectors: Mapping[str, np.ndarray]) -> tuple[Scor
         The scores, and the queries that could not be scored: `no_vector` or `positive_has_no_vector`.
 
     Raises:
-        ValueError: nothing can be scored, or a vector holds NaN.
+        ValueError: no query can be scored, or a vector holds NaN.
     """
     candidate_ids = [candidate for candidate in benchmark.candidate_ids if candidate in vectors]
     place = {candidate: number for number, candidate in enumerate(candidate_ids)}
@@ -71,14 +71,14 @@ def score(benchmark: Benchmark, vectors: Mapping[str, np.ndarray]) -> tuple[Scor
         else:
             scored.append(query)
     if not scored:
-        raise ValueError(f"no query of {benchmark.name!r} has a vector and a positive with one")
+        raise ValueError(f"no query of {benchmark.name!r} has both a vector and a positive with a vector")
     candidate_CD = np.stack([vectors[candidate] for candidate in candidate_ids]).astype(np.float32)
     rankings: list[Ranking] = []
     for start in range(0, len(scored), QUERIES_AT_ONCE):
         rankings += _rank(scored[start : start + QUERIES_AT_ONCE], vectors, candidate_CD, candidate_ids, place)
     by_language = _by_language(rankings)
     names = list(next(iter(by_language.values())))
-    mean = {name: float(np.mean([values[name] for values in by_language.values()])) for name in names}
+    mean = {name: float(np.mean([scores[name] for scores in by_language.values()])) for name in names}
     return Scores(by_language, mean, len(rankings), len(candidate_ids), rankings), refused
 
 
@@ -93,23 +93,23 @@ def _rank(
     # Summed in float64, kept in float32: float32 sums of equal vectors differ by their place in the matrix, and
     # equal candidates would no longer tie.
     scores_QC = (query_QD.astype(np.float64) @ candidate_CD.T.astype(np.float64)).astype(np.float32)
-    found = ranks(scores_QC, [place[query.positive_id] for query in queries])
+    rank_Q = ranks(scores_QC, [place[query.positive_id] for query in queries])
     num_shown = min(NUM_SHOWN, scores_QC.shape[1])
     first_QK = np.argsort(-scores_QC, axis=1, kind="stable")[:, :num_shown]
     return [
         Ranking(query, int(rank), [candidate_ids[c] for c in first])
-        for query, rank, first in zip(queries, found, first_QK, strict=True)
+        for query, rank, first in zip(queries, rank_Q, first_QK, strict=True)
     ]
 
 
 def _by_language(rankings: Sequence[Ranking]) -> dict[str, dict[str, float]]:
-    found: dict[str, list[int]] = defaultdict(list)
+    ranks_of: dict[str, list[int]] = defaultdict(list)
     for ranking in rankings:
-        found[ranking.query.language].append(ranking.rank)
-    result = {}
-    for language in sorted(found):
-        rank_Q = np.asarray(found[language])
-        result[language] = {f"recall@{k}": float(np.mean(rank_Q <= k)) for k in KS} | {
+        ranks_of[ranking.query.language].append(ranking.rank)
+    scores = {}
+    for language in sorted(ranks_of):
+        rank_Q = np.asarray(ranks_of[language])
+        scores[language] = {f"recall@{k}": float(np.mean(rank_Q <= k)) for k in KS} | {
             "mrr": float(np.mean(1.0 / rank_Q)),
         }
-    return result
+    return scores

@@ -1,4 +1,4 @@
-"""One row of a corpus as every reader gives it."""
+"""One row of a corpus, as every reader yields it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SIDES = ("both", "query", "target")
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What a user may say of a corpus.
+    """A user's options for reading a corpus.
 
     Args:
-        side: of files that hold queries and candidates: "query", "target" or "both".
-        pictures: the folder or address that paths of pictures start from; None: the file's own folder.
-        label: names the shard among all of the input in the ids of rows that have none; empty: its file name.
-        columns: of the source, to be kept beside each row.
+        side: rows to read from files of queries and candidates: "query", "target" or "both".
+        pictures: the folder or address that paths of pictures are relative to; None: the file's own folder.
+        label: the shard's name in the ids of rows that have no id; empty: its file name.
+        columns: columns of the source to keep beside each row.
     """
 
     side: str = "both"
@@ -31,18 +31,18 @@ class ReadOptions:
     columns: tuple[str, ...] = ()
 
     def picture_path(self, path: str, shard: AnyPath) -> str:
-        """Where the picture lies that `shard` names by `path`."""
+        """Path or address of the picture that `shard` names by `path`."""
         if "://" in path:
             return path
         return str((locate(self.pictures) if self.pictures else shard.parent) / path)
 
     def source(self, record: Mapping[str, Any]) -> str | None:
-        """The chosen columns of a record as a JSON object; None where none are chosen."""
+        """The chosen columns of a record as a JSON object; None if no columns are chosen."""
         if not self.columns:
             return None
         chosen = {name: record[name] for name in self.columns if name in record}
         text = json.dumps(chosen, ensure_ascii=False, default=str)
-        # Half a surrogate pair, written out; as an escape of JSON it would come back.
+        # A lone surrogate is written out as text: as a JSON escape, decoding would restore it.
         return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text)
 
 
@@ -51,11 +51,11 @@ AS_IT_IS = ReadOptions()
 
 @dataclass(frozen=True, slots=True)
 class CorpusRow:
-    """A text, a picture or several, or text and pictures, with its id; or, where `refused` is set, why there is none.
+    """A text, pictures, or both, with their id; or, where `refused` is set, the reason why the row is refused.
 
     Args:
-        images: of a row with several pictures, which has no `image`.
-        offset: where to find the picture again: the place of its bytes in a tar, the row's number in a table, else -1.
+        images: the pictures of a row with several; `image` is then None.
+        offset: place of the picture for `read_picture`: of its bytes in a tar, the row's number in a table, else -1.
         source: the columns that `ReadOptions.columns` chose, as JSON.
     """
 
@@ -80,5 +80,5 @@ def refuse(row_id: str, reason: str, detail: str = "") -> CorpusRow:
 
 
 def writable(text: str) -> str:
-    """The text with what UTF-8 cannot hold written out: a name in another encoding, half a surrogate pair."""
+    """The text, with characters that UTF-8 cannot encode (lone surrogates) written out as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Tar shards as img2dataset writes them: key.jpg, key.txt, key.json, and a Parquet beside the tar."""
+"""Tar shards of img2dataset: key.jpg, key.txt and key.json in a tar, and a Parquet file beside it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mme5core.storage import AnyPath
 
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
-    """The pictures of one tar; then the rows of the Parquet beside it that did not make it into the tar.
+    """The pictures of one tar, then a refused row for each row of the Parquet file beside it that is not in the tar.
 
-    The caption is not the row's text: what is embedded or shown to a teacher here is the picture.
+    The caption is not the row's text: only the picture is embedded or shown to a teacher.
     """
     in_tar: set[str] = set()
     for row in _read_tar(shard, options):
@@ -52,9 +52,9 @@ def _read_tar(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
                     raise
                 yield CorpusRow(key, image=data, offset=member.offset_data, source=sources.get(key))
             end = tar.offset
-        # tarfile takes a header that it cannot read for the end; the true end is a block of zeros.
+        # tarfile stops at a header that it cannot read as if the tar ended there; the real end is a block of zeros.
         if read_picture(shard, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            yield refuse(shard.name, "broken_shard", f"the tar breaks off at byte {end}")
+            yield refuse(shard.name, "broken_shard", f"the tar is truncated at byte {end}")
     except (tarfile.TarError, EOFError) as error:
         yield refuse(shard.name, "broken_shard", str(error) or type(error).__name__)
     except OSError as error:
@@ -62,8 +62,8 @@ def _read_tar(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
 
 
 def _sources(shard: AnyPath, options: ReadOptions) -> dict[str, str | None]:
-    """The chosen columns of each picture, from the JSON beside it; what cannot be read has none."""
-    found: dict[str, str | None] = {}
+    """The chosen columns of each picture, from its JSON file; None of a picture whose JSON cannot be read."""
+    sources: dict[str, str | None] = {}
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
@@ -74,10 +74,10 @@ def _sources(shard: AnyPath, options: ReadOptions) -> dict[str, str | None]:
                 except ValueError:
                     continue
                 if isinstance(record, dict):
-                    found[writable(key)] = options.source(record)
+                    sources[writable(key)] = options.source(record)
     except (tarfile.TarError, EOFError, OSError):
-        pass  # the reader of the pictures says so
-    return found
+        pass  # `_read_tar` reports it
+    return sources
 
 
 def _not_in_tar(sidecar: AnyPath, in_tar: set[str]) -> Iterator[CorpusRow]:

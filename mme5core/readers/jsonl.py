@@ -1,4 +1,4 @@
-"""JSON lines of texts and pictures, one object each."""
+"""JSON lines of texts and pictures, one object for each row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mme5core.storage import AnyPath
 
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
-    """Rows of one file, by the column names that Parquet files go by; pictures are paths."""
+    """Rows of one file, with the same column names as Parquet files; pictures are given by paths."""
     with shard.open("rb") as stream:
         for position, line in enumerate(stream):
             if not line.strip():

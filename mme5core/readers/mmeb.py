@@ -1,4 +1,4 @@
-"""Files of MMEB and XTD-10: a query a row, beside its own list of candidates, the right one first."""
+"""Files of MMEB and XTD-10: one query in each row, with its list of candidates, the positive first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mme5core.storage import AnyPath, parquet_file
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 PICTURE = "<|image_1|>"
-"""How their texts announce a picture, whose path stands in a column of its own, or (in defect rows) nowhere."""
+"""Marks a picture in their texts; its path is in a column of its own, or missing in defective rows."""
 
 
 def is_one(names: list[str]) -> bool:
@@ -22,7 +22,7 @@ def is_one(names: list[str]) -> bool:
 
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
-    """The queries, or every distinct candidate of the file, or both, as `options.side` says."""
+    """The queries, the distinct candidates of the file, or both, according to `options.side`."""
     name, seen, number = dataset_name(shard), set[str](), -1
     file = parquet_file(shard)
     names = [column for column in dict.fromkeys([*COLUMNS, *options.columns]) if column in file.schema_arrow.names]
@@ -50,18 +50,18 @@ def candidates(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def query_id(name: str, number: int, place: int = 0) -> str:
-    """Of the row's query; some rows have several pictures for one, each a query."""
+    """The id of a row's query; if a row has several query pictures, each of them is a query."""
     return f"{name}/q{number}" + (f".{place}" if place else "")
 
 
 def target_id(name: str, text: str, path: str) -> str:
-    """Equal for equal candidates of one dataset, as its scores compare them: by text and path."""
+    """The id of a candidate, equal for the same text and path in one dataset."""
     content = "\0".join((text, path)).encode("utf-8", "backslashreplace")
     return f"{name}/t{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def dataset_name(shard: AnyPath) -> str:
-    """The hub names a file by its split and its folder by the dataset; XTD names both by the language.
+    """The name of a file's dataset: that of its folder if the file is named after a split, else its own (XTD-10).
 
     >>> dataset_name(PurePosixPath("MMEB-eval/CIRR/test-00000-of-00001.parquet"))
     'CIRR'
@@ -83,7 +83,7 @@ def _queries(
 
 def _row(row_id: str, text: str, path: str, shard: AnyPath, options: ReadOptions) -> CorpusRow:
     row_id = writable(row_id)
-    # "<|image_1|>\n" is the picture's place, which the prompt style gives it; not a part of the text.
+    # "<|image_1|>\n" only marks the picture's place, which the prompt style decides.
     text = text.removeprefix(f"{PICTURE}\n").removeprefix(PICTURE)
     image = None
     try:

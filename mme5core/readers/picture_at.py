@@ -1,4 +1,4 @@
-"""One picture of a corpus again, by the place at which the first reading found it."""
+"""Reading one picture of a corpus again, at the place that the first reading recorded."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mme5core.readers.img2dataset import read_picture as read_from_tar
 from mme5core.readers.table import choose_columns, image_of
 from mme5core.storage import AnyPath, parquet_file
 
-_ONE_AT_A_TIME = Lock()  # many threads that want pictures of one row group would else each read all of it
+_ONE_AT_A_TIME = Lock()  # else threads that need pictures of the same row group would each read all of it
 
 
 def read_picture(shard: AnyPath, image_id: str, offset: int, num_bytes: int, options: ReadOptions) -> bytes:
     """The encoded bytes of a picture.
 
-    A tar is read from there; a folder's picture by its path; of a Parquet the row group that holds the row, which is
-    kept for its next pictures.
+    Of a tar only its bytes are read. Of a Parquet file the row's group is read, and kept for the next pictures. A
+    folder's picture is read by its path.
 
     Args:
-        offset: `CorpusRow.offset`: of the bytes in a tar, or the row's number in a Parquet.
+        offset: `CorpusRow.offset`: the place of the bytes in a tar, or the row's number in a Parquet file.
 
     Raises:
-        OSError: it is not there any more.
+        OSError: the picture no longer exists.
     """
     if shard.suffix.lower() == ".tar":
         return read_from_tar(shard, offset, num_bytes)

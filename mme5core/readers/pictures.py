@@ -1,4 +1,4 @@
-"""A plain folder of pictures, one row each; a row's id is the picture's path below the folder."""
+"""A plain folder of pictures, one row for each; the id of a row is the picture's path below the folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mme5core.storage import AnyPath
 
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
-    """Every picture of the folder and of those below it."""
+    """A row for each picture of the folder and its subfolders."""
     for path, file in pictures_in(shard):
         name = f"{options.label}/{path}" if options.label else path
         try:

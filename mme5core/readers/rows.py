@@ -19,8 +19,13 @@ READERS: dict[str, Callable[[AnyPath, ReadOptions], Iterator[CorpusRow]]] = {
 
 
 def read_rows(shard: AnyPath, options: ReadOptions = AS_IT_IS) -> Iterator[CorpusRow]:
-    """Every row of a shard in its order, bad ones with their reason; a shard that breaks off ends with a
-    refused row of its own name, after all the rows before the break."""
+    """Every row of a shard in its order, refused ones with their reason.
+
+    A truncated shard ends with a refused row named after the shard, after the rows before the break.
+
+    Raises:
+        ValueError: an unknown format.
+    """
     suffix = shard.suffix.lower()
     if suffix not in READERS and shard.is_dir():
         return read_folder(shard, options)

@@ -1,4 +1,4 @@
-"""Which files an `input` means: a file, a folder, a glob, an address in an object store, or a list of these."""
+"""The files of an `input`: a file, a folder, a glob, an address in an object store, or a list of these."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def find_shards(
     pictures: bool = False,
     note: Callable[[str], None] = lambda line: None,
 ) -> list[AnyPath]:
-    """The files to read, sorted within each input, each once.
+    """The files to read, sorted within each input, without repetition.
 
-    Of a folder, the files in it and in folders below it; those whose names start with "." or "_" are passed over, and
-    so is a Parquet that img2dataset wrote beside a tar: the tar's reader reads it.
+    A folder stands for the files in it and its subfolders, except those whose names start with "." or "_", and
+    Parquet files that img2dataset wrote beside a tar, which are read with the tar.
 
     Args:
-        pictures: a folder without such files may be one of pictures, at any depth, and is one shard.
-        note: told in a line what else lies in a folder and is not read.
+        pictures: accept a folder of pictures without such files, at any depth, as one shard.
+        note: called with one line about the other files of a folder, which are not read.
 
     Raises:
-        InputError: naming the input for which there is no file.
+        InputError: an input has no files; the message names it.
     """
-    found: dict[AnyPath, AnyPath] = {}
+    shards: dict[AnyPath, AnyPath] = {}
     for text in inputs:
         try:
             files = _files(text, suffixes, pictures, note)
@@ -47,19 +47,19 @@ def find_shards(
             also = " and no picture" if pictures else ""
             raise InputError(f"input {text!r}: holds no {', '.join(suffixes)} file{also}")
         for file in files:
-            # By its target each once; by its own name, as a link of the hub's cache points at a blob without suffix.
-            found.setdefault(file.resolve(), file.absolute())
-    if not found:
+            # Compared by the targets of links, but returned by name: the hub's cache links to blobs without suffix.
+            shards.setdefault(file.resolve(), file.absolute())
+    if not shards:
         raise InputError("no input given")
-    return list(found.values())
+    return list(shards.values())
 
 
 def of_one_side(shards: Sequence[AnyPath], side: str) -> list[AnyPath]:
-    """Of a folder of BEIR's the file of one side; both, where both are wanted, and a line that says so."""
+    """The shards without BEIR's file of the other side; side "both" keeps both files and prints a line about it."""
     names: dict[str, set[str]] = {}
     for shard in shards:
         names.setdefault(str(shard.parent), set()).add(shard.name)
-    pairs = {folder for folder, found in names.items() if found >= set(_BEIR.values())}
+    pairs = {folder for folder, in_folder in names.items() if in_folder >= set(_BEIR.values())}
     if pairs and side == "both":
         print(
             f"{min(pairs)}: corpus.jsonl and queries.jsonl are read as one corpus; side=target or side=query takes one",
@@ -70,7 +70,7 @@ def of_one_side(shards: Sequence[AnyPath], side: str) -> list[AnyPath]:
 
 
 def labels(shards: Sequence[AnyPath]) -> list[str]:
-    """For each shard what tells it from the others: empty where its name does, else the end of its path.
+    """A label for each shard that is unique among them: empty if its name is, else the end of its path.
 
     >>> labels([Path("a/x.jsonl"), Path("b/x.jsonl"), Path("b/y.jsonl")])
     ['a/x.jsonl', 'b/x.jsonl', '']
@@ -79,36 +79,37 @@ def labels(shards: Sequence[AnyPath]) -> list[str]:
     by_name: dict[str, list[list[str]]] = {}
     for own in parts:
         by_name.setdefault(own[-1], []).append(own)
-    found = []
+    unique = []
     for own in parts:
         twins = by_name[own[-1]]
         length = 1
         while len(twins) > 1 and sum(other[-length:] == own[-length:] for other in twins) > 1 and length < len(own):
             length += 1
-        found.append("" if len(twins) == 1 else "/".join(own[-length:]))
-    # Pictures are named by their paths below a folder: of two folders, each needs its own name before them.
+        unique.append("" if len(twins) == 1 else "/".join(own[-length:]))
+    # Ids of pictures are paths below their folder: with several folders, the folder's name must precede them.
     folders = [shard.is_dir() for shard in shards]
     if sum(folders) > 1:
-        found = [
-            label or (shard.name if folder else "") for label, shard, folder in zip(found, shards, folders, strict=True)
+        unique = [
+            label or (shard.name if folder else "")
+            for label, shard, folder in zip(unique, shards, folders, strict=True)
         ]
-    return found
+    return unique
 
 
 def input_files(shards: Sequence[AnyPath]) -> dict[str, str]:
-    """By the name of each file 16 hex digits over its name, size and ends; its folder may move.
+    """16 hex digits for each file's label or name, hashed from its name, size and content; its folder may move.
 
-    Of a file above 1 MB only both ends are read: a corpus must not be read once more to be named. Of a folder of
-    pictures names and sizes count.
+    Of a file above 1 MB only both ends are hashed, to avoid reading the whole corpus; of a folder of pictures, names
+    and sizes.
     """
     names = [label or shard.name for label, shard in zip(labels(shards), shards, strict=True)]
-    with ThreadPoolExecutor(16) as threads:  # a store takes its time for each
+    with ThreadPoolExecutor(16) as threads:  # a request to an object store is slow
         digests = threads.map(lambda shard: hashlib.sha256(_identity_of(shard)).hexdigest()[:16], shards)
         return dict(zip(names, digests, strict=True))
 
 
 def input_identity(files: Mapping[str, str]) -> str:
-    """16 hex digits over what `input_files` found, in its order."""
+    """16 hex digits, hashed from the digests of `input_files` in their order."""
     return hashlib.sha256("".join(files.values()).encode()).hexdigest()[:16]
 
 
@@ -131,7 +132,7 @@ def shard_bytes(shard: AnyPath) -> int:
 
 
 def pictures_in(folder: AnyPath) -> Iterator[tuple[str, AnyPath]]:
-    """The picture files of a folder and of those below it, with their paths relative to it, in the order of these."""
+    """(path below the folder, file) of every picture in a folder and its subfolders, in the order of their names."""
     for entry in entries(folder):
         if entry.name.startswith("."):
             continue
@@ -158,7 +159,7 @@ def _files(text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[s
             files += data
             if data and others:
                 note(
-                    f"input {text!r}: {len(others):,} other files are not rows of it: {', '.join(others[:3])}"
+                    f"input {text!r}: {len(others):,} other files are not read: {', '.join(others[:3])}"
                     + (", ..." if len(others) > 3 else "")
                 )
         elif not match.exists():
@@ -171,7 +172,7 @@ def _files(text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[s
 
 
 def _data_in(folder: AnyPath, suffixes: Sequence[str]) -> tuple[list[AnyPath], list[str]]:
-    """The files to read of a folder and those below it, and the names of others."""
+    """The files to read in a folder and its subfolders, and the names of the others."""
     data: list[AnyPath] = []
     others: list[str] = []
     here = [entry for entry in entries(folder) if not entry.name.startswith((".", "_"))]

@@ -1,4 +1,4 @@
-"""Parquet files of texts and pictures, one row each."""
+"""Parquet files of texts and pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mme5core.readers.mmeb import is_one as is_mmeb
 from mme5core.readers.mmeb import read as read_mmeb
 from mme5core.storage import AnyPath, parquet_file
 
-# The first of each that a file has is taken, in any case.
+# For each role, the first of these names that a file has, in upper or lower case.
 ID_COLUMNS = ("id", "_id", "key", "docid", "sample_id")
 TEXT_COLUMNS = ("text", "caption", "content")
 IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "image_path")
@@ -24,7 +24,7 @@ Columns = dict[str, str | None]
 
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
-    """Rows of one file; a row without id is named by file and position."""
+    """Rows of one file; the id of a row without one is made of file and position."""
     try:
         file = parquet_file(shard)
         if is_mmeb(file.schema_arrow.names):
@@ -47,7 +47,7 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
 
 
 def find_column(names: list[str], wanted: tuple[str, ...]) -> str | None:
-    """The first of `wanted` among `names`, upper or lower case.
+    """The first of `wanted` that is among `names`, in upper or lower case.
 
     >>> find_column(["URL", "TEXT"], ("text", "caption"))
     'TEXT'
@@ -57,32 +57,33 @@ def find_column(names: list[str], wanted: tuple[str, ...]) -> str | None:
 
 
 def choose_columns(names: list[str]) -> Columns:
-    """Which column is what. BEIR's corpora, known by their `_id`, have a title that belongs to the text."""
-    found = {
+    """The column of each role. In BEIR's corpora, recognised by `_id`, the title is a part of the text."""
+    columns = {
         "id": find_column(names, ID_COLUMNS),
         "text": find_column(names, TEXT_COLUMNS),
         "image": find_column(names, IMAGE_COLUMNS),
         "images": find_column(names, IMAGES_COLUMNS),
         "instruction": find_column(names, INSTRUCTION_COLUMNS),
     }
-    return found | {"title": find_column(names, ("title",)) if found["id"] == "_id" and found["text"] else None}
+    has_title = columns["id"] == "_id" and columns["text"] is not None
+    return columns | {"title": find_column(names, ("title",)) if has_title else None}
 
 
 def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: int, options: ReadOptions) -> CorpusRow:
-    """One record as a row; what cannot be one is refused with its id."""
-    values = {role: record.get(name) if name else None for role, name in columns.items()}
-    row_id = f"{options.label or shard.name}:{position}" if values["id"] in (None, "") else writable(str(values["id"]))
-    text, instruction = values["text"], values["instruction"]
-    if isinstance(values["title"], str) and isinstance(text, str):
-        text = f"{values['title']} {text}".strip()
+    """One record as a row; a record that cannot be one is refused with its id."""
+    fields = {role: record.get(name) if name else None for role, name in columns.items()}
+    row_id = f"{options.label or shard.name}:{position}" if fields["id"] in (None, "") else writable(str(fields["id"]))
+    text, instruction = fields["text"], fields["instruction"]
+    if isinstance(fields["title"], str) and isinstance(text, str):
+        text = f"{fields['title']} {text}".strip()
     if text is not None and not isinstance(text, str):
         return refuse(row_id, "text_not_a_string", type(text).__name__)
     if instruction is not None and not isinstance(instruction, str):
         return refuse(row_id, "instruction_not_a_string", type(instruction).__name__)
     if not is_unicode(text or "") or not is_unicode(instruction or ""):
-        return refuse(row_id, "text_not_unicode", "half a surrogate pair")
+        return refuse(row_id, "text_not_unicode", "a lone surrogate")
     try:
-        pictures = _pictures(values["image"], values["images"], shard, options)
+        pictures = _pictures(fields["image"], fields["images"], shard, options)
     except BadImage as error:
         return refuse(row_id, error.reason, error.detail)
     if not pictures and not (text or "").strip():
@@ -102,7 +103,7 @@ def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> 
     """The pictures of a row, from its column of one picture or from that of lists.
 
     Raises:
-        BadImage: one is not there, or both columns hold some.
+        BadImage: a picture is missing, or both columns hold pictures.
     """
     if images in (None, []):
         one = image_of(image, shard, options)
@@ -128,18 +129,18 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def image_of(value: Any, shard: AnyPath, options: ReadOptions) -> bytes | None:
-    """The picture of a column's value: bytes, a Hugging Face image struct, a path or an address.
+def image_of(picture: Any, shard: AnyPath, options: ReadOptions) -> bytes | None:
+    """The encoded bytes of a picture given as bytes, a Hugging Face image struct, a path or an address; None if empty.
 
     Raises:
-        BadImage: it is something else, or not there.
+        BadImage: it is of another type, or the file is missing.
     """
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if value is None or value == "":
+    if isinstance(picture, dict):
+        picture = picture.get("bytes") or picture.get("path")
+    if picture is None or picture == "":
         return None
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return image_bytes(options.picture_path(value, shard))
-    raise BadImage("not_an_image", f"a {type(value).__name__} where bytes or a path were expected")
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, str):
+        return image_bytes(options.picture_path(picture, shard))
+    raise BadImage("not_an_image", f"a {type(picture).__name__} where bytes or a path were expected")

@@ -1,4 +1,4 @@
-"""Training samples on disk, in whatever format: one file for each, chosen by a table."""
+"""Training samples on disk: one module for each format, chosen by a table."""
 
 from mme5core.sample_readers.reading import FORMATS, open_samples, read_samples
 

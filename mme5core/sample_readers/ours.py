@@ -1,4 +1,4 @@
-"""Our own training format: contents as structs of a text and the bytes of pictures."""
+"""Our own training format: contents are structs of a text and pictures, as encoded bytes or paths."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def to_sample(row: Row, pictures: PictureFolder | None = None) -> Sample:
     """One row as a sample.
 
     Args:
-        pictures: where a picture lies that has a path and no bytes.
+        pictures: the folder of pictures that are stored as a path without bytes.
 
     Raises:
-        ValueError: a content with neither text nor picture, or a picture without bytes.
-        BadImage: a picture that is not in `pictures`.
+        ValueError: a content has neither text nor picture, or a picture has no bytes.
+        BadImage: a picture is not in `pictures`.
     """
     return Sample(
         row["id"],
@@ -33,17 +33,17 @@ def to_sample(row: Row, pictures: PictureFolder | None = None) -> Sample:
 
 
 def to_content(struct: dict[str, Any] | None, pictures: PictureFolder | None = None) -> Content:
-    """A content from `schemas.CONTENT` or `schemas.CONTENT_OF_SEVERAL`; blank text without picture is none.
+    """A content from `schemas.CONTENT` or `schemas.CONTENT_OF_SEVERAL`; without picture, a blank text counts as none.
 
     Raises:
-        ValueError, BadImage: as `to_sample`; or the struct has both `image` and `images`.
+        ValueError, BadImage: as `to_sample`; also if the struct has both `image` and `images`.
     """
     if struct is not None and not isinstance(struct, dict):
         raise ValueError(f"a {type(struct).__name__} where a struct of text and image is expected")
     struct = struct or {}
     text, image, images = struct.get("text"), struct.get("image"), struct.get("images") or []
     if image is not None and images:
-        raise ValueError("a content with both image and images; one of the two holds its pictures")
+        raise ValueError("a content has both image and images; give one of the two")
     if image is not None:
         images = [image]
     if not images:
@@ -52,7 +52,7 @@ def to_content(struct: dict[str, Any] | None, pictures: PictureFolder | None = N
 
 
 def to_struct(content: Content) -> dict[str, Any]:
-    """A content as a row of `schemas.CONTENT_OF_SEVERAL`, pictures as bytes.
+    """A content as a struct of `schemas.CONTENT_OF_SEVERAL`, with its pictures as bytes.
 
     >>> to_struct(Content("a cat", b"JPEG"))
     {'text': 'a cat', 'image': {'bytes': b'JPEG', 'path': None}, 'images': None}

@@ -1,4 +1,4 @@
-"""Samples of a Parquet file, in the format that its columns show."""
+"""Samples of a Parquet file, in the format that its columns identify."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mme5core.sample_readers.sample_format import PictureFolder, Row, SampleForm
 from mme5core.storage import Address, AnyPath, locate, parquet_file
 from mme5core.types import Rejected, Sample
 
-# In this order: the first whose columns a file has is taken.
+# In this order: the first format whose required columns a file has is taken.
 FORMATS: dict[str, SampleFormat] = {"ours": OURS}
 ROWS_PER_BATCH = 64
 
@@ -25,18 +25,18 @@ def read_samples(
     images: str | os.PathLike[str] | None = None,
     format: str | None = None,
 ) -> Iterator[Sample | Rejected]:
-    """A sample or a reason for each row, in the file's order.
+    """A sample, or the reason for its refusal, for each row in the file's order.
 
-    Pictures that rows name by path are seen to be there, but not decoded. A row without id is named by the file and its
-    place. The number of negatives may differ between rows.
+    Pictures given by path are checked to exist, but not decoded. The id of a row without one is made of the file's name
+    and the row's place. The number of negatives may differ between rows.
 
     Args:
-        images: the folder that paths of pictures start from.
-        format: a name in `FORMATS`; None: by the columns.
+        images: the folder that paths of pictures are relative to.
+        format: a name in `FORMATS`; None: the format that the columns identify.
 
     Raises:
-        ValueError: an unknown format.
-        InputError: the file cannot be read, or has not the columns of the format, or of any.
+        ValueError: the format is unknown.
+        InputError: the file cannot be read, or lacks the columns of the format, or of every format.
     """
     shard = file if isinstance(file, Address) else locate(os.fspath(file))
     parquet = open_samples(shard, format)
@@ -45,7 +45,7 @@ def read_samples(
 
 
 def open_samples(file: AnyPath, format: str | None = None) -> pq.ParquetFile:
-    """The file, which has the columns of a format of samples.
+    """The opened file, checked to have the columns of a format.
 
     Raises:
         ValueError, InputError: as `read_samples`.

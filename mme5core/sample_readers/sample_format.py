@@ -1,4 +1,4 @@
-"""What a training format is: its columns, and how a row becomes a sample."""
+"""The definition of a training format: its columns, and the conversion of a row to a sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class PictureFolder:
-    """Where the pictures lie that rows name by path."""
+    """The folder of pictures that rows give by path."""
 
     root: AnyPath
 
@@ -26,10 +26,10 @@ class PictureFolder:
         return None if images is None else cls(locate(os.fspath(images)))
 
     def picture(self, path: str) -> ImageRef:
-        """The picture's own path; it is seen to be there, but not decoded.
+        """The whole path of a picture; it is checked to exist, but not decoded.
 
         Raises:
-            BadImage: `missing_image`, or `outside_images` for a path that leads out of the folder.
+            BadImage: `missing_image`, or `outside_images` for a path out of the folder.
         """
         relative = PurePosixPath(path)
         if relative.is_absolute() or ".." in relative.parts or "://" in path:
@@ -49,10 +49,10 @@ class SampleFormat:
     """One format of training samples.
 
     Args:
-        required: columns by which a file is known to be of the format.
-        optional: columns that are read where a file has them.
-        to_sample: a row as a sample. It raises `BadImage` for a picture that is not there, and `ValueError` for what
-            cannot be a sample. The row's "id" is never empty, whether or not the format has such a column.
+        required: columns that identify the format.
+        optional: columns that are read if a file has them.
+        to_sample: converts a row. It raises `BadImage` for a missing picture, and `ValueError` for a row that cannot be
+            a sample. The row's "id" is never empty, whether or not the format has such a column.
     """
 
     required: tuple[str, ...]

@@ -1,1 +1,1 @@
-"""Writing training samples with a multimodal LLM: plan, prompt, ask, validate."""
+"""Generation of training samples by a multimodal LLM: plan, prompt, ask, validate."""

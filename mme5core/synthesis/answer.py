@@ -1,4 +1,4 @@
-"""From the teacher's answer to a training sample, or to the reason why it is none."""
+"""Conversion of the teacher's answer to a training sample, or to the reason why it is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A sample, and whether its answer was JSON only after it was repaired."""
+    """A sample, and whether the JSON of its answer had to be repaired."""
 
     sample: Sample
     repaired: bool
@@ -42,7 +42,7 @@ def parse_answer(
 
     Args:
         images: the pictures of the plan by id.
-        min_self_evaluation: the mean of the teacher's own scores of its draft, in [1, 5], below which it is refused.
+        min_self_evaluation: lowest accepted mean of the teacher's scores of its own draft, in [1, 5]; None: any.
 
     Returns:
         A sample, or a rejection: `cut_off`, `refusal`, `not_json`, `missing_field`, `empty_field`, `not_unicode`,
@@ -70,10 +70,10 @@ def parse_answer(
             return problem
     negative_texts: list[str] = []
     if document_has_text:
-        found = _check_negatives(revision, plan, num_negatives)
-        if isinstance(found, Rejected):
-            return found
-        negative_texts = found
+        checked = _check_negatives(revision, plan, num_negatives)
+        if isinstance(checked, Rejected):
+            return checked
+        negative_texts = checked
     texts = [revision[field] for field in wanted[1:]] + negative_texts
     problem = _check_languages(revision["instruction"], texts, plan)
     problem = problem or _check_scores(answer, plan, min_self_evaluation)
@@ -85,10 +85,11 @@ def parse_answer(
 def read_json(text: str) -> tuple[Any, bool]:
     """The JSON of an answer, and whether it had to be repaired.
 
-    Repaired are what servers without a schema give: a fence of Markdown, words around the object, a comma too many.
+    It repairs the usual defects of servers without a schema: a Markdown fence or words around the object, and trailing
+    commas.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the text contains no JSON object.
 
     >>> read_json('Here it is: ```json {"a": [1, 2,]} ``` Have fun!')
     ({'a': [1, 2]}, True)
@@ -102,21 +103,21 @@ def read_json(text: str) -> tuple[Any, bool]:
                 raise
             return json.loads(_TRAILING_COMMA.sub(r"\1", text[start : end + 1])), True
     except RecursionError:
-        raise ValueError("too many brackets") from None
+        raise ValueError("nested too deeply") from None
 
 
 def self_evaluation(answer: Any) -> dict[str, float]:
-    """The teacher's scores of its draft by criterion; of those that it gave, and that are scores."""
+    """The teacher's scores of its own draft by criterion; missing and invalid scores are left out."""
     evaluation = answer.get("evaluation") if isinstance(answer, dict) else None
-    found = {}
+    scores = {}
     for name in CRITERIA:
         judged = evaluation.get(name) if isinstance(evaluation, dict) else None
         score = judged.get("score") if isinstance(judged, dict) else None
         if isinstance(score, bool) or not isinstance(score, int | float):
             continue
         if LOWEST_SCORE <= score <= HIGHEST_SCORE:
-            found[name] = float(score)
-    return found
+            scores[name] = float(score)
+    return scores
 
 
 def _check_languages(instruction: str, texts: list[str], plan: PlannedSample) -> Rejected | None:
@@ -125,7 +126,7 @@ def _check_languages(instruction: str, texts: list[str], plan: PlannedSample) ->
         return Rejected(plan.id, "instruction_not_english", f"{problem}: {instruction[:80]!r}")
     problem = wrong_language(texts, plan.language)
     if problem:
-        return Rejected(plan.id, "wrong_language", f"{plan.language} wanted, {problem}: {' '.join(texts)[:80]!r}")
+        return Rejected(plan.id, "wrong_language", f"{plan.language} expected, {problem}: {' '.join(texts)[:80]!r}")
     return None
 
 
@@ -142,39 +143,39 @@ def _check_scores(answer: Any, plan: PlannedSample, lowest: float | None) -> Rej
     return None
 
 
-def _check_text(value: Any, field: str, sample_id: str) -> Rejected | None:
-    if value is None:
+def _check_text(text: Any, field: str, sample_id: str) -> Rejected | None:
+    if text is None:
         return Rejected(sample_id, "missing_field", field)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(text, str) or not text.strip():
         return Rejected(sample_id, "empty_field", field)
-    if any("\ud800" <= sign <= "\udfff" for sign in value):
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
         return Rejected(sample_id, "not_unicode", field)
-    # A picture token in a text would promise a picture that is not there, and read as one.
-    if _IMAGE_TOKEN.search(value) or _SPECIAL_TOKEN.search(value):
-        return Rejected(sample_id, "image_token", f"{field}: {value[:80]!r}")
-    label = leaked_label(value)
+    # The model would read a picture token in a text as a picture.
+    if _IMAGE_TOKEN.search(text) or _SPECIAL_TOKEN.search(text):
+        return Rejected(sample_id, "image_token", f"{field}: {text[:80]!r}")
+    label = leaked_label(text)
     if label:
-        return Rejected(sample_id, "leaked_label", f"{field}: {value[:80]!r}")
+        return Rejected(sample_id, "leaked_label", f"{field}: {text[:80]!r}")
     return None
 
 
 def _check_negatives(revision: dict[str, Any], plan: PlannedSample, num_negatives: int) -> list[str] | Rejected:
-    values = revision.get("negatives")
-    if not isinstance(values, list):
+    negatives = revision.get("negatives")
+    if not isinstance(negatives, list):
         return Rejected(plan.id, "missing_field", "negatives")
-    for value in values:
-        problem = _check_text(value, "negatives", plan.id)
+    for negative in negatives:
+        problem = _check_text(negative, "negatives", plan.id)
         if problem:
             return problem
-    distinct = list(dict.fromkeys(value.strip() for value in values))
-    # Where the documents have pictures, two texts may be equal and still be two documents.
+    distinct = list(dict.fromkeys(negative.strip() for negative in negatives))
+    # Documents with different pictures differ even if their texts are equal.
     if not plan.positive_image and revision["positive"].strip().casefold() in {d.casefold() for d in distinct}:
         return Rejected(plan.id, "positive_equals_negative", revision["positive"][:80])
     if not plan.positive_image and len(distinct) < num_negatives:
         return Rejected(plan.id, "too_few_negatives", f"{len(distinct)} of {num_negatives}")
-    if len(values) < num_negatives:
-        return Rejected(plan.id, "too_few_negatives", f"{len(values)} of {num_negatives}")
-    chosen = [value.strip() for value in values] if plan.positive_image else distinct
+    if len(negatives) < num_negatives:
+        return Rejected(plan.id, "too_few_negatives", f"{len(negatives)} of {num_negatives}")
+    chosen = [negative.strip() for negative in negatives] if plan.positive_image else distinct
     return chosen[:num_negatives]
 
 

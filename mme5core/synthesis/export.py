@@ -1,4 +1,4 @@
-"""Samples in the layouts of others: mmE5's files on the hub, and a folder that `datasets` opens."""
+"""Export of samples: in the layout of mmE5's files on the hub, or as a folder for `datasets`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mme5core.schemas import SAMPLES
 from mme5core.types import Content
 
 PICTURE_TOKEN = "<|image_1|>\n"
-# mmE5's own; the column `modality` is in its synthetic files too.
+# mmE5's columns; its synthetic files also have the column `modality`.
 HUB = pa.schema(
     [
         ("qry", pa.string()),
@@ -33,8 +33,8 @@ HUB_FILES = {"classification": "Classification", "vqa": "VQA", "retrieval": "Ret
 def hub_row(row: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, bytes]]:
     """A row of SAMPLES in mmE5's layout, and its pictures by their paths.
 
-    There an instruction is part of the text, a text that has a picture begins with Phi's token for one, and the
-    negatives are Python lists written out.
+    In that layout the instruction is part of the text, a text with a picture begins with Phi's picture token, and the
+    negatives are Python lists written as text.
     """
     pictures: dict[str, bytes] = {}
 
@@ -82,14 +82,14 @@ def hub_sides(row: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def picture_path(data: bytes) -> str:
-    """Where a picture is put: named by its content, in one of 256 folders."""
+    """The path of a picture: named by the hash of its content, in one of 256 folders."""
     digest = hashlib.sha256(data).hexdigest()[:24]
     kind = "png" if data.startswith(b"\x89PNG") else "webp" if data[8:12] == b"WEBP" else "jpg"
     return f"images/{digest[:2]}/{digest}.{kind}"
 
 
 def datasets_schema() -> pa.Schema:
-    """SAMPLES, with what `datasets` must know to open its pictures as pictures."""
+    """SAMPLES, with the metadata by which `datasets` decodes its pictures."""
     features = {field.name: _feature(field.type) for field in SAMPLES}
     info = json.dumps({"info": {"features": features}})
     return SAMPLES.with_metadata({"huggingface": info})
@@ -108,10 +108,10 @@ def _feature(kind: pa.DataType) -> Any:
 def card(
     title: str, counts: Mapping[str, Mapping[str, int]], num_samples: int, teachers: Sequence[str], *, layout: str
 ) -> str:
-    """The README.md of an exported folder: front matter for the hub, and what the samples are.
+    """The README.md of an exported folder: front matter for the hub, and a description of the samples.
 
     Args:
-        counts: samples by "task", "modality_combination" and "language".
+        counts: numbers of samples by "task", "modality_combination" and "language".
         layout: "hub" or "datasets".
     """
     languages = sorted(counts["language"])
@@ -135,13 +135,13 @@ def card(
         f"# {title}",
         "",
         f"{num_samples:,} training samples for a multilingual multimodal embedding model, written by "
-        f"{', '.join(teachers) or 'nobody'} in the manner of mmE5 (arXiv 2502.08468): one call describes the pictures,",
-        "drafts a sample, evaluates it and revises it; what is here is the revision.",
+        f"{', '.join(teachers) or 'unknown'} as in mmE5 (arXiv 2502.08468): one call describes the pictures,",
+        "drafts a sample, evaluates it and revises it; these are the revised samples.",
         "",
     ]
-    for name, values in counts.items():
+    for name, by_label in counts.items():
         lines += [f"| {name.replace('_', ' ')} | samples |", "|---|---|"]
-        lines += [f"| {key} | {count:,} |" for key, count in sorted(values.items(), key=lambda item: -item[1])]
+        lines += [f"| {label} | {count:,} |" for label, count in sorted(by_label.items(), key=lambda pair: -pair[1])]
         lines.append("")
     return "\n".join(lines)
 

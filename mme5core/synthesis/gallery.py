@@ -1,4 +1,4 @@
-"""Samples for people: one HTML page with the pictures in it, draft beside revision, and what was refused."""
+"""A self-contained HTML page of samples with their pictures, the changes from draft to revision, and refusals."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PICTURE_SIDE = 240
 _FIELDS = ("instruction", "query", "positive", "negatives")
 
 Run = tuple[str, str]
-"""A stretch of text, and whether it is the "same" in draft and revision, "gone" or "new"."""
+"""A part of a text, and "same", "gone" or "new": kept, deleted or inserted by the revision."""
 
 
 def page(title: str, samples: Sequence[Mapping[str, Any]], refused: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
-    """The page: samples that can be filtered by task, combination and language; then refusals by reason.
+    """The page: samples with filters for task, combination and language, then refusals by reason.
 
-    All text is escaped: it comes from a model.
+    All text is escaped, because it comes from a model.
 
     Args:
         samples: rows of SAMPLES.
-        refused: by reason, rows of QUARANTINE.
+        refused: rows of QUARANTINE by reason.
     """
     cards = [_card(row) for row in samples]
     filters = {
@@ -46,7 +46,11 @@ def page(title: str, samples: Sequence[Mapping[str, Any]], refused: Mapping[str,
 
 
 def prompt_page(title: str, prompts: Sequence[tuple[PlannedSample, str, str, Sequence[bytes]]]) -> str:
-    """Whole prompts with their pictures: (plan, system text, user text, encoded pictures)."""
+    """A page of whole prompts with their pictures.
+
+    Args:
+        prompts: (plan, system text, user text, encoded pictures) of each.
+    """
     return _render(
         "prompts.html",
         title=title,
@@ -63,7 +67,7 @@ def prompt_page(title: str, prompts: Sequence[tuple[PlannedSample, str, str, Seq
 
 
 def difference(before: str, after: str) -> list[Run]:
-    """What was cut from and put into a text, word by word.
+    """The deleted and inserted parts of a text, word by word.
 
     >>> difference("a red cat", "a cat sleeps")
     [('a ', 'same'), ('red ', 'gone'), ('cat ', 'same'), ('sleeps', 'new')]
@@ -83,7 +87,7 @@ def difference(before: str, after: str) -> list[Run]:
 
 
 def _words(text: str) -> list[str]:
-    """Words and signs, each with the space behind it; of scripts without spaces, characters."""
+    """Words and signs, each with the space after it; single characters of scripts without spaces."""
     return re.findall(r"(?:[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]|^)\s*", text)
 
 
@@ -115,33 +119,33 @@ def _answer(raw: str) -> dict[str, Any]:
 
 
 def _pictures(row: Mapping[str, Any], answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each picture once, with its roles and what the teacher said of it."""
-    found: dict[str, dict[str, Any]] = {}
+    """The distinct pictures, with their roles and the teacher's descriptions."""
+    pictures: dict[str, dict[str, Any]] = {}
     roles = [("query", row["query"]), ("positive", row["positive"])]
     roles += [(f"hard negative {n}", negative) for n, negative in enumerate(row["negatives"], start=1)]
     for role, content in roles:
         image = content["image"]
         if image is not None:
-            entry = found.setdefault(
+            entry = pictures.setdefault(
                 image["path"], {"url": thumbnail_url(image["bytes"], PICTURE_SIDE), "roles": [], "aspects": []}
             )
             entry["roles"].append(role)
     described = answer.get("images")
     described = described if isinstance(described, list) else []
     for image_id, aspects in zip(row["image_ids"], described, strict=False):
-        if image_id in found and isinstance(aspects, dict):
-            found[image_id]["aspects"] = [(name, _text(aspects.get(name))) for name in ASPECTS]
-    return list(found.values())
+        if image_id in pictures and isinstance(aspects, dict):
+            pictures[image_id]["aspects"] = [(name, _text(aspects.get(name))) for name in ASPECTS]
+    return list(pictures.values())
 
 
 def _fields(row: Mapping[str, Any], answer: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The texts of the sample, each as the draft had it, as it was kept, and the difference."""
+    """The texts of the sample, each with the changes from the draft to the kept text."""
     draft = answer.get("draft")
     draft = draft if isinstance(draft, dict) else {}
     kept = {"instruction": row["instruction"], "query": row["query"]["text"], "positive": row["positive"]["text"]}
     negatives = [negative["text"] for negative in row["negatives"] if negative["text"]]
     drafted = draft.get("negatives")
-    drafted = [_text(value) for value in drafted] if isinstance(drafted, list) else []
+    drafted = [_text(negative) for negative in drafted] if isinstance(drafted, list) else []
     rows = [(name, _text(draft.get(name)), kept[name]) for name in _FIELDS[:3]]
     rows += [
         (f"hard negative {n + 1}", drafted[n] if n < len(drafted) else "", text) for n, text in enumerate(negatives)
@@ -157,14 +161,15 @@ def _judgements(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     evaluation = answer.get("evaluation")
     evaluation = evaluation if isinstance(evaluation, dict) else {}
     judged = ((name, evaluation.get(name)) for name in CRITERIA)
-    return [(name, _text(value.get("judgement"))) for name, value in judged if isinstance(value, dict)]
+    return [(name, _text(judgement.get("judgement"))) for name, judgement in judged if isinstance(judgement, dict)]
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+def _text(field: Any) -> str:
+    """The field of an answer if it is a text, else an empty text."""
+    return field if isinstance(field, str) else ""
 
 
-def _render(template: str, **values: Any) -> str:
+def _render(template: str, **variables: Any) -> str:
     environment = Environment(loader=PackageLoader("mme5core.synthesis"), autoescape=True)
-    page = environment.get_template(template).render(**values)
-    return page.encode(errors="replace").decode()  # an answer's JSON may hold half a character
+    page = environment.get_template(template).render(**variables)
+    return page.encode(errors="replace").decode()  # an answer's JSON may contain a lone surrogate

@@ -1,4 +1,4 @@
-"""Samples of the same pictures that say the same once more."""
+"""Detection of samples that repeat an earlier sample of the same pictures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _Grams = frozenset[str]
 
 
 class Seen:
-    """The samples so far, by the pictures that they show: other pictures make another sample, whatever its words.
+    """The samples so far. Only samples of the same pictures, language and modality combination are compared.
 
     Args:
-        threshold: of the shared share of character trigrams, in (0, 1], from which two texts count as one; None:
-            no sample is a duplicate.
+        threshold: Jaccard similarity of character trigrams, in (0, 1], from which a sample counts as a duplicate; None:
+            no sample does.
     """
 
     def __init__(self, threshold: float | None) -> None:
@@ -26,7 +26,7 @@ class Seen:
         self._known: dict[tuple[object, ...], list[tuple[str, str, _Grams]]] = defaultdict(list)
 
     def check(self, sample: Sample, plan: PlannedSample) -> Rejected | None:
-        """A rejection, `duplicate_sample` or `near_duplicate_sample`, where an earlier sample says the same."""
+        """A rejection, `duplicate_sample` or `near_duplicate_sample`, if the sample repeats an earlier one."""
         if self._threshold is None:
             return None
         parts = (sample.instruction, sample.query.text, sample.positive.text)
@@ -35,16 +35,16 @@ class Seen:
         grams = trigrams(text)
         for other_id, other_text, other_grams in self._known[same_kind]:
             if other_text == text:
-                return Rejected(sample.id, "duplicate_sample", f"says what {other_id} says")
+                return Rejected(sample.id, "duplicate_sample", f"same text as {other_id}")
             shared = len(grams & other_grams) / max(1, len(grams | other_grams))
             if shared >= self._threshold:
-                return Rejected(sample.id, "near_duplicate_sample", f"{shared:.0%} of {other_id}")
+                return Rejected(sample.id, "near_duplicate_sample", f"{shared:.0%} similar to {other_id}")
         self._known[same_kind].append((sample.id, text, grams))
         return None
 
 
 def normalised(text: str) -> str:
-    """The text without what does not change what it says: case, width, space, punctuation.
+    """The text without differences of case, width, space and punctuation.
 
     >>> normalised("Find:  THE cat!") == normalised("find the cat")
     True

@@ -1,4 +1,4 @@
-"""Which samples to ask for: task, modality combination, language and pictures of each, drawn reproducibly."""
+"""The samples to generate: task, modality combination, language and pictures of each, drawn reproducibly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import cached_property
 from mme5core.languages import LANGUAGES, language_weight
 
 # mmE5 (arXiv 2502.08468), figure 2: the modality combinations of each task. `fused` is GME's (arXiv 2412.16855): a
-# query in text, rewritten so that it leans on a picture.
+# text query, rewritten so that it cannot be understood without a picture.
 COMBINATIONS: dict[str, tuple[str, ...]] = {
     "classification": ("I2T", "IT2T"),
     "vqa": ("IT2T",),
@@ -23,7 +23,7 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class PlannedSample:
-    """One sample to ask for. Pictures by id, and only those that its combination shows."""
+    """One sample to generate. Pictures are given by id; only those that its combination shows are set."""
 
     id: str
     task: str
@@ -43,19 +43,19 @@ class PlannedSample:
 
     @property
     def image_ids(self) -> tuple[str, ...]:
-        """Every picture of the sample, the query's first; one that is a negative too is named once."""
+        """The distinct pictures of the sample, the query's first."""
         named = (self.query_image, self.positive_image, *self.negative_images)
         return tuple(dict.fromkeys(image for image in named if image))
 
     @property
     def seed(self) -> int:
-        """Sent with the request: equal prompts of two samples are two requests."""
+        """Sent with the request, so that two samples with equal prompts are two requests."""
         return int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:4]) >> 1
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A picture similar to another one, by one encoder: `score` is a similarity."""
+    """A picture similar to another one; `score` is the similarity by the encoder named in `source`."""
 
     id: str
     score: float = 0.0
@@ -69,17 +69,17 @@ Band = tuple[float | None, float | None]
 class PairRules:
     """Which neighbours of a picture may be its positive, and which its hard negatives.
 
-    Ranks count from 1 within each source, over usable pictures, both ends included: the nearest are similar enough to
-    be a positive, those after them near enough to be a hard negative. mmE5 publishes no numbers; these are ours. Of
-    several sources (encoders) a neighbour counts that meets the rule in any of them, as in MegaPairs (arXiv
-    2412.14475), whose bands of similarity are `positive_scores` and `negative_scores`.
+    Ranks count from 1 within each source, over usable pictures; both ends are included. The nearest are similar enough
+    to be a positive, those after them similar enough to be a hard negative. mmE5 publishes no numbers; these are ours.
+    With several sources (encoders), a neighbour must meet the rule in one of them, as in MegaPairs (arXiv 2412.14475),
+    whose similarity ranges are `positive_scores` and `negative_scores`.
 
     Args:
-        query_as_negative: the query's own picture is the first hard negative, where its combination has pictures on
-            both sides (MegaPairs).
+        query_as_negative: if the combination has pictures on both sides, the query's own picture is the first hard
+            negative (MegaPairs).
 
     Raises:
-        ValueError: a range whose end lies before its start, or a rank below 1.
+        ValueError: a range ends before it starts, or a rank is below 1.
     """
 
     positive_ranks: tuple[int, int] = (1, 3)
@@ -105,21 +105,21 @@ class PairRules:
         return _chosen(neighbours, self.negative_ranks, self.negative_scores)
 
     def in_any_band(self, neighbours: Sequence[Neighbour]) -> list[str]:
-        """Those of any rank that their scores do not rule out as hard negatives."""
+        """Neighbours of any rank whose scores allow them as hard negatives."""
         return _chosen(neighbours, (1, len(neighbours)), self.negative_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """What samples are drawn from.
+    """Settings of the draws.
 
-    `combinations` weighs the modality combinations within their task: those that it names, and no others; all alike in
-    a task of which it names none.
+    `combinations` are weights of modality combinations within their task; those that it does not name are not drawn,
+    except in a task of which it names none: there all are equally likely.
     `languages` None means all 93, high-resource ones more often; given ones are equally likely.
-    `holdout` maps a picture to the languages that no sample with it may be in.
+    `holdout` maps a picture to the languages that no sample with it may have.
 
     Raises:
-        ValueError: for an unknown task or language, or weights that add up to nothing.
+        ValueError: a task or language is unknown, or the weights sum to 0.
     """
 
     seed: int = 0
@@ -165,7 +165,7 @@ class PlanSettings:
         return {name: self.combinations.get(name, rest) for name in names}
 
     def never_drawn(self) -> list[str]:
-        """The modality combinations that have weight, and that no picture without neighbours has a sample of.
+        """The modality combinations with a weight that cannot be drawn for pictures without neighbours.
 
         >>> PlanSettings(combinations={"T2I": 2, "I2T": 1}).never_drawn()
         ['T2I']
@@ -181,14 +181,14 @@ class PlanSettings:
 
     @cached_property
     def language_weights(self) -> dict[str, float]:
-        """Of every language that may be drawn."""
+        """The weight of every language that may be drawn."""
         if self.languages:
             return dict.fromkeys(self.languages, 1.0)
         return {code: language_weight(code) for code in LANGUAGES}
 
     @cached_property
     def digest(self) -> str:
-        """What the draws depend on besides the picture; neighbours, pair rules and holdout act per picture."""
+        """A hash of the settings that the draws of every picture depend on; pair rules and holdout only affect some."""
         text = json.dumps(
             [
                 self.seed,
@@ -204,10 +204,10 @@ class PlanSettings:
 def plan_image(image_id: str, settings: PlanSettings, neighbours: Sequence[Neighbour] = ()) -> list[PlannedSample]:
     """The samples planned for one picture: a function of (seed, picture id, index, settings, neighbours) alone.
 
-    A combination that needs similar pictures is drawn only where there are enough of them.
+    A combination that needs similar pictures is drawn only if there are enough of them.
 
     Args:
-        neighbours: of the picture, nearest first within each source.
+        neighbours: the picture's neighbours, nearest first within each source.
     """
     near = _Near.of([neighbour for neighbour in neighbours if neighbour.id != image_id], settings.pairs)
     drawn = (_draw(image_id, index, settings, near) for index in range(settings.samples_per_image))
@@ -216,7 +216,10 @@ def plan_image(image_id: str, settings: PlanSettings, neighbours: Sequence[Neigh
 
 @dataclass(frozen=True, slots=True)
 class _Near:
-    """What a picture's neighbours may be in a sample, by id: its positive, a hard negative, one where those run out."""
+    """Ids of a picture's neighbours that may be positives or hard negatives.
+
+    `in_any_band` may be hard negatives if `negatives` are too few.
+    """
 
     positives: Sequence[str]
     negatives: Sequence[str]
@@ -229,13 +232,13 @@ class _Near:
         return cls(rules.positives(neighbours), rules.negatives(neighbours), rules.in_any_band(neighbours))
 
     def suffices(self, combination: str, settings: PlanSettings) -> bool:
-        """Whether there are enough of them for a combination."""
+        """Whether there are enough neighbours for a combination."""
         if not combination.endswith(("2I", "2IT")):
             return True
         wanted = settings.num_negatives - _own_negative(combination, settings)
         if combination.startswith("T2"):
             return len(self.in_any_band) >= wanted
-        # Whichever of the positives is drawn, enough others must be left.
+        # Enough must be left whichever of the positives is drawn.
         is_one_less = any(positive in self.in_any_band for positive in self.positives)
         return bool(self.positives) and len(self.in_any_band) - is_one_less >= wanted
 
@@ -276,15 +279,15 @@ def _draw(image_id: str, index: int, settings: PlanSettings, near: _Near) -> Pla
 
 
 def _own_negative(combination: str, settings: PlanSettings) -> int:
-    """How many of the hard negatives are the query's own picture."""
+    """Number of hard negatives that are the query's own picture: 0 or 1."""
     has_both = combination.startswith("I") and combination.endswith(("2I", "2IT"))
     return int(settings.pairs.query_as_negative and has_both and settings.num_negatives > 0)
 
 
 def _chosen(neighbours: Sequence[Neighbour], ranks: tuple[int, int], scores: Band) -> list[str]:
-    """Ids of the neighbours within ranks and scores in any source, each once, in the order given."""
+    """Distinct ids of the neighbours within ranks and scores in any source, in the order given."""
     low, high = scores
-    found: dict[str, None] = {}
+    chosen: dict[str, None] = {}
     seen: dict[str, list[str]] = {}
     for neighbour in neighbours:
         before = seen.setdefault(neighbour.source, [])
@@ -293,8 +296,8 @@ def _chosen(neighbours: Sequence[Neighbour], ranks: tuple[int, int], scores: Ban
         before.append(neighbour.id)
         is_near = (low is None or neighbour.score >= low) and (high is None or neighbour.score <= high)
         if ranks[0] <= len(before) <= ranks[1] and is_near:
-            found[neighbour.id] = None
-    return list(found)
+            chosen[neighbour.id] = None
+    return list(chosen)
 
 
 def _draw_language(image_ids: Sequence[str], settings: PlanSettings, random_: random.Random) -> str | None:

@@ -1,4 +1,4 @@
-"""What the teacher is asked: one call that describes, drafts, evaluates, improves and revises."""
+"""The prompt to the teacher: one call that describes, drafts, evaluates, improves and revises."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TASKS = {
         "a retrieval sample: the instruction says what to find and how it relates to the query, the positive is "
         "what should be found, each hard negative something close to it that should not"
     ),
-    # GME (arXiv 2412.16855): the thing that a text query asks about is taken out of it and shown instead.
+    # GME (arXiv 2412.16855): the subject of a text query is removed from it and shown in the picture instead.
     "fused": (
         "a retrieval sample whose query needs its picture: first think of a question in words alone that the positive "
         "answers, about something that the picture shows; then rewrite it so that this thing is not named but "
@@ -75,7 +75,7 @@ def build_prompt(plan: PlannedSample, *, num_negatives: int) -> tuple[str, str]:
 
 
 def answer_schema(plan: PlannedSample) -> dict[str, Any]:
-    """JSON schema of the answer, in the strict subset that servers enforce."""
+    """JSON schema of the answer, in the strict subset that servers support."""
     text = {"type": "string"}
     fields: dict[str, Any] = {"instruction": text}
     if "T" in plan.query_modality:
@@ -97,7 +97,7 @@ def answer_schema(plan: PlannedSample) -> dict[str, Any]:
 
 
 def schema_in_words(plan: PlannedSample) -> str:
-    """The answer's form as an example, for servers that cannot be given a schema.
+    """The form of the answer as an example, for servers that do not accept a schema.
 
     >>> schema_in_words(PlannedSample("s", "retrieval", "T2I", "it", None, "a")).splitlines()[0]
     'Answer with one JSON object of this form, and nothing else:'
@@ -108,14 +108,14 @@ def schema_in_words(plan: PlannedSample) -> str:
 
 def _example(schema: dict[str, Any]) -> Any:
     if schema["type"] == "object":
-        return {name: _example(value) for name, value in schema["properties"].items()}
+        return {name: _example(field) for name, field in schema["properties"].items()}
     if schema["type"] == "array":
         return [_example(schema["items"])]
     return "..." if schema["type"] == "string" else HIGHEST_SCORE
 
 
 def expected_completion_tokens(num_pictures: int) -> int:
-    """Tokens to expect of an answer: it describes every picture, writes its sample twice and judges it."""
+    """Expected tokens of an answer, which describes every picture, writes its sample twice and evaluates it."""
     return COMPLETION_TOKENS + COMPLETION_TOKENS_PER_PICTURE * num_pictures
 
 

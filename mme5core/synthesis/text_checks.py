@@ -1,4 +1,4 @@
-"""What a text gives away: the wrong language, a refusal, a label that was not meant to be in it."""
+"""Checks of a generated text: the wrong language, a refusal, a label that was copied into it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-# Scripts of the languages that are not written in Latin letters, as Unicode names its characters.
+# Languages by script, as named in Unicode's character names; those that are not listed use Latin letters.
 _SCRIPTS = {
     "ARABIC": "ar fa ku ps sd ug ur",
     "ARMENIAN": "hy",
@@ -28,7 +28,7 @@ _SCRIPTS = {
     "KATAKANA": "ja",
     "KHMER": "km",
     "LAO": "lo",
-    "LATIN": "az bs ku om sr ug uz",  # beside another script; and every language that is not listed here
+    "LATIN": "az bs ku om sr ug uz",  # those that also use another script
     "MALAYALAM": "ml",
     "MONGOLIAN": "mn",
     "MYANMAR": "my",
@@ -43,11 +43,11 @@ for _script, _codes in _SCRIPTS.items():
     for _code in _codes.split():
         _OWN_SCRIPTS.setdefault(_code, set()).add(_script)
 
-# Labels of the identifier that are no contradiction: the same language by another name, or too near to tell apart.
+# Labels that the identifier may confuse: other names of the same language, or languages too similar to distinguish.
 _NEAR = ("bs hr sr", "no nn da", "id ms jv su", "zh yue wuu", "ar ary arz", "ku sdh", "uz uzs", "sd ps ur", "yi he")
 
-# Of three names of emoji together, in 84 languages, 4 of 25,200 were taken for another language at this confidence;
-# English is noticed in a quarter of the fours and in seven tenths of the eights.
+# Measured on the names of emoji in 84 languages, three joined in a text: at this confidence, 4 of 25,200 texts were
+# mistaken for another language. English is detected in 25 % of texts of four names and in 70 % of texts of eight.
 MIN_CONFIDENCE = 0.8
 MIN_LETTERS = 12
 MIN_SHARE_OF_SCRIPT = 0.5
@@ -65,7 +65,7 @@ _LABEL = re.compile(
 
 
 def is_refusal(text: str) -> bool:
-    """Whether an answer begins as one that says why there is none.
+    """Whether an answer begins like a refusal.
 
     >>> is_refusal("I'm sorry, but I can't help with that."), is_refusal('{"images": []}')
     (True, False)
@@ -74,7 +74,7 @@ def is_refusal(text: str) -> bool:
 
 
 def leaked_label(text: str) -> str | None:
-    """The label that a field's text begins with, if it does.
+    """The label, such as "Positive", that a text begins with; None if it does not.
 
     >>> leaked_label("Positive: a cat"), leaked_label("a positive: cat")
     ('Positive', None)
@@ -84,10 +84,10 @@ def leaked_label(text: str) -> str | None:
 
 
 def wrong_language(texts: Sequence[str], language: str) -> str | None:
-    """Why the texts, taken together, are not in the language; None where they are, or where nobody can tell.
+    """Why the texts together are not in the language; None if they are, or if it cannot be decided.
 
-    Letters of another script than the language's tell at once. Within a script an identifier decides, where it knows
-    the language and is sure; of a few words it rarely is.
+    Letters of another script than the language's decide it. Within a script, an identifier decides if it knows the
+    language and is confident, which it rarely is for a few words.
 
     >>> wrong_language(["a cat on the sofa"], "ru")
     'letters of LATIN, not of CYRILLIC'
@@ -104,10 +104,10 @@ def wrong_language(texts: Sequence[str], language: str) -> str | None:
     classify, known = _identifier()
     if language not in known:
         return None
-    found, confidence = classify(text)
-    if found == language or confidence < MIN_CONFIDENCE or _are_near(found, language):
+    identified, confidence = classify(text)
+    if identified == language or confidence < MIN_CONFIDENCE or _are_near(identified, language):
         return None
-    return f"reads as {found!r} (confidence {confidence:.2f})"
+    return f"reads as {identified!r} (confidence {confidence:.2f})"
 
 
 @lru_cache(maxsize=4096)
@@ -121,7 +121,7 @@ def _are_near(one: str, other: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _identifier() -> tuple[Callable[[str], tuple[str, float]], frozenset[str]]:
-    """(text to language and confidence, the languages that it knows)"""
+    """(function from text to language and confidence, languages that it knows)."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

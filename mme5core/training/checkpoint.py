@@ -1,4 +1,4 @@
-"""Training state on disk: trainable weights and Adam's moments in full, whatever the number of processes."""
+"""Training state on disk: whole trainable weights and Adam moments, whatever the number of processes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Checkpoints:
-    """Folders `step-N` below a folder on disk or in an object store (s3://, gs://, ...), the last `keep` of them.
+    """Folders `step-N` below a folder on disk or in an object store (s3://, gs://, ...), of which the last `keep` stay.
 
-    A checkpoint counts once its `meta.json` is there, which is written last and names the state's size: object
-    stores know no rename, and a kill may come at any time.
+    A checkpoint is complete once its `meta.json` exists, which is written last and states the size of the state: object
+    stores have no rename, and the process may be killed at any time.
 
     Args:
         place: a folder, or an address such as s3://bucket/run.
-        run: whose checkpoints they are; those of another run are refused.
-        filesystem: in which `place` is a path; None: the one of the address.
-        may_write: called before anything is changed and before a checkpoint counts; raises where it must not.
+        run: an identity of the run; checkpoints of another run are refused.
+        filesystem: the file system in which `place` is a path; None: that of the address.
+        may_write: called before anything is changed and before a checkpoint is completed; raises to prevent it.
 
     Raises:
         ValueError: an address that cannot be opened.
@@ -58,30 +58,30 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def save(self, step: int, state: dict[str, Tensor]) -> None:
-        """Write the state beside what goes on, after the one before it; an error comes with the next call.
+        """Start writing the state in a thread, once the previous one is written; the next call raises its errors.
 
-        The tensors must not be changed any more: `collect_state` gives copies.
+        The tensors must not change meanwhile: `collect_state` returns copies.
         """
         self.wait()
         self._writing = self._thread.submit(self._write, step, {n: t.cpu().contiguous() for n, t in state.items()})
 
     def wait(self) -> None:
-        """Until all that was saved is written.
+        """Wait until the last saved state is written.
 
         Raises:
-            OSError: it could not be.
+            OSError: it could not be written.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def latest(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Step and state of the last whole checkpoint, or None."""
+        """Step and state of the last complete checkpoint, or None."""
         steps = self.steps()
         return (steps[-1], self.load(steps[-1])) if steps else None
 
     def load(self, step: int) -> dict[str, Tensor]:
-        """The state of a whole checkpoint."""
+        """The state of a complete checkpoint."""
         path = self._path(step, STATE)
         if self._is_local:
             return load_file(path)
@@ -91,18 +91,18 @@ class Checkpoints:
             return load_file(copy)
 
     def steps(self) -> list[int]:
-        """Of the whole checkpoints, in their order.
+        """The steps of the complete checkpoints, ascending.
 
         Raises:
             ValueError: one is of another run.
         """
-        found = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        numbers = [re.fullmatch(r"step-(\d{8,})", info.base_name) for info in found]
-        return sorted(step for step in (int(number[1]) for number in numbers if number) if self._is_whole(step))
+        folders = self._files.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        numbers = [re.fullmatch(r"step-(\d{8,})", info.base_name) for info in folders]
+        return sorted(step for step in (int(number[1]) for number in numbers if number) if self._is_complete(step))
 
     def _write(self, step: int, state: dict[str, Tensor]) -> None:
         self._may_write()
-        self._drop(step)  # what a kill has left of it
+        self._drop(step)  # remains of a killed write
         self._files.create_dir(f"{self._root}/{_name(step)}")
         path = self._path(step, STATE)
         if self._is_local:
@@ -122,19 +122,19 @@ class Checkpoints:
         for old in self.steps()[: -self._keep]:
             self._drop(old)
 
-    def _is_whole(self, step: int) -> bool:
+    def _is_complete(self, step: int) -> bool:
         path = self._path(step, META)
         (info,) = self._files.get_file_info([path])
         if info.type != fs.FileType.File:
             return False
-        # An error of the store is no answer: taken for "not whole", training would begin anew and write over it.
+        # Errors of the store are raised: if they counted as "incomplete", training would start again and overwrite it.
         with self._files.open_input_stream(path) as stream:
             try:
                 meta: dict[str, Any] = json.loads(stream.read())
             except ValueError:
                 return False
         if meta.get("run") != self._run:
-            raise ValueError(f"checkpoints at {self._place} are of another run, of other settings, data or model")
+            raise ValueError(f"checkpoints at {self._place} are of another run, with other settings, data or model")
         (info,) = self._files.get_file_info([self._path(step, STATE)])
         return bool(info.size == meta.get("bytes"))
 
@@ -142,7 +142,7 @@ class Checkpoints:
         folder = f"{self._root}/{_name(step)}"
         (info,) = self._files.get_file_info([folder])
         if info.type == fs.FileType.Directory:
-            # First what makes it count: cut off in between, it must not look whole.
+            # `meta.json` goes first: if the process is killed in between, the rest must not look complete.
             (meta,) = self._files.get_file_info([self._path(step, META)])
             if meta.type == fs.FileType.File:
                 self._files.delete_file(self._path(step, META))
@@ -161,26 +161,26 @@ def _name(step: int) -> str:
 
 
 class Moments(Protocol):
-    """Where an engine keeps a parameter's float32 weight and Adam moments, whole or in shards.
+    """Access to a parameter's float32 weight and Adam moments in an engine, whole or sharded.
 
     `kind` is "weight", "exp_avg" or "exp_avg_sq". Under ZeRO these are collective calls: every process must make
     the same ones.
     """
 
     def create(self, num_updates: int) -> None:
-        """Make moments before the first update, so that stored ones can be put in their place.
+        """Create the moments before the first update, so that stored ones can be copied into them.
 
         Args:
-            num_updates: how many updates came before; Adam's bias correction depends on it.
+            num_updates: number of earlier updates; Adam's bias correction depends on it.
         """
         ...
 
     def get(self, parameter: nn.Parameter, kind: str) -> Tensor: ...
-    def put(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None: ...
+    def put(self, parameter: nn.Parameter, kind: str, tensor: Tensor) -> None: ...
 
 
 class PlainMoments:
-    """Those of one of torch's Adam optimizers."""
+    """Weights and moments of one of torch's Adam optimizers."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -192,40 +192,40 @@ class PlainMoments:
                 self._optimizer.state[parameter] = {"step": torch.tensor(float(num_updates))} | moments
 
     def get(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        value: Tensor = parameter if kind == "weight" else self._optimizer.state[parameter][kind]
-        return value
+        tensor: Tensor = parameter if kind == "weight" else self._optimizer.state[parameter][kind]
+        return tensor
 
-    def put(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        self.get(parameter, kind).copy_(value)
+    def put(self, parameter: nn.Parameter, kind: str, tensor: Tensor) -> None:
+        self.get(parameter, kind).copy_(tensor)
 
 
 def collect_state(module: nn.Module, moments: Moments, *, keep: bool = True) -> dict[str, Tensor]:
-    """Weights and moments of every trainable parameter, by name, copied off the device one by one.
+    """Weights and moments of every trainable parameter by name, copied to host memory one by one.
 
     Args:
-        keep: False for a process that only takes part in the gathering.
+        keep: False on a process that only takes part in the collective calls.
     """
     state = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             for kind in ("weight", *MOMENTS):
-                value = moments.get(parameter, kind)
+                tensor = moments.get(parameter, kind)
                 if keep:
-                    state[f"{kind}/{name}"] = value.detach().to("cpu", copy=True)
+                    state[f"{kind}/{name}"] = tensor.detach().to("cpu", copy=True)
     return state
 
 
 def restore_state(module: nn.Module, state: dict[str, Tensor], moments: Moments) -> None:
-    """Put a collected state back.
+    """Copy a state from `collect_state` into the parameters and the optimizer.
 
     Raises:
-        ValueError: the state is of a model with other trainable weights.
+        ValueError: the state is that of a model with other trainable weights.
     """
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     expected = {f"{kind}/{name}" for name in trainable for kind in ("weight", *MOMENTS)}
     if expected != set(state):
         odd = sorted(expected ^ set(state))[0]
-        raise ValueError(f"the checkpoint is of another model: {odd} is on one side only")
+        raise ValueError(f"the checkpoint is of another model: only one of the two has {odd}")
     with torch.no_grad():
         for name, parameter in trainable.items():
             for kind in ("weight", *MOMENTS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,8 @@ from mme5core.batching import deal_chunks
 from mme5core.content_key import document_key
 from mme5core.distributed import rank, sum_over_processes, world_size
 from mme5core.encoder import Encoder
-from mme5core.encoder.prepare import PreparedBatch, batch_kind, picture_keys
+from mme5core.encoder.prepare import PreparedBatch, batch_kind
+from mme5core.encoder.prepare import picture_keys as picture_keys_of
 from mme5core.training.gradcache import Engine, PlainEngine, contrastive_backward
 from mme5core.training.objective import Labels, Objective, TaskTemperatures
 from mme5core.training.sampling import BatchSampler
@@ -32,7 +33,7 @@ __all__ = ["Engine", "PlainEngine", "StepResult", "fit", "learning_rate_at"]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did; `step` counts from 1, `loss` is that of the whole batch."""
+    """The figures of one optimizer step; `step` counts from 1, `loss` is that of the whole batch."""
 
     step: int
     num_steps: int
@@ -46,13 +47,13 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class StepBatch:
     """One step's batch on this process: its chunks, their distinct pictures by key, and the labels of all rows."""
 
     batches: list[PreparedBatch]
     pictures: dict[Hashable, PictureInputs]
     picture_keys: list[list[tuple[Hashable, ...]]]
-    """For each chunk the keys of each row's pictures; empty for a chunk of texts."""
+    """For each chunk, the keys of each row's pictures; empty for a chunk of texts."""
     labels: Labels
     tasks: list[str]
     num_rows: int
@@ -60,11 +61,11 @@ class Contrast:
 
 
 class PictureCache:
-    """Prepared pictures by content, the least recently used dropped first.
+    """Prepared pictures by key; the least recently used are dropped first.
 
     Args:
-        max_bytes: tensors kept at most; a demo's pictures fit, a real corpus's do not and need not.
-        num_threads: that decode pictures side by side.
+        max_bytes: most bytes of tensors to keep.
+        num_threads: threads that decode pictures.
     """
 
     def __init__(self, encoder: Encoder, max_bytes: int, *, num_threads: int = 1) -> None:
@@ -76,7 +77,7 @@ class PictureCache:
         """The pictures by key, in the model's dtype.
 
         Args:
-            places: for each key a content that shows the picture, and the picture's place in it.
+            places: for each key, a content that shows the picture, and the picture's place in it.
         """
         missing = [key for key in places if key not in self._kept]
         prepared = dict(zip(missing, self._threads.map(self._prepare, map(places.__getitem__, missing)), strict=True))
@@ -96,7 +97,7 @@ class PictureCache:
     def _prepare(self, content_and_place: tuple[Content, int]) -> PictureInputs:
         dtype = next(self._encoder.module.parameters()).dtype
         inputs = self._encoder.prepare_picture(*content_and_place)
-        return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
 
 
 def learning_rate_at(step: int, *, peak: float, num_steps: int, warmup_ratio: float) -> float:
@@ -136,126 +137,182 @@ def fit(
 ) -> Iterator[StepResult]:
     """Train until `num_steps`; yields after every optimizer step, and the caller logs, saves or stops.
 
-    The batch is the sampler's, however many processes share its work. Randomness follows from (seed, step, chunk of
-    the whole batch), so that a run resumed at a step goes on as the unbroken one, and other numbers of processes
-    see the same wherever the chunks are the same.
+    The sampler's batch is that of all processes together. Random numbers depend only on (seed, step, chunk of the whole
+    batch): a run resumed at a step continues as the unbroken run would, and another number of processes draws
+    the same numbers where it computes the same chunks.
 
     Args:
-        engine: the learning rate of its optimizer is set at every step.
-        temperatures: learnt beside the model, one for each task, in place of the objective's; on its device.
-        grad_cache: keep the activations of one chunk only, at the price of a second forward pass.
-        tower_once: where nothing in the vision tower trains, run it once for each distinct picture of a step.
-        chunk_rows, max_chunk_tokens: of one forward pass at most.
-        picture_cache_bytes: prepared pictures kept from step to step.
-        device_features_bytes: what the tower gives for a step stays on the device up to this size, the rest in the
-            host's memory. (A picture of Llama-3.2-Vision: 52 MB in bfloat16.)
-        num_threads: that decode pictures beside the training.
+        engine: its optimizer's learning rate is set at every step.
+        temperatures: learnable temperatures of the tasks, on the model's device; they replace the objective's.
+        grad_cache: keep the activations of one chunk only, at the cost of a second forward pass.
+        tower_once: if no weight of the vision tower trains, run it once for each distinct picture of a step.
+        chunk_rows, max_chunk_tokens: limits of one forward pass.
+        picture_cache_bytes: most bytes of prepared pictures to keep between steps.
+        device_features_bytes: most bytes of the vision tower's outputs of a step to keep on the device; the others are
+            kept in host memory. (A picture of Llama-3.2-Vision: 52 MB in bfloat16.)
+        num_threads: threads that decode pictures.
     """
-    cache = PictureCache(encoder, picture_cache_bytes, num_threads=num_threads)
     encoder.module.train()
     tower_once = tower_once and encoder.module.has_frozen_tower
-    prepare = partial(
-        _prepare,
-        encoder=encoder,
-        cache=cache,
-        objective=objective,
-        num_negatives=num_negatives,
-        chunk_rows=chunk_rows,
-        max_chunk_tokens=max_chunk_tokens,
-        tower_once=tower_once,
-    )
+    cache = PictureCache(encoder, picture_cache_bytes, num_threads=num_threads)
+    batches = StepBatches(encoder, cache, objective, num_negatives, chunk_rows, max_chunk_tokens, tower_once)
+    loss_of = partial(_share, objective, temperatures, num_negatives)
+    gradient = _Gradient(engine, encoder, loss_of, grad_cache, autocast, device_features_bytes if tower_once else None)
+    rate_at = partial(learning_rate_at, peak=learning_rate, num_steps=num_steps, warmup_ratio=warmup_ratio)
+    for step, started, batch in batches.ahead(samples, sampler, range(first_step, num_steps), seed=seed):
+        rate = rate_at(step)
+        _set_learning_rate(engine, rate)
+        loss = gradient.backward(batch, step, num_contents=batch.num_rows * (2 + num_negatives))
+        grad_norm, learnt = _update(engine, temperatures)
+        seconds, combination = time.monotonic() - started, batch.modality_combination
+        yield StepResult(step + 1, num_steps, loss, rate, grad_norm, batch.num_rows, seconds, combination, learnt)
 
-    def prepare_step(step: int) -> Contrast:
-        return prepare([samples[row] for row in sampler.batch(step)], seed=_seed(seed, step))
 
-    with ThreadPoolExecutor(max_workers=1) as ahead:
-        # One step ahead: decoding and tokenising cost nothing where an accelerator does the rest.
-        coming = ahead.submit(prepare_step, first_step) if first_step < num_steps else None
-        for step in range(first_step, num_steps):
-            started = time.monotonic()
-            assert coming is not None
-            contrast = coming.result()
-            coming = ahead.submit(prepare_step, step + 1) if step + 1 < num_steps else None
-            rate = learning_rate_at(step, peak=learning_rate, num_steps=num_steps, warmup_ratio=warmup_ratio)
-            for group in engine.optimizer.param_groups:
-                group["lr"] = rate
-            amp = partial(_autocast, autocast, encoder.device)
-            with weights_at_rest(encoder.module):
-                loss = contrastive_backward(
-                    engine,
-                    _with_features(contrast, encoder, amp, device_features_bytes) if tower_once else contrast.batches,
-                    partial(_share, contrast, objective, temperatures, num_negatives),
-                    num_contents=contrast.num_rows * (2 + num_negatives),
-                    num_rows=contrast.num_rows,
-                    width=encoder.dimension,
-                    cache=grad_cache,
-                    autocast=amp,
-                )
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss} at step {step + 1}: lower learning_rate or use float32")
-            engine.step()
-            if temperatures is not None:
-                _step_temperatures(temperatures)
-            norm = engine.get_global_grad_norm()
-            yield StepResult(
-                step + 1,
-                num_steps,
-                loss,
-                rate,
-                float(norm) if norm is not None else float("nan"),
-                contrast.num_rows,
-                time.monotonic() - started,
-                contrast.modality_combination,
-                temperatures.by_task() if temperatures is not None else {},
+@dataclass(frozen=True, slots=True)
+class StepBatches:
+    """Prepares this process's chunks of each step; `fit` documents the settings."""
+
+    encoder: Encoder
+    cache: PictureCache
+    objective: Objective
+    num_negatives: int
+    chunk_rows: int
+    max_chunk_tokens: int
+    tower_once: bool
+
+    def ahead(
+        self, samples: Sequence[Sample], sampler: BatchSampler, steps: Sequence[int], *, seed: int
+    ) -> Iterator[tuple[int, float, StepBatch]]:
+        """(step, time at which the caller asked for it, its batch); a thread prepares the next step meanwhile."""
+
+        def prepare_step(step: int) -> StepBatch:
+            return self.prepare([samples[row] for row in sampler.batch(step)], seed=_seed(seed, step))
+
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            # One step ahead: decoding and tokenising cost no time while an accelerator computes.
+            following = thread.submit(prepare_step, steps[0]) if steps else None
+            for step in steps:
+                started = time.monotonic()
+                assert following is not None
+                batch = following.result()
+                following = thread.submit(prepare_step, step + 1) if step + 1 in steps else None
+                yield step, started, batch
+
+    def prepare(self, samples: Sequence[Sample], *, seed: int) -> StepBatch:
+        """This process's chunks of a batch.
+
+        All processes plan the whole batch alike, but each decodes only the pictures of its own chunks.
+        """
+        contents, instructions = _contents(samples, self.num_negatives)
+        token_ids = self.encoder.token_ids(contents, instructions)
+        chunks = deal_chunks(
+            [len(ids) for ids in token_ids],
+            [batch_kind(self.encoder.backbone, content) for content in contents],
+            max_rows=self.chunk_rows,
+            max_chunk_tokens=self.max_chunk_tokens,
+            num_processes=world_size(),
+        )[rank()]
+        pictures: dict[Hashable, PictureInputs] = {}
+        batches, picture_keys = [], []
+        for chunk in chunks:
+            rows = [contents[row] for row in chunk.rows]
+            keys = [picture_keys_of(self.encoder.backbone, content) for content in rows] if chunk.has_image else []
+            pictures |= self._new_pictures(rows, keys, pictures)
+            inputs = self._collate([token_ids[row] for row in chunk.rows], keys, pictures)
+            batches.append(PreparedBatch(list(chunk.rows), inputs, seed=_seed(seed, chunk.number), weight=chunk.weight))
+            picture_keys.append(keys)
+        return StepBatch(
+            batches,
+            pictures if self.tower_once else {},  # else `inputs` hold the pixels
+            picture_keys,
+            _labels(samples, self.objective, self.num_negatives),
+            [sample.task for sample in samples],
+            len(samples),
+            samples[0].modality_combination,
+        )
+
+    def _new_pictures(
+        self,
+        rows: Sequence[Content],
+        keys: Sequence[Sequence[Hashable]],
+        pictures: Mapping[Hashable, PictureInputs],
+    ) -> dict[Hashable, PictureInputs]:
+        """The pictures that the rows show and that are not in `pictures` yet."""
+        return self.cache.get(
+            {
+                key: (content, place)
+                for content, of_row in zip(rows, keys, strict=False)
+                for place, key in enumerate(of_row)
+                if key not in pictures
+            }
+        )
+
+    def _collate(
+        self,
+        token_ids: Sequence[list[int]],
+        keys: Sequence[Sequence[Hashable]],
+        pictures: Mapping[Hashable, PictureInputs],
+    ) -> dict[str, Tensor]:
+        if not keys:
+            return self.encoder.backbone.collate(token_ids, None)
+        shown = {key: pictures[key] for of_row in keys for key in of_row}
+        if self.tower_once:
+            shown = {key: without_pixels(picture) for key, picture in shown.items()}
+        return self.encoder.backbone.collate(token_ids, [[shown[key] for key in of_row] for of_row in keys])
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradient:
+    """Computes the gradient of a step's batch; `fit` documents the settings.
+
+    `tower_bytes` is `device_features_bytes`, or None where the vision tower runs in every forward pass.
+    """
+
+    engine: Engine
+    encoder: Encoder
+    share: Callable[[StepBatch, Tensor, slice], Tensor]
+    grad_cache: bool
+    precision: str
+    tower_bytes: int | None
+
+    def backward(self, batch: StepBatch, step: int, *, num_contents: int) -> float:
+        """Leave the gradient in the engine; returns the loss.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        autocast = partial(_autocast, self.precision, self.encoder.device)
+        with weights_at_rest(self.encoder.module):
+            prepared = batch.batches
+            if self.tower_bytes is not None:
+                prepared = _with_features(batch, self.encoder, autocast, self.tower_bytes)
+            loss = contrastive_backward(
+                self.engine,
+                prepared,
+                partial(self.share, batch),
+                num_contents=num_contents,
+                num_rows=batch.num_rows,
+                width=self.encoder.dimension,
+                cache=self.grad_cache,
+                autocast=autocast,
             )
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {step + 1}: lower learning_rate or use float32")
+        return loss
 
 
-def _prepare(
-    samples: Sequence[Sample],
-    *,
-    encoder: Encoder,
-    cache: PictureCache,
-    objective: Objective,
-    num_negatives: int,
-    chunk_rows: int,
-    max_chunk_tokens: int,
-    tower_once: bool,
-    seed: int,
-) -> Contrast:
-    """This process's chunks of a batch. All plan the whole batch alike, but only one decodes a row's pictures."""
-    contents, instructions = _contents(samples, num_negatives)
-    token_ids = encoder.token_ids(contents, instructions)
-    chunks = deal_chunks(
-        [len(ids) for ids in token_ids],
-        [batch_kind(encoder.backbone, content) for content in contents],
-        max_rows=chunk_rows,
-        max_tokens=max_chunk_tokens,
-        num_processes=world_size(),
-    )[rank()]
-    batches, pictures, keys_of_chunks = [], dict[Hashable, PictureInputs](), []
-    for chunk in chunks:
-        keys = [picture_keys(encoder.backbone, contents[row]) for row in chunk.rows] if chunk.has_image else []
-        new = {
-            key: (contents[row], place)
-            for row, of_row in zip(chunk.rows, keys, strict=False)
-            for place, key in enumerate(of_row)
-            if key not in pictures
-        }
-        pictures |= cache.get(new)
-        shown = {key: without_pixels(pictures[key]) if tower_once else pictures[key] for row in keys for key in row}
-        prepared = [[shown[key] for key in of_row] for of_row in keys] if chunk.has_image else None
-        inputs = encoder.backbone.collate([token_ids[row] for row in chunk.rows], prepared)
-        batches.append(PreparedBatch(list(chunk.rows), inputs, seed=_seed(seed, chunk.number), weight=chunk.weight))
-        keys_of_chunks.append(keys)
-    return Contrast(
-        batches,
-        pictures if tower_once else {},  # else the batches hold their pixels
-        keys_of_chunks,
-        _labels(samples, objective, num_negatives),
-        [sample.task for sample in samples],
-        len(samples),
-        samples[0].modality_combination,
-    )
+def _set_learning_rate(engine: Engine, rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _update(engine: Engine, temperatures: TaskTemperatures | None) -> tuple[float, dict[str, float]]:
+    """One optimizer step; returns the gradient's norm (NaN if the engine does not compute it) and the temperatures."""
+    engine.step()
+    if temperatures is not None:
+        _step_temperatures(temperatures)
+    norm = engine.get_global_grad_norm()
+    return float(norm) if norm is not None else float("nan"), {} if temperatures is None else temperatures.by_task()
 
 
 def _contents(samples: Sequence[Sample], num_negatives: int) -> tuple[list[Content], list[str | None]]:
@@ -286,39 +343,40 @@ def _document_id(content: Content) -> int:
     return int.from_bytes(document_key(content), "little", signed=True)
 
 
-def _with_features(contrast: Contrast, encoder: Encoder, autocast: Any, device_bytes: int) -> list[PreparedBatch]:
-    """The chunks with what the tower makes of their pictures, which are let go one chunk after the other.
+def _with_features(step_batch: StepBatch, encoder: Encoder, autocast: Any, device_bytes: int) -> list[PreparedBatch]:
+    """The chunks with the vision tower's outputs of their pictures; the pictures are removed from `step_batch`.
 
-    The tower runs over a chunk's pictures that no chunk before it had, so that a chunk bounds its memory too.
+    For each chunk the tower runs over the pictures that no earlier chunk had, so that the limits of a chunk also limit
+    the tower's memory.
     """
     seen: set[Hashable] = set()
-    new_of = []
-    for keys in contrast.picture_keys:
-        new_of.append([key for key in dict.fromkeys(key for of_row in keys for key in of_row) if key not in seen])
-        seen.update(new_of[-1])
-    runs = [bool(new) for new in new_of]
+    new_keys = []
+    for keys in step_batch.picture_keys:
+        new_keys.append([key for key in dict.fromkeys(key for of_row in keys for key in of_row) if key not in seen])
+        seen.update(new_keys[-1])
+    runs = [bool(new) for new in new_keys]
     if encoder.module.has_sharded_tower:
         # Every pass gathers the weights from all processes: where one has new pictures, all must run the tower.
         runs = sum_over_processes(torch.tensor(runs, dtype=torch.int32, device=encoder.device)).bool().tolist()
     features: dict[Hashable, Features] = {}
     batches = []
     pictures: list[PictureInputs] = []
-    for batch, keys, new, run in zip(contrast.batches, contrast.picture_keys, new_of, runs, strict=True):
+    for batch, keys, new, run in zip(step_batch.batches, step_batch.picture_keys, new_keys, runs, strict=True):
         if run:
-            pictures = [contrast.pictures.pop(key) for key in new] or pictures[-1:]
+            pictures = [step_batch.pictures.pop(key) for key in new] or pictures[-1:]
             with torch.no_grad(), autocast():
-                made = encoder.module.features(pictures)[: len(new)]
-            device_bytes -= sum(_num_bytes(feature) for feature in made)
-            features |= zip(new, made if device_bytes >= 0 or not made else _in_host_memory(made), strict=True)
+                outputs = encoder.module.features(pictures)[: len(new)]
+            device_bytes -= sum(_num_bytes(feature) for feature in outputs)
+            features |= zip(new, outputs if device_bytes >= 0 or not outputs else _in_host_memory(outputs), strict=True)
         of_rows = [[features[key] for key in of_row] for of_row in keys]
         batches.append(replace(batch, features=of_rows) if keys else batch)
     return batches
 
 
 def _in_host_memory(features: Sequence[Features]) -> list[Features]:
-    """Copies there, on pages that the device reads without waiting for the processor.
+    """Copies in host memory, pinned for a GPU.
 
-    One block for all of them: the allocator rounds each up to a power of two, and keeps it.
+    All of them share one block: the allocator would round each one up to a power of two, and keep it.
     """
     parts = [part for feature in features for part in feature]
     block = torch.empty(
@@ -332,23 +390,24 @@ def _in_host_memory(features: Sequence[Features]) -> list[Features]:
 
 
 def _share(
-    contrast: Contrast,
     objective: Objective,
     temperatures: TaskTemperatures | None,
     num_negatives: int,
+    batch: StepBatch,
     vector_ND: Tensor,
     rows: slice,
 ) -> Tensor:
-    num_rows, device = contrast.num_rows, vector_ND.device
+    """The share of some rows of the batch's loss, from the vectors of all its contents in the order of `_contents`."""
+    num_rows, device = batch.num_rows, vector_ND.device
     query_BD, positive_BD = vector_ND[:num_rows], vector_ND[num_rows : 2 * num_rows]
     negative_BKD = vector_ND[2 * num_rows :].view(num_rows, num_negatives, -1) if num_negatives else None
     labels = Labels(
         *(
-            None if value is None else value.to(device)
-            for value in (contrast.labels.positive_ids, contrast.labels.negative_ids, contrast.labels.scores)
+            None if label is None else label.to(device)
+            for label in (batch.labels.positive_ids, batch.labels.negative_ids, batch.labels.scores)
         )
     )
-    temperature = None if temperatures is None else temperatures(contrast.tasks)
+    temperature = None if temperatures is None else temperatures(batch.tasks)
     return objective.share(query_BD, positive_BD, negative_BKD, labels, rows=rows, temperature=temperature)
 
 
@@ -360,7 +419,7 @@ def _step_temperatures(temperatures: TaskTemperatures) -> None:
 
 
 def _seed(*numbers: int) -> int:
-    """A seed that is a function of these numbers alone."""
+    """A seed that depends on these numbers alone."""
     return hash(numbers) & 0x7FFF_FFFF
 
 

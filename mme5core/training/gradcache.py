@@ -2,11 +2,11 @@
 
 Shapes: N contents of a whole batch (queries, positives, negatives), D width.
 
-A loss over N vectors needs all of them at once, but its gradient goes back to each through its own forward pass
-alone. So: (1) embed the chunks; (2) gather all vectors and take the loss's gradient with respect to them; (3) send
-each chunk's part of that gradient back through the chunk. With a cache, step 1 keeps no activations and step 3
-embeds again; without, the activations of this process's chunks stay in memory. The rest is the same, so that both
-give the same numbers, on any number of processes.
+The loss depends on all N vectors at once, but its gradient reaches the weights through each vector's forward pass
+separately. Therefore: (1) embed the chunks; (2) gather all vectors and compute the loss's gradient by them; (3)
+backpropagate each chunk's part of that gradient through the chunk. With a cache, step 1 keeps no activations and
+step 3 embeds again; without, the activations of this process's chunks stay in memory. Both give the same numbers, on
+any number of processes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mme5core.distributed import rank, sum_over_processes, world_size
 from mme5core.encoder.prepare import PreparedBatch
 
 ShareOfLoss = Callable[[Tensor, slice], Tensor]
-"""(vectors [N, D], rows of the batch) to these rows' share of the loss; shares add up to the batch's loss."""
+"""Maps (vectors [N, D], rows of the batch) to the share of these rows of the loss; the shares add up to the loss."""
 
 
 class Engine(Protocol):
-    """What wraps the module for training: DeepSpeed's engine, or one of those below.
+    """Wraps the module for training: DeepSpeed's engine or `PlainEngine`.
 
-    The gradient of a step is the mean over processes of what each has sent backward.
+    The gradient of a step is the mean over processes of the gradients that each has computed.
     """
 
     optimizer: Any
@@ -38,12 +38,12 @@ class Engine(Protocol):
     def step(self) -> Any: ...
     def get_global_grad_norm(self) -> Any: ...
     def coalesce_grad_reduction(self) -> AbstractContextManager[Any]:
-        """Within it, any number of backward passes add up, and are reduced over processes once, at its end."""
+        """Within it, the gradients of all backward passes are summed, and reduced over processes once at the end."""
         ...
 
 
 class PlainEngine:
-    """One optimizer; the processes, if several, average their gradients in one reduction a step."""
+    """One optimizer; several processes average their gradients in one reduction per step."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float) -> None:
         self.module, self.optimizer, self._max_grad_norm = module, optimizer, max_grad_norm
@@ -71,8 +71,11 @@ class PlainEngine:
         return self._grad_norm
 
     def _reduce(self, parameters: Sequence[nn.Parameter]) -> None:
-        """What torch's DDP does, but once for all backward passes of a step, and also for weights that got none: left
-        out, they would not count the step in Adam's bias correction, as they do in DeepSpeed's flat groups."""
+        """Average the gradients over processes, as torch's DDP does, but once for all backward passes of a step.
+
+        Weights without a gradient get zeros: Adam would otherwise not count the step in their bias correction, as
+        DeepSpeed's flat groups do.
+        """
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -96,13 +99,13 @@ def contrastive_backward(
     cache: bool,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> float:
-    """Leave in the engine the gradient of a whole batch's loss; returns the loss.
+    """Accumulate the gradient of a whole batch's loss in the engine; returns the loss.
 
     Args:
-        batches: this process's chunks; their rows count the contents of the whole batch.
-        share_of_loss: may use parameters of its own; their gradient is the sum over processes, not the mean.
+        batches: this process's chunks; `rows` are places among the contents of the whole batch.
+        share_of_loss: may depend on further parameters; the caller must sum their gradients over processes.
         num_contents: N, over all processes.
-        num_rows: queries of the whole batch, by which the loss is shared out over processes.
+        num_rows: queries of the whole batch; each process computes the share of an equal part of them.
         cache: keep no activations, and embed every chunk a second time.
     """
     held: Tensor | None = None
@@ -115,7 +118,7 @@ def contrastive_backward(
         vectors = list(held.split([len(batch.rows) for batch in batches]))
     vector_ND = _gather(batches, vectors, num_contents, width).requires_grad_()
     loss, gradient_ND = _gradient(vector_ND, share_of_loss, num_rows)  # step 2
-    # The engine averages over processes, and each holds other chunks: their sum is wanted.
+    # The engine averages over processes, but the chunks of all processes must be summed.
     scale = float(world_size())
     with engine.coalesce_grad_reduction():
         if held is not None and held.requires_grad:
@@ -126,13 +129,13 @@ def contrastive_backward(
             for batch in batches:  # step 3
                 with autocast():
                     again = engine([batch])
-                if again.requires_grad:  # no text does, where only the vision tower trains
+                if again.requires_grad:  # False for texts if only the vision tower trains
                     engine.backward((again * gradient_ND[batch.rows]).sum() * (scale * batch.weight))
     return loss
 
 
 def _gather(batches: Sequence[PreparedBatch], vectors: Sequence[Tensor], num_contents: int, width: int) -> Tensor:
-    """[N, D] float32: every process's vectors, at their places in the batch."""
+    """The vectors of all processes at their places in the batch, [N, D] float32."""
     device = vectors[0].device if vectors else torch.device("cpu")
     vector_ND = torch.zeros(num_contents, width, device=device)
     for batch, part in zip(batches, vectors, strict=True):
@@ -142,7 +145,7 @@ def _gather(batches: Sequence[PreparedBatch], vectors: Sequence[Tensor], num_con
 
 
 def _gradient(vector_ND: Tensor, share_of_loss: ShareOfLoss, num_rows: int) -> tuple[float, Tensor]:
-    """The loss of the batch and its gradient, each process working on its rows."""
+    """The loss of the batch and its gradient; each process computes the share of its part of the rows."""
     mine = slice(rank() * num_rows // world_size(), (rank() + 1) * num_rows // world_size())
     share = share_of_loss(vector_ND, mine)
     if share.requires_grad:

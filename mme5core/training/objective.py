@@ -1,4 +1,4 @@
-"""Which loss a training run asks, and with which temperature."""
+"""The loss of a training run, with its temperature."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: tuple[Kind, ...] = ("info_nce", "soft_label_kl")
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What is known of a batch's rows beside their vectors: ids [B] and [B, K], scores [B, 1 + K]."""
+    """Labels of a batch's rows: document ids [B] and [B, K], scores [B, 1 + K]."""
 
     positive_ids: Tensor | None = None
     negative_ids: Tensor | None = None
@@ -28,7 +28,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A loss with its settings; see `losses` for what they mean.
+    """A loss with its settings, which `losses` documents.
 
     Raises:
         ValueError: an unknown kind.
@@ -48,8 +48,11 @@ class Objective:
 
     @property
     def needs_ids(self) -> bool:
-        """Whether a column may be another row's copy of the positive. A batch holds no positive twice, so that with
-        their own hard negatives, among which it never is, nothing is left to mask."""
+        """Whether columns may repeat a row's positive, and must be masked by document ids.
+
+        A batch has distinct positives, and no row has its positive among its own hard negatives; only the hard
+        negatives of other rows can repeat it.
+        """
         return self.kind == "info_nce" and self.negatives == "all"
 
     def share(
@@ -62,7 +65,7 @@ class Objective:
         rows: slice,
         temperature: float | Tensor | None = None,
     ) -> Tensor:
-        """These rows' share of the loss of a whole batch."""
+        """The share of some rows of the loss of a whole batch."""
         divisor = self.temperature if temperature is None else temperature
 
         def loss(query_BD: Tensor, positive_BD: Tensor, negative_BKD: Tensor | None) -> Tensor:
@@ -88,9 +91,9 @@ class Objective:
 
 
 class TaskTemperatures(nn.Module):
-    """One learnable temperature for each task, kept as its logarithm (CLIP), within bounds.
+    """One learnable temperature for each task, stored as its logarithm (CLIP) and kept within bounds.
 
-    It is the same on every process and has an optimizer of its own: no engine shards a handful of numbers.
+    The temperatures are the same on every process and have an optimizer of their own, outside of the engine.
     """
 
     LOWEST, HIGHEST = 0.005, 1.0
@@ -98,49 +101,51 @@ class TaskTemperatures(nn.Module):
     def __init__(self, tasks: Sequence[str], initial: float, *, learning_rate: float) -> None:
         super().__init__()
         if not self.LOWEST <= initial <= self.HIGHEST:
-            raise ValueError(f"a temperature to learn begins between {self.LOWEST} and {self.HIGHEST}, got {initial}")
+            raise ValueError(
+                f"a learnable temperature must start between {self.LOWEST} and {self.HIGHEST}, got {initial}"
+            )
         self.tasks = sorted(set(tasks))
         self.logarithm = nn.Parameter(torch.full((len(self.tasks),), math.log(initial)))
         self.optimizer = torch.optim.Adam([self.logarithm], lr=learning_rate)
 
     def forward(self, tasks: Sequence[str]) -> Tensor:
-        """[B]: each row's temperature."""
+        """The temperature of each row, [B]."""
         places = torch.tensor([self.tasks.index(task) for task in tasks], device=self.logarithm.device)
         return self.logarithm.exp()[places]
 
     def step(self) -> None:
-        """Update by the gradients, within the bounds: beyond them none would lead back."""
+        """Update by the gradients, then clamp to the bounds."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             self.logarithm.clamp_(math.log(self.LOWEST), math.log(self.HIGHEST))
 
     def by_task(self) -> dict[str, float]:
-        values = self.logarithm.detach().exp().tolist()
-        return dict(zip(self.tasks, values, strict=True))
+        temperatures = self.logarithm.detach().exp().tolist()
+        return dict(zip(self.tasks, temperatures, strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold to go on."""
+        """Logarithms and moments, as a checkpoint stores them."""
         state = self.optimizer.state.get(self.logarithm) or {}
         zeros = torch.zeros_like(self.logarithm)
         kinds = {"weight": self.logarithm, "exp_avg": state.get("exp_avg", zeros)}
         kinds["exp_avg_sq"] = state.get("exp_avg_sq", zeros)
-        return {f"{TEMPERATURES}{kind}": value.detach().clone() for kind, value in kinds.items()}
+        return {f"{TEMPERATURES}{kind}": tensor.detach().clone() for kind, tensor in kinds.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor], *, num_updates: int) -> None:
-        """Take what `tensors` gave out of a checkpoint.
+        """Restore the state that `tensors` returned, and remove it from the checkpoint's `tensors`.
 
         Raises:
-            ValueError: the checkpoint has no temperatures, or of other tasks.
+            ValueError: the checkpoint has no temperatures, or those of other tasks.
         """
-        found = {kind: tensors.pop(f"{TEMPERATURES}{kind}", None) for kind in ("weight", "exp_avg", "exp_avg_sq")}
-        for value in found.values():
-            if value is None or value.shape != self.logarithm.shape:
+        stored = {kind: tensors.pop(f"{TEMPERATURES}{kind}", None) for kind in ("weight", "exp_avg", "exp_avg_sq")}
+        for tensor in stored.values():
+            if tensor is None or tensor.shape != self.logarithm.shape:
                 raise ValueError(f"the checkpoint has no temperatures for the tasks {self.tasks}")
         with torch.no_grad():
-            self.logarithm.copy_(found.pop("weight"))  # type: ignore[arg-type]
+            self.logarithm.copy_(stored.pop("weight"))  # type: ignore[arg-type]
         step = {"step": torch.tensor(float(num_updates))}
-        moments = {kind: value.to(self.logarithm.device) for kind, value in found.items() if value is not None}
+        moments = {kind: tensor.to(self.logarithm.device) for kind, tensor in stored.items() if tensor is not None}
         self.optimizer.state[self.logarithm] = step | moments
 
 

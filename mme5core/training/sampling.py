@@ -1,4 +1,4 @@
-"""Which samples make a batch: a function of (seed, step) alone."""
+"""The samples of each batch, as a function of (seed, step) alone."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ ROUND_TO = 8
 
 
 class BatchSampler:
-    """Batches in which no two rows have the same positive, each of one source and one modality combination.
+    """Batches of one source and one modality combination, in which no two rows have the same positive.
 
-    One source: its rows ask alike, so that a batch's other documents are hard to tell from the right one. One
-    combination: all processes run the vision tower in the same steps. A second row with the same positive would be
-    a negative of the first, and right.
+    Rows of one source have similar queries, which makes the other documents of a batch harder negatives. With one
+    modality combination, all processes run the vision tower in the same steps. A second row with the same positive
+    would be a false negative of the first.
 
-    An epoch goes through every row at most once. What does not fill a batch goes into a smaller one, of a multiple of
-    `round_to` rows; what is left below that waits for the next epoch's shuffle.
+    An epoch contains every row at most once. The last rows of a source and combination make a smaller batch of a
+    multiple of `round_to` rows; fewer are left out until the next epoch's shuffle.
 
     Args:
         combinations: modality combination of each row.
-        positive_keys: equal where two rows have the same positive.
+        positive_keys: a key of each row's positive, equal for equal positives.
         batch_size: rows of a batch over all processes together.
-        sources: where each row comes from; None: all from one.
-        weights: how often, relative to the others, a batch comes from a source. A source then goes round as often as
-            it takes, each time in another order, and an epoch has as many batches as without weights.
-        interleave_rows: so many rows of a batch from one source and combination, the next ones from another, as
-            VLM2Vec does (its 64); None: all of them.
+        sources: the source of each row; None: all rows have the same one.
+        weights: relative frequency with which a batch is drawn from each source. A source is then repeated as often as
+            needed, in a new order each time, and an epoch has as many batches as without weights.
+        interleave_rows: number of consecutive rows of a batch from the same source and combination; the next ones
+            are from another, as in VLM2Vec (there 64). None: the whole batch.
 
     Raises:
         ValueError: no batch can be made, or the weights do not fit the sources.
@@ -61,10 +61,13 @@ class BatchSampler:
         self._weights = None if weights is None else self._check_weights(weights)
         self._epochs: list[list[list[int]]] = []
         if not self._epoch(0):
-            raise ValueError(f"no batch: {len(combinations)} rows give no {self._round_to} with distinct positives")
+            raise ValueError(
+                f"no batch: {len(combinations)} rows have no {self._round_to} with distinct positives in one source "
+                "and modality combination"
+            )
 
     def num_batches(self, num_epochs: float) -> int:
-        """Batches in so many epochs."""
+        """Number of batches in `num_epochs` epochs."""
         whole = int(num_epochs)
         count = sum(len(self._epoch(epoch)) for epoch in range(whole))
         return count + round((num_epochs - whole) * len(self._epoch(whole))) if num_epochs > whole else count
@@ -74,7 +77,7 @@ class BatchSampler:
         return [len(batch) for batch in self._epoch(0)]
 
     def batch(self, step: int) -> list[int]:
-        """The rows of one step, in the order in which processes share them out."""
+        """The rows of one step, in the order in which they are divided among processes."""
         epoch = 0
         while step >= len(self._epoch(epoch)):
             step -= len(self._epoch(epoch))
@@ -87,12 +90,12 @@ class BatchSampler:
         return self._epochs[epoch]
 
     def _check_weights(self, weights: Mapping[str, float]) -> dict[str, float]:
-        found = {source: float(weights.get(source, 0)) for source in sorted(self._rows)}
+        checked = {source: float(weights.get(source, 0)) for source in sorted(self._rows)}
         if unknown := sorted(weights.keys() - self._rows.keys()):
-            raise ValueError(f"a weight for {unknown[0]!r}, which has no rows; there are {sorted(self._rows)}")
-        if min(found.values()) < 0 or not sum(found.values()):
-            raise ValueError(f"weights must be >= 0, and one above: {found}")
-        return found
+            raise ValueError(f"a weight for {unknown[0]!r}, which has no rows; sources with rows: {sorted(self._rows)}")
+        if min(checked.values()) < 0 or not sum(checked.values()):
+            raise ValueError(f"weights must be >= 0, and at least one > 0, got {checked}")
+        return checked
 
     def _plan_epoch(self, epoch: int) -> list[list[int]]:
         random_ = random.Random(f"{self._seed} {epoch}")
@@ -104,7 +107,7 @@ class BatchSampler:
         return units if self._unit_rows == self._batch_size else self._joined(units)
 
     def _units(self, source: str, random_: random.Random) -> list[list[int]]:
-        """Every row of a source once, in runs of one combination and distinct positives."""
+        """The rows of a source in units of one combination and distinct positives; no row twice."""
         units: list[list[int]] = []
         for combination in sorted(self._rows[source]):
             rows = list(self._rows[source][combination])
@@ -120,7 +123,7 @@ class BatchSampler:
         return units
 
     def _weighted(self, count: int, weights: Mapping[str, float], random_: random.Random) -> list[list[int]]:
-        """So many units from sources drawn by weight; each source goes round and round."""
+        """`count` units from sources drawn by weight; a source that is used up starts again in a new order."""
         waiting: dict[str, list[list[int]]] = {source: [] for source in weights}
         units = []
         for source in random_.choices(list(weights), list(weights.values()), k=count):
@@ -132,7 +135,7 @@ class BatchSampler:
         return units
 
     def _joined(self, units: list[list[int]]) -> list[list[int]]:
-        """Batches of several units each; one that brings a positive once more waits for a later batch."""
+        """Batches of several units each; a unit that repeats a positive of the batch waits for a later one."""
         batches: list[list[int]] = []
         while units:
             batch: list[int] = []
@@ -153,7 +156,7 @@ class BatchSampler:
         return batches
 
     def _take(self, rows: list[int]) -> tuple[list[int], list[int]]:
-        """The first rows with distinct positives that fill a unit, and the others in their order."""
+        """The first rows with distinct positives that fill a unit, and the remaining rows in their order."""
         batch: list[int] = []
         passed: list[int] = []
         keys = set()

@@ -155,7 +155,7 @@ def test_dora_gives_the_vectors_and_the_gradients_of_pefts_own(dropout: float, b
                 if "lora_B" in name or "magnitude" in name:
                     parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
         encoder.module.train()
-        batches = [*encoder.batches(mixed(), [None] * 11, batch_size=4, max_batch_tokens=999)]
+        batches = [*encoder.batches(mixed(), [None] * 11, max_batch_rows=4, max_batch_tokens=999)]
         sums = 0.0
         with weights_at_rest(model):
             for seed, batch in enumerate(batches):
@@ -191,7 +191,7 @@ def test_with_checkpointing_every_layer_of_both_towers_runs_again(family: str, t
     for name, module in encoder.module.model.named_modules():
         if name.endswith("attn"):
             module.register_forward_hook(lambda *_, name=name: runs.__setitem__(name, runs.get(name, 0) + 1))
-    (batch,) = encoder.batches([Content("a cat", picture(0))], [None], batch_size=1, max_batch_tokens=9999)
+    (batch,) = encoder.batches([Content("a cat", picture(0))], [None], max_batch_rows=1, max_batch_tokens=9999)
     encoder.module([batch])[:, 0].sum().backward()
     assert {"vision", "language"} <= {"vision" if "vis" in name else "language" for name in runs}
     assert set(runs.values()) == {2}

@@ -128,7 +128,7 @@ def plain_autograd(setting: Setting) -> Found:
                 parameter.normal_(std=0.1, generator=generator)
     contents, instructions = _contents(samples(setting.combination, setting.most_pictures), NUM_NEGATIVES)
     vectors = [
-        next(encoder.batches([content], [instruction], batch_size=1, max_batch_tokens=9999))
+        next(encoder.batches([content], [instruction], max_batch_rows=1, max_batch_tokens=9999))
         for content, instruction in zip(contents, instructions, strict=True)
     ]
     vector_ND = torch.cat([encoder.module([batch]) for batch in vectors])

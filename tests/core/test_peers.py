@@ -39,7 +39,7 @@ def test_vectors_are_those_of_the_library_in_the_callers_places(texts_only: Path
     instructions = [None, "find: ", "find: ", None]
     encoder = SentenceTransformerEncoder(str(texts_only), device="cpu")
     found = np.zeros((len(texts), encoder.dimension), np.float32)
-    for places, vectors in encoder.stream([Content(text) for text in texts], instructions, batch_size=2):
+    for places, vectors in encoder.stream([Content(text) for text in texts], instructions, max_batch_rows=2):
         found[places] = vectors
     library = SentenceTransformer(str(texts_only), device="cpu")
     for place, (text, instruction) in enumerate(zip(texts, instructions, strict=True)):
@@ -64,7 +64,10 @@ def test_texts_and_pictures_of_a_clip_share_a_space_and_bad_pictures_are_told(tm
     told: list[tuple[int, str]] = []
     found: dict[int, np.ndarray] = {}
     for places, vectors in encoder.stream(
-        contents, [None] * len(contents), batch_size=1, on_bad=lambda place, error: told.append((place, error.reason))
+        contents,
+        [None] * len(contents),
+        max_batch_rows=1,
+        on_bad=lambda place, error: told.append((place, error.reason)),
     ):
         found |= dict(zip(places, vectors, strict=True))
     assert told == [(len(contents) - 1, "not_an_image")]

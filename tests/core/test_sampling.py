@@ -80,7 +80,7 @@ def test_batches_are_counted_over_parts_of_epochs() -> None:
 
 
 def test_rows_with_one_positive_are_no_batch() -> None:
-    with pytest.raises(ValueError, match="5 rows give no 2 with distinct positives"):
+    with pytest.raises(ValueError, match="5 rows have no 2 with distinct positives"):
         BatchSampler(["T2T"] * 5, ["same"] * 5, batch_size=2, seed=0)
 
 

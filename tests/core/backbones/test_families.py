@@ -97,7 +97,7 @@ def test_the_embedding_is_the_normed_last_state_of_the_whole_published_model(
 ) -> None:
     encoder = encoder_of(family)
     content = Content("a dog on a red sofa", picture(3, size))
-    batch = next(encoder.batches([content], ["Find:"], batch_size=1, max_batch_tokens=9999))
+    batch = next(encoder.batches([content], ["Find:"], max_batch_rows=1, max_batch_tokens=9999))
     inputs = encoder.backbone.float_pixels(batch.inputs)
     inputs |= getattr(encoder.backbone, "extra_inputs", lambda _: {})(inputs)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint(family), dtype=torch.float32).eval()

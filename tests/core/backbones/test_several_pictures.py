@@ -53,7 +53,7 @@ def test_tokens_and_embedding_are_those_of_the_published_processor_and_model(
         state = model(**inputs, output_hidden_states=True, use_cache=False).hidden_states[-1][0, -1]
     expected = torch.nn.functional.normalize(state, dim=0).numpy()
     # `embed` runs the tower apart where the family's is known; a batch that shares nothing brings its pixels.
-    with_pixels = next(encoder.batches([content], ["Find:"], batch_size=1, max_batch_tokens=9999))
+    with_pixels = next(encoder.batches([content], ["Find:"], max_batch_rows=1, max_batch_tokens=9999))
     assert np.abs(encoder.embed([content], "Find:")[0] - expected).max() < 1e-5
     assert np.abs(encoder.embed_batch(with_pixels)[0] - expected).max() < 1e-5
     # Every picture matters, and so does their order; else the equalities would hold for any code.
@@ -77,7 +77,7 @@ def test_a_rows_embedding_does_not_depend_on_how_many_pictures_its_batch_mates_h
     assert np.abs(encoder.embed(contents, "Find:") - alone).max() < 1e-5
     assert np.abs(encoder.embed(contents, "Find:", batch_size=3) - alone).max() < 1e-5
     pixels = np.zeros_like(alone)
-    for batch in encoder.batches(contents, ["Find:"] * len(contents), batch_size=8, max_batch_tokens=9999):
+    for batch in encoder.batches(contents, ["Find:"] * len(contents), max_batch_rows=8, max_batch_tokens=9999):
         pixels[batch.rows] = encoder.embed_batch(batch)
     assert np.abs(pixels - alone).max() < 1e-5
 
@@ -149,8 +149,8 @@ def test_a_family_that_takes_one_picture_refuses_more_with_its_name(family: str,
     def report(place: int, error: BadImage) -> None:
         reported.append((place, str(error)))
 
-    kept = [row for rows, _ in encoder.stream(contents, [None] * 3, batch_size=8, max_batch_tokens=99, on_bad=report)
-            for row in rows]  # fmt: skip
+    stream = encoder.stream(contents, [None] * 3, max_batch_rows=8, max_batch_tokens=99, on_bad=report)
+    kept = [row for rows, _ in stream for row in rows]
     assert sorted(kept) == [0, 2] and reported == [(1, message)]
 
 
@@ -168,7 +168,7 @@ def test_a_row_of_many_bad_pictures_is_reported_once(encoder_of: EncoderOf) -> N
     reported: list[int] = []
     whole = picture_bytes(picture(0))
     contents = [Content(images=[whole[: 90 + number] for number in range(8)]), Content("a cat")]
-    options: dict[str, Any] = {"batch_size": 8, "max_batch_tokens": 9999, "num_threads": 4}
+    options: dict[str, Any] = {"max_batch_rows": 8, "max_batch_tokens": 9999, "num_threads": 4}
     stream = encoder_of("qwen2_vl").stream(contents, [None] * 2, on_bad=lambda row, _: reported.append(row), **options)
     kept = [row for rows, _ in stream for row in rows]
     assert (kept, reported) == ([1], [0])
@@ -184,7 +184,7 @@ def test_one_bad_picture_of_several_refuses_its_rows_and_no_other(family: str, e
     for rows, vector_BD in encoder.stream(
         contents,
         [None] * 4,
-        batch_size=8,
+        max_batch_rows=8,
         max_batch_tokens=9999,
         on_bad=lambda place, error: reported.append((place, error.reason)),
     ):

@@ -65,7 +65,9 @@ def test_the_embedding_is_the_normed_last_state_of_the_whole_published_model(enc
 
 
 def test_padding_on_the_left_finds_the_same_last_token(encoder: Encoder) -> None:
-    batch = next(iter(encoder.batches([Content("a cat"), Content("a")], [None] * 2, batch_size=2, max_batch_tokens=99)))
+    batch = next(
+        iter(encoder.batches([Content("a cat"), Content("a")], [None] * 2, max_batch_rows=2, max_batch_tokens=99))
+    )
     right = encoder.embed_batch(batch)
     mask = batch.inputs["attention_mask"]
     moved = {name: torch.stack([row.roll(int((m == 0).sum())) for row, m in zip(v, mask, strict=True)])
@@ -114,7 +116,7 @@ def test_a_text_with_the_token_for_a_picture_is_refused(encoder: Encoder) -> Non
         for batch in encoder.batches(
             contents,
             [None, None],
-            batch_size=2,
+            max_batch_rows=2,
             max_batch_tokens=99,
             on_bad=lambda place, error: told.append((place, error.reason)),
         )

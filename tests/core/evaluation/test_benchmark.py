@@ -73,8 +73,8 @@ def test_a_missing_a_broken_and_a_foreign_file_are_input_errors_that_name_it(tmp
 @pytest.mark.parametrize(
     ("queries", "candidates", "message"),
     [
-        ([QUERY, QUERY], None, "a query id stands twice"),
-        (None, [CANDIDATE, CANDIDATE], "a candidate id stands twice"),
+        ([QUERY, QUERY], None, "a query id occurs twice"),
+        (None, [CANDIDATE, CANDIDATE], "a candidate id occurs twice"),
         ([], None, "no query"),
         (None, [], "no candidate"),
         (None, [CANDIDATE | {"image": None}], "candidate"),

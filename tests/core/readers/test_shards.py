@@ -32,7 +32,7 @@ def test_a_folder_means_its_data_files_in_order_without_hidden_and_underscored_o
     (folder / "_work" / "d.parquet").touch()
     noted: list[str] = []
     assert names(folder, note=noted.append) == [*sorted(data), "c.parquet"]
-    assert noted == [f"input {str(folder)!r}: 1 other files are not rows of it: notes.txt"]
+    assert noted == [f"input {str(folder)!r}: 1 other files are not read: notes.txt"]
 
 
 def test_rows_without_ids_are_named_apart_in_files_of_one_name(tmp_path: Path) -> None:
