@@ -29,12 +29,15 @@ class Traits:
             "existing" for a folder of this machine where there is one of that name, else a hub id or the like, "any"
             for a path or an address (s3://...).
         formerly: an earlier name, which still works, and which the fingerprints of earlier runs hold.
+        added_later: earlier versions did not have it. At its default it stays out of the fingerprint, so that the
+            folders of those versions can be resumed.
     """
 
     rows: bool = True
     names_input: bool = False
     path: PathKind | None = None
     formerly: str | None = None
+    added_later: bool = False
 
 
 def key(
@@ -45,10 +48,12 @@ def key(
     names_input: bool = False,
     path: PathKind | None = None,
     formerly: str | None = None,
+    added_later: bool = False,
     **rules: Any,
 ) -> Any:
     """A key with a default; `rules` are pydantic's limits (`ge`, `le`, ...), the others those of `Traits`."""
-    extra: dict[str, Any] = {"rows": rows, "names_input": names_input, "path": path, "formerly": formerly}
+    extra: dict[str, Any] = {"rows": rows, "names_input": names_input, "path": path}
+    extra |= {"formerly": formerly, "added_later": added_later}
     return Field(default, description=description, json_schema_extra=extra, **rules)
 
 
@@ -63,12 +68,17 @@ def traits(field: FieldInfo) -> Traits:
 
 
 def walk(settings: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Traits]]:
-    """(path, setting, traits) of every key, sections opened; a key that was renamed under its earlier name."""
+    """(path, setting, traits) of every key that a fingerprint may cover, sections opened.
+
+    A key that was renamed has its earlier name, and one that was added later is left out at its default.
+    """
     for name, field in type(settings).model_fields.items():
         setting, own = getattr(settings, name), traits(field)
         path = (*prefix, own.formerly or name)
         if isinstance(setting, BaseModel):
             yield from walk(setting, path)
+            continue
+        if own.added_later and setting == field.default:
             continue
         if isinstance(setting, dict):
             setting = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in setting.items()}

@@ -109,15 +109,6 @@ def entries_of(files: Sequence[Path]) -> dict[int, Entry]:
     return entries
 
 
-def used_by_worker(folder: Path) -> dict[str, Usage]:
-    """What the requests of each worker took."""
-    used: dict[str, Usage] = {}
-    for file in folder.glob("*.answers"):
-        usages = (Head.of(line).usage for _, line in whole_lines(file))
-        used[worker_of(file)] = sum(usages, used.get(worker_of(file), Usage()))
-    return used
-
-
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What a log holds, counted by tasks: memory holds no answer.

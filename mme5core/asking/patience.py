@@ -29,6 +29,7 @@ class Stop:
 
     code: int
     reason: str
+    is_budget_spent: bool = False
 
 
 class Patience:
@@ -60,9 +61,9 @@ class Patience:
         """Rejections in a row that are still taken for the fault of their records."""
         return (REJECTED_AFTER_AN_ANSWER if self.has_answer else REJECTED_IN_A_ROW) - 1
 
-    def halt(self, code: int, reason: str) -> None:
+    def halt(self, code: int, reason: str, *, is_budget_spent: bool = False) -> None:
         """Ask for nothing more."""
-        self.stop = self.stop or Stop(code, reason)
+        self.stop = self.stop or Stop(code, reason, is_budget_spent)
         self._close()
 
     def halt_on_file(self, error: OSError, folder: Path) -> None:
@@ -76,7 +77,7 @@ class Patience:
     def failed(self, error: RequestFailed, *, is_form_known: bool) -> None:
         """A request got no answer."""
         if isinstance(error, BudgetSpent):
-            self.halt(RESUMABLE, BUDGET_SPENT)
+            self.halt(RESUMABLE, BUDGET_SPENT, is_budget_spent=True)
         elif isinstance(error, ServerMisconfigured):
             self.halt(BAD_INPUT, f"{error}: {self.role}.base_url={self.base_url}")
         elif isinstance(error, OutOfMoney):

@@ -15,6 +15,9 @@ from mme5core.readers.img2dataset import read_picture as read_from_tar
 from mme5core.readers.table import choose_columns, image_of
 from mme5core.storage import AnyPath, parquet_file
 
+SUFFIXES_WITH_PICTURES = (".tar", ".parquet")
+"""The formats of which `read_picture` finds one picture again; `synth` reads these, and folders."""
+
 _ONE_AT_A_TIME = Lock()  # else threads that need pictures of the same row group would each read all of it
 
 

@@ -18,4 +18,8 @@ class AskActor:
         stop = None
         for number in batch["file"].to_pylist():
             stop = await self._worker.ask_file(number)
-        return {"stop_code": [stop.code if stop else 0], "stop_reason": [stop.reason if stop else ""]}
+        return {
+            "code": [stop.code if stop else 0],
+            "reason": [stop.reason if stop else ""],
+            "is_budget_spent": [bool(stop and stop.is_budget_spent)],
+        }

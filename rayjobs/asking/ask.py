@@ -6,7 +6,7 @@ import os
 
 from mme5core.asking.answer_log import Survey
 from mme5core.asking.batch_record import num_with_server
-from mme5core.asking.patience import BUDGET_SPENT, Stop
+from mme5core.asking.patience import Stop
 from mme5core.asking.recorder import KEPT, PENDING, REFUSED
 from mme5core.asking.settings import BudgetSettings
 from mme5core.asking.worker import Asking
@@ -74,10 +74,10 @@ def ask_all(
 
         with limiter.watched(show, api_key=api_key()):
             for row in stream(items, pool, num_tasks=len(items)):
-                if row["stop_code"] and (stop is None or stop.code == RESUMABLE != row["stop_code"]):
-                    stop = Stop(row["stop_code"], row["stop_reason"])
+                if row["code"] and (stop is None or stop.code == RESUMABLE != row["code"]):
+                    stop = Stop(**row)
                 if stop and stop.code != RESUMABLE:
                     limiter.halt()  # the calls that the other workers have out are paid for: they may end
-    if is_to_stop.is_set() and (stop is None or stop.reason == BUDGET_SPENT):
+    if is_to_stop.is_set() and (stop is None or stop.is_budget_spent):
         return Stop(RESUMABLE, STOPPED)
     return stop

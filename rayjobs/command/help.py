@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import get_args
 
 from pydantic import BaseModel
 
@@ -14,7 +15,7 @@ from rayjobs.command.recipes import recipe_names
 def help_text(job: Job) -> str:
     verbs = [name for name in job.verbs if name]
     lines = [
-        f"usage: {job.name} {'[' + '|'.join(verbs) + '] ' if verbs else ''}--config RECIPE [key.sub=value ...] "
+        f"usage: {job.name} {'[' + '|'.join(verbs) + '] ' if verbs else ''}[--config RECIPE] [key.sub=value ...] "
         "[--dry-run]",
         "",
         f"RECIPE is a YAML file, or one of: {', '.join(recipe_names())}.",
@@ -42,6 +43,11 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, 
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from _keys(annotation, f"{prefix}{name}.")
+            continue
+        named = next((a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)), None)
+        if named is not None:
+            yield prefix + name, "sections by name", "default none", field.description or ""
+            yield from _keys(named, f"{prefix}{name}.NAME.")
             continue
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
         default = "required" if field.is_required() else f"default {json.dumps(field.default, default=str)}"

@@ -48,7 +48,7 @@ def main(job: Job, argv: Sequence[str] | None = None) -> NoReturn:
         "output": output,
         "counters": outcome.counters,
     }
-    print(json.dumps(summary, ensure_ascii=False), flush=True)
+    _show(json.dumps(summary, ensure_ascii=False))
     sys.exit(outcome.code)
 
 
@@ -64,7 +64,7 @@ def _run(job: Job, argv: list[str]) -> tuple[Outcome, str]:
         config = resolve_paths(config)
         output = config.output
         if words.is_dry_run:
-            print(without_credentials(dry_run_text(job, words.verb, config)))
+            _show(without_credentials(dry_run_text(job, words.verb, config)))
             return Outcome(reason="dry run: nothing was done"), output
         outcome = verb.run(config)
         if outcome.code:
@@ -100,6 +100,14 @@ def dry_run_text(job: Job, verb: str, config: JobConfig) -> str:
     return "\n".join(lines)
 
 
+def _show(text: str) -> None:
+    """Print what people may pipe into `head` or leave unread in a pager."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _end(job: Job, code: int, reason: str) -> Outcome:
     reason = without_credentials(reason)
     print(f"{job.name}: {reason}", file=sys.stderr)
@@ -131,7 +139,7 @@ class Words:
         rest = iter(argv)
         for position, word in enumerate(rest):
             if word in ("-h", "--help"):
-                print(help_text(job))
+                _show(help_text(job))
                 sys.exit(DONE)
             elif word == "--dry-run":
                 words.is_dry_run = True

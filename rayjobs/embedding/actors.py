@@ -34,7 +34,7 @@ class ReadWindows:
 
 
 class EmbedActor:
-    """Windows in; the names of their files in the log out, or what failed.
+    """Windows in; the names of their files in the log out, or why the model cannot be loaded, or what failed.
 
     Args:
         uses_gpu: whether Ray has given the actor a GPU.
@@ -68,9 +68,9 @@ class EmbedActor:
 
     def __call__(self, batch: pa.Table) -> dict[str, list[str]]:
         if self._problem:
-            return {"file": [""], "problem": [self._problem]}
+            return {"file": [""], "unloadable": [self._problem], "failure": [""]}
         try:
             window = pa.ipc.open_stream(pa.py_buffer(batch["window"][0].as_py())).read_all()
-            return {"file": [self._worker.embed(window)], "problem": [""]}
+            return {"file": [self._worker.embed(window)], "unloadable": [""], "failure": [""]}
         except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
-            return {"file": [""], "problem": [f"cannot embed: {first_line(error)}"]}
+            return {"file": [""], "unloadable": [""], "failure": [f"cannot embed: {first_line(error)}"]}

@@ -88,8 +88,10 @@ def embed_contents(
     )
     pool = ActorPool(EmbedActor, arguments, num_workers, placement)
     for row in stream(items, pool, read=ReadWindows(read), num_tasks=num_tasks):
-        if row["problem"]:
-            raise (InputError if row["problem"].startswith("cannot load") else WorkFailed)(row["problem"])
+        if row["unloadable"]:
+            raise InputError(row["unloadable"])
+        if row["failure"]:
+            raise WorkFailed(row["failure"])
         file = places.log.folder / row["file"]
         wait_until_seen(file.is_file, places.log.folder)
         places.add(row["file"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mme5core.asking.answer_log import used_by_worker
+from mme5core.asking.answer_log import Survey
 from mme5core.asking.gate import Exchange
 from mme5core.asking.rates import Grant, RateLimiter, Report, Usage
 
@@ -40,7 +40,7 @@ class RateLimiterActor:
         import ray
 
         if ray.get_runtime_context().was_current_actor_reconstructed:
-            used = used_by_worker(log)
+            used = Survey.of_folder(log).used_by_worker
         self._limiter = RateLimiter(used=used, **settings)
         self._counts: dict[str, Mapping[str, int]] = {}
         self._api_key: str | None = None

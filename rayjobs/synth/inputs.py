@@ -9,6 +9,7 @@ from itertools import chain
 from mme5core.corpus.picture_filters import COLUMNS
 from mme5core.errors import InputError
 from mme5core.readers import ReadOptions, input_files, input_identity
+from mme5core.readers.picture_at import SUFFIXES_WITH_PICTURES
 from mme5core.schemas import HOLDOUT, NEIGHBOURS
 from mme5core.storage import AnyPath
 from mme5core.synthesis.plan import PairRules, PlanSettings
@@ -18,7 +19,7 @@ from rayjobs.synth.config import SynthConfig
 
 
 def corpus_shards(config: SynthConfig) -> list[AnyPath]:
-    return shards_of(config.input, suffixes=(".tar", ".parquet"), pictures=True)
+    return shards_of(config.input, suffixes=SUFFIXES_WITH_PICTURES, pictures=True)
 
 
 def synth_folder(config: SynthConfig, shards: Sequence[AnyPath]) -> JobFolder:

@@ -12,7 +12,7 @@ from mme5core.asking.answer_cache import AnswerCache
 from mme5core.asking.answer_log import Survey, log_files
 from mme5core.asking.batch_record import num_with_server
 from mme5core.asking.known_form import remembered_form
-from mme5core.asking.patience import BUDGET_SPENT, Stop
+from mme5core.asking.patience import Stop
 from mme5core.asking.rates import Usage
 from mme5core.asking.worker import Asking
 from mme5core.corpus.contents import number_contents
@@ -127,7 +127,7 @@ def _finish(
     )
     if totals["pending"]:
         stop = stop or Stop(RESUMABLE, f"{totals['pending']:,} samples have no answer yet; run the same again")
-        reason = _budget_line(config, survey.usage) if stop.reason == BUDGET_SPENT else stop.reason
+        reason = _budget_line(config, survey.usage) if stop.is_budget_spent else stop.reason
         return Outcome(counters, stop.code, reason)
     if not totals["kept"]:
         return Outcome(counters, reason=f"done, and nothing was kept: {config.output}/_quarantine says why")

@@ -246,6 +246,14 @@ def run_module(folder: Path, module: str, *argv: str) -> subprocess.CompletedPro
     )
 
 
+def test_help_that_nobody_reads_to_its_end_ends_quietly() -> None:
+    command = f"{sys.executable} -m rayjobs.synth --help | head -1; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(
+        ["bash", "-c", command], cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "") and len(ended.stdout.splitlines()) == 1
+
+
 def test_a_misspelt_key_of_the_real_command_ends_with_2(tmp_path: Path) -> None:
     ended = run_module(tmp_path, "rayjobs.synth", "--config", "demo", "sampels_per_image=3")
     assert ended.returncode == 2

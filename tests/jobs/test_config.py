@@ -13,6 +13,7 @@ import rayjobs.evaluate.__main__ as evaluate
 import rayjobs.synth.__main__ as synth
 import rayjobs.train.__main__ as train
 from mme5core.errors import InputError
+from mme5core.settings import key
 from rayjobs.command.config import JobConfig, fingerprint, resolve_paths
 from rayjobs.command.load import load_config as load_verb
 from rayjobs.embed_corpus.config import EmbedCorpusConfig
@@ -216,6 +217,14 @@ def test_a_folder_of_version_0_1_has_the_fingerprint_that_it_had(
     job: str, overrides: list[str], identities: dict[str, str], expected: str
 ) -> None:
     assert print_of(job, *overrides, input="same", **identities) == expected
+
+
+def test_a_key_that_was_added_later_counts_only_where_it_is_set() -> None:
+    class Later(JobConfig):
+        strength: int = key(1, "New in this version.", added_later=True)
+
+    assert fingerprint(Later(output="a")) == fingerprint(JobConfig(output="a"))
+    assert fingerprint(Later(output="a", strength=2)) != fingerprint(JobConfig(output="a"))
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/run"])

@@ -18,7 +18,6 @@ from mme5core.asking.answer_log import (
     entries_of,
     log_files,
     settled,
-    used_by_worker,
 )
 from mme5core.asking.rates import Usage
 
@@ -107,8 +106,7 @@ def test_what_is_settled_of_a_file_of_the_plan_and_what_each_worker_used(tmp_pat
     one.close()
     one.write(entry(73))  # closed, and opened again
     assert settled(tmp_path, 7) == {70, 72, 73} and settled(tmp_path, 8) == {80} and settled(tmp_path, 9) == set()
-    assert used_by_worker(tmp_path) == {"a": Usage(6, 3, 40, 20, 2.0), "b": Usage(1, 0, 10, 5, 0.5)}
-    assert survey(tmp_path).used_by_worker == used_by_worker(tmp_path)
+    assert survey(tmp_path).used_by_worker == {"a": Usage(6, 3, 40, 20, 2.0), "b": Usage(1, 0, 10, 5, 0.5)}
     assert survey(tmp_path).num_settled.tolist() == [0] * 7 + [3, 1]
 
 
