@@ -21,7 +21,7 @@ from mme5core.training.objective import Objective
 from rayjobs.folder.versions import versions
 from tests.core.backbones.families import FAMILIES, TEXTS, build
 from tests.core.contents import mixed
-from tests.core.exactness import Setting, largest_difference, step, steps_on
+from tests.core.training.exactness import Setting, largest_difference, step, steps_on
 
 RESULTS = Path(__file__).parent / "results"
 OBJECTIVES = {

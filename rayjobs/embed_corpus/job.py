@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from itertools import chain
 
 import pyarrow as pa
@@ -69,17 +71,19 @@ def run(config: EmbedCorpusConfig, *, load: LoadEncoder = load_encoder) -> Outco
             num_workers=config.num_workers,
             load=load,
         )
-        with Progress("embed-corpus", len(contents), "contents", done=places.num_done) as progress:
-            if early is None:
-                for _ in steps:
-                    progress.update(places.num_done)
-            else:
-                with early:
-                    early.write_finished()
-                    for _ in steps:
-                        progress.update(places.num_done)
-                        early.write_finished()
+        if places.num_done < len(contents):
+            _embed(steps, places, len(contents), early)
         return write.finish(early)
+
+
+def _embed(steps: Iterator[None], places: VectorPlaces, num_contents: int, writer: PartWriter | None) -> None:
+    """Go through the steps of the embedding, and have parts written as they become final."""
+    progress = Progress("embed-corpus", num_contents, "contents", done=places.num_done)
+    with progress, writer or contextlib.nullcontext():
+        for _ in steps:
+            progress.update(places.num_done)
+            if writer is not None:
+                writer.write_finished()
 
 
 def _nothing_usable(index: Index) -> InputError:

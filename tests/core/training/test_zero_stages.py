@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mme5core.training.objective import Objective
-from tests.core.exactness import Found, Setting, largest_difference, step, steps_on
+from tests.core.training.exactness import Found, Setting, largest_difference, step, steps_on
 
 OBJECTIVES = {
     "own": Objective(0.05),

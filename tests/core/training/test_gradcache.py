@@ -17,7 +17,16 @@ from mme5core.losses import info_nce
 from mme5core.training import fit as fit_module
 from mme5core.training.fit import _contents
 from mme5core.training.objective import Objective
-from tests.core.exactness import NUM_NEGATIVES, NUM_ROWS, Found, Setting, largest_difference, samples, step, steps_on
+from tests.core.training.exactness import (
+    NUM_NEGATIVES,
+    NUM_ROWS,
+    Found,
+    Setting,
+    largest_difference,
+    samples,
+    step,
+    steps_on,
+)
 
 OBJECTIVES = {
     "own": Objective(0.05),

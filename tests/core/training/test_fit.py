@@ -13,7 +13,7 @@ from mme5core.encoder import EmbeddingModel
 from mme5core.training import fit as fit_module
 from mme5core.training.fit import learning_rate_at
 from mme5core.training.objective import Objective
-from tests.core.exactness import Setting, largest_difference, step
+from tests.core.training.exactness import Setting, largest_difference, step
 
 
 def course(num_steps: int, warmup_ratio: float, peak: float = 1.0) -> list[float]:
