@@ -225,7 +225,7 @@ def restore_state(module: nn.Module, state: dict[str, Tensor], moments: Moments)
     expected = {f"{kind}/{name}" for name in trainable for kind in ("weight", *MOMENTS)}
     if expected != set(state):
         odd = sorted(expected ^ set(state))[0]
-        raise ValueError(f"the checkpoint is of another model: only one of the two has {odd}")
+        raise ValueError(f"the checkpoint is of another model: {odd} is in only one of the two")
     with torch.no_grad():
         for name, parameter in trainable.items():
             for kind in ("weight", *MOMENTS):

@@ -111,8 +111,8 @@ def test_a_query_holds_graded_relevance_and_may_have_candidates_of_its_own() -> 
         ({"a": -1.0}, None, "relevance must be > 0 and finite, got -1.0 for 'a'"),
         ({"a": float("inf")}, None, "relevance must be > 0 and finite, got inf"),
         ({"a": float("nan")}, None, "relevance must be > 0 and finite, got nan for 'a'"),
-        ({"a": 1.0, "b": 1.0}, ("a", "c"), "'b' is relevant, but not among its own candidates"),
-        ({"a": 1.0}, (), "'a' is relevant, but not among its own candidates"),
+        ({"a": 1.0, "b": 1.0}, ("a", "c"), "'b' is relevant, but not in candidate_ids"),
+        ({"a": 1.0}, (), "'a' is relevant, but not in candidate_ids"),
         ({"a": 1.0}, ("a", "b", "a"), "a candidate occurs twice in candidate_ids"),
     ],
 )

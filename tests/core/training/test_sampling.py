@@ -138,7 +138,7 @@ def test_weights_and_interleaving_are_functions_of_seed_and_step_alone() -> None
 
 
 def test_weights_that_fit_no_source_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"a weight for 'c', which has no rows; there are \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"a weight for 'c', which has no rows; sources with rows: \['a', 'b'\]"):
         from_sources(weights={"a": 1, "c": 1})
     with pytest.raises(ValueError, match="weights must be >= 0"):
         from_sources(weights={"a": -1, "b": 2})
