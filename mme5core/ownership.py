@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -30,17 +31,20 @@ class Holder:
     machine: str
     host: str
     pid: int
-    started: str
+    started: str | None
 
     @classmethod
     def this_process(cls) -> Holder:
         return cls(uuid.uuid4().hex, _machine(), socket.gethostname(), os.getpid(), _started(os.getpid()))
 
     def is_alive_here(self) -> bool | None:
-        """Whether its process lives; None where it is a process of another machine."""
+        """Whether its process lives; None where that cannot be known: of another machine, or without /proc."""
         if self.machine != _machine():
             return None
-        return bool(self.started) and _started(self.pid) == self.started
+        if not _exists(self.pid):
+            return False
+        started = _started(self.pid)
+        return None if started is None or self.started is None else started == self.started
 
 
 class Owner:
@@ -70,6 +74,7 @@ class Owner:
             while (other := read_holder(folder)) is not None:
                 _wait_until_dead(folder, other, silent_s)
                 _remove(file, other)
+            os.utime(own)  # the heartbeat begins now, not before the wait
             try:
                 os.link(own, file)  # fails where another run was faster
             except FileExistsError:
@@ -121,6 +126,18 @@ def check_owner(folder: Path, token: str) -> None:
     holder = read_holder(folder)
     if holder is None or holder.token != token:
         raise WorkFailed("another run of this folder has taken over")
+
+
+def is_locked_by_old_version(folder: Path) -> bool:
+    """Whether a run of version 0.1, which held a file lock instead, is writing the folder."""
+    try:
+        with (folder / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or a file system without locks
+        return False
+    return False
 
 
 def is_owned(folder: Path) -> InputError:
@@ -200,10 +217,20 @@ def _machine() -> str:
         return socket.gethostname()
 
 
-def _started(pid: int) -> str:
-    """When a process began, in the kernel's ticks; empty where there is none, or it cannot be known."""
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks; empty where it is dead; None where that cannot be known."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
+    except OSError:  # no /proc, or one that shows a user's own processes only
+        return None
     return "" if fields[0] in "ZX" else fields[19]  # a zombie is dead

@@ -311,8 +311,7 @@ class InBatches:
 
     def write_reply(self, file: LogFile, form: str, reply: Reply, calls: CallsInFlight) -> str:
         """Write one reply of a batch; returns what its record came to."""
-        # Batches of earlier versions have no seed and no hash in the names of their lines.
-        name, key, prompt_tokens, seed, prompt_sha256 = (*reply.custom_id.split("-"), "0", "")[:5]
+        name, key, prompt_tokens, *seed_and_hash = reply.custom_id.split("-")
         number = int(name)
         if not reply.status_code:
             return PENDING
@@ -323,6 +322,10 @@ class InBatches:
                 return self._unanswered(file, number, "an answer that is not of the protocol", calls)
             answer = answer.with_tokens(lambda: int(prompt_tokens))
             calls.end(answer.prompt_tokens, answer.completion_tokens)
+            if not seed_and_hash:  # a batch of version 0.1
+                request = self._preparer.request(file, number)
+                seed_and_hash = [str(request.seed), request.prompt_sha256()]
+            seed, prompt_sha256 = seed_and_hash
             return self._recorder.answered(file, number, key, answer, prompt_sha256=prompt_sha256, seed=int(seed))
         error = reply.body.get("error")
         problem = error if isinstance(error, dict) else {"message": error}

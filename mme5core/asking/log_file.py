@@ -69,10 +69,23 @@ class LogFile:
 
 
 class OpenLogFiles:
-    """The files that a worker has open, synced every second: a lost machine takes one second of answers with it."""
+    """The files that a worker has open, synced every second: a lost machine takes one second of answers with it.
 
-    def __init__(self, records: Records, log: Path, worker: str, on_error: Callable[[OSError], None]) -> None:
-        self._records, self._log, self._worker, self._on_error = records, log, worker, on_error
+    Args:
+        on_error: called where a file cannot be synced.
+        every_second: called as often, while files are open.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        log: Path,
+        worker: str,
+        on_error: Callable[[OSError], None],
+        every_second: Callable[[], None],
+    ) -> None:
+        self._records, self._log, self._worker = records, log, worker
+        self._on_error, self._every_second = on_error, every_second
         self._open: set[LogFile] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -101,3 +114,7 @@ class OpenLogFiles:
                     await file.sync()
                 except OSError as error:
                     self._on_error(error)
+            try:
+                self._every_second()
+            except OSError as error:
+                self._on_error(error)

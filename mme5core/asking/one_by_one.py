@@ -31,6 +31,15 @@ class Preparer:
     def __init__(self, question: Question, client: Client, cache: AnswerCache | None, recorder: Recorder) -> None:
         self._question, self._client, self._cache, self._recorder = question, client, cache, recorder
 
+    def request(self, file: LogFile, number: int) -> Request:
+        """The request for a record.
+
+        Raises:
+            BadImage: a picture cannot be shown.
+            OSError: a picture's file cannot be read.
+        """
+        return self._question.request(file.record(number))
+
     async def prepare(self, file: LogFile, number: int) -> Prepared | str:
         """The request; or what the record has come to without one.
 
@@ -38,7 +47,7 @@ class Preparer:
             OSError: a picture's file cannot be read.
         """
         try:
-            request = await asyncio.to_thread(self._question.request, file.record(number))
+            request = await asyncio.to_thread(self.request, file, number)
         except BadImage as error:
             return self._recorder.unusable(file, number, error)
         key = request.key(self._client.model, self._client.sampling)

@@ -21,6 +21,8 @@ from mme5core.asking.pricing import Price
 from mme5core.asking.question import Question, Records
 from mme5core.asking.recorder import Recorder
 from mme5core.asking.settings import ServerSettings
+from mme5core.errors import FAILED, WorkFailed
+from mme5core.ownership import check_owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Asking:
         known: what an earlier run has learnt of the server.
         has_answer: whether the server has answered an earlier run.
         in_batches: ask through the Batch API, or take up batches of an earlier run.
+        owner: token of the run that owns the job's folder (`ownership`): workers stop where another run has taken it.
     """
 
     server: ServerSettings
@@ -46,6 +49,7 @@ class Asking:
     known: KnownForm = field(default_factory=KnownForm)
     has_answer: bool = False
     in_batches: bool = False
+    owner: str | None = None
 
     @property
     def log(self) -> Path:
@@ -71,7 +75,7 @@ class Worker:
             has_answer=asking.has_answer,
             close=self._gate.close,
         )
-        self._files = OpenLogFiles(asking.records, asking.log, name, self._halt_on_file)
+        self._files = OpenLogFiles(asking.records, asking.log, name, self._halt_on_file, self._check_owner)
         self._recorder = Recorder(asking.question, asking.price, self._patience, self._files, self._gate.counts)
         self._client = Client(
             server.base_url,
@@ -128,6 +132,7 @@ class Worker:
 
         Several files may be open at once: the last calls of one go beside the first of the next.
         """
+        self._check_owner()
         if self._patience.stop is None:
             try:
                 with self._files.opened(number) as file:
@@ -145,6 +150,13 @@ class Worker:
             return None
         own = {file.name for file in self._asking.log.glob("*.answers")}
         return AnswerCache(Path(self._asking.server.cache), without=own)
+
+    def _check_owner(self) -> None:
+        if self._asking.owner is not None and self._patience.stop is None:
+            try:
+                check_owner(self._asking.work, self._asking.owner)
+            except WorkFailed as error:
+                self._patience.halt(FAILED, str(error))
 
     def _halt_on_file(self, error: OSError) -> None:
         self._patience.halt_on_file(error, self._asking.log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,10 @@ class Index:
             usable: only rows that can be used, or only refused ones; None: all.
             within: (start, stop): parts without any of these rows may be left out.
         """
-        for number in range(len(self.shards)) if shard is None else [shard]:
+        numbers: Iterable[int] = range(len(self.shards)) if shard is None else [shard]
+        if shard is None and within is not None:
+            numbers = range(self.shard_of(within[0]), self.shard_of(max(within[0], within[1] - 1)) + 1)
+        for number in numbers:
             yield from rows_of(self.folder, number, int(self.starts[number]), columns, usable, within)
 
     def refused(self) -> Iterator[Rejected]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from mme5core.content_key import content_key
 from mme5core.corpus.contents import Contents
 from mme5core.corpus.index import rows_of
+from mme5core.durable import wait_until_seen
 from mme5core.embedding_settings import InstructionSettings
 from mme5core.readers import CorpusRow, ReadOptions, read_rows
 from mme5core.storage import locate
@@ -58,13 +59,14 @@ class ReadUnembedded:
     Args:
         index: its folder.
         row_starts: of the index.
-        places: file of the places of contents that are done.
+        is_done: file of a byte per content: 1 where it had a vector when the run began. It does not change while
+            tasks read it: one that is tried again must yield the same windows, or Ray would drop others.
     """
 
     index: Path
     row_starts: np.ndarray
     contents: Contents
-    places: Path
+    is_done: Path
     key_of: EmbeddingKey
     window_rows: int
     options: ReadOptions
@@ -91,7 +93,8 @@ class ReadUnembedded:
     def _wanted(self, shard: int) -> Iterator[tuple[int, int, bytes]]:
         """(position in the shard, content, its key) of the rows to read."""
         begun, end = (int(start) for start in self.contents.starts[shard : shard + 2])
-        is_done = np.fromfile(self.places, np.int64, end - begun, offset=8 * begun) >= 0
+        wait_until_seen(self.is_done.is_file, self.is_done.parent)
+        is_done = np.fromfile(self.is_done, np.bool_, end - begun, offset=begun)
         first_row = int(self.row_starts[shard])
         newest = begun - 1
         for rows, table in rows_of(self.index, shard, first_row, ["key"]):

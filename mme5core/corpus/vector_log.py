@@ -113,27 +113,38 @@ class VectorPlaces:
         self.file, self.num_done, self.prefix = out, 0, 0
         self.log = VectorLog(folder, dimension, ())
         for file in sorted(folder.glob("*.arrow")):
-            self.add(file.name)
+            self._add(file.name, may_replace=True)
 
     def add(self, name: str) -> None:
-        """Take a file of the log."""
+        """Take a file of the log. A content that is done keeps its place: a task may be reading it."""
+        self._add(name, may_replace=False)
+
+    def _add(self, name: str, *, may_replace: bool) -> None:
         number = len(self.log.names)
         self.log.names.append(name)
         table = self.log.table(number)
         rows = (number << 32) + np.arange(len(table))
         contents = table["content"].to_numpy()
         is_refused = np.asarray(pc.is_valid(table["reason"]))
-        num_new = int((self.places[np.unique(contents)] < 0).sum())
-        self.places[contents[~is_refused]] = rows[~is_refused]
-        # A content that was tried twice has its vector, if it got one.
+        before = self.places[contents]
+        self.num_done += len(np.unique(contents[before < 0]))
+        # A content that earlier runs tried twice has its vector, if it got one.
+        is_taken = (before < 0) | (before >= REFUSED if may_replace else False)
+        has_vector = is_taken & ~is_refused
+        self.places[contents[has_vector]] = rows[has_vector]
         left = is_refused & (self.places[contents] < 0)
         self.places[contents[left]] = rows[left] + REFUSED
-        self.num_done += num_new
         missing = np.flatnonzero(self.places[self.prefix :][: 1 << 20] < 0)
         while not len(missing) and self.prefix < len(self.places):
             self.prefix = min(len(self.places), self.prefix + (1 << 20))
             missing = np.flatnonzero(self.places[self.prefix :][: 1 << 20] < 0)
         self.prefix += int(missing[0]) if len(missing) else 0
+
+    def write_done(self) -> Path:
+        """A file of a byte per content, 1 where it is done now, for `ReadUnembedded`."""
+        file = self.file.with_name(f"{self.file.name}-before")
+        (self.places >= 0).tofile(file)
+        return file
 
     def flush(self) -> None:
         """Let other nodes see the file."""

@@ -44,26 +44,29 @@ def read_picture(shard: AnyPath, image_id: str, offset: int, num_bytes: int, opt
 def _in_parquet(shard: AnyPath, row: int, options: ReadOptions) -> bytes:
     try:
         with _ONE_AT_A_TIME:
-            starts, column = _layout(shard)
+            starts, columns = _layout(shard)
             group = bisect_right(starts, row) - 1
-            stored = _row_group(shard, group, column)[row - starts[group]].as_py()
-        data = image_of(stored, shard, options)
+            cells = [_row_group(shard, group, column)[row - starts[group]].as_py() for column in columns]
+        # A row of one picture has it in the column of pictures, or alone in a list of them.
+        stored = [cell[0] if isinstance(cell, list) else cell for cell in cells if cell not in (None, "", [])]
+        data = image_of(stored[0], shard, options) if stored else None
     except (pa.ArrowInvalid, ValueError, IndexError) as error:
         raise OSError(0, first_line(error), str(shard)) from None
     return data or b""
 
 
 @lru_cache(maxsize=256)
-def _layout(shard: AnyPath) -> tuple[list[int], str]:
-    """The first row of each row group, and the column of the pictures."""
+def _layout(shard: AnyPath) -> tuple[list[int], list[str]]:
+    """The first row of each row group, and the columns of pictures."""
     file = parquet_file(shard)
     sizes = [file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups)]
-    column = choose_columns(file.schema_arrow.names)["image"]
-    if column is None:
+    chosen = choose_columns(file.schema_arrow.names)
+    columns = [column for column in (chosen["image"], chosen["images"]) if column is not None]
+    if not columns:
         raise ValueError("no column of pictures")
-    return [0, *accumulate(sizes)], column
+    return [0, *accumulate(sizes)], columns
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _row_group(shard: AnyPath, number: int, column: str) -> pa.ChunkedArray:
     return parquet_file(shard).read_row_group(number, columns=[column])[column]

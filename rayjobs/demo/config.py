@@ -7,7 +7,7 @@ from rayjobs.command.config import JobConfig
 
 
 class DemoConfig(JobConfig):
-    output: str = key("runs/demo", "folder below which each job gets its own", rows=False)
+    output: str = key("runs/demo", "folder below which each job gets its own", rows=False, path="local")
     cache: str = key("~/.cache/mme5", "where the trained base model is kept between demos", rows=False, path="local")
     base_steps: int = key(520, "training steps of the base model", rows=False, ge=1)
     base_batch_size: int = key(512, "pictures in one step of the base model", rows=False, ge=2)

@@ -21,7 +21,6 @@ from mme5core.errors import WorkFailed
 from mme5core.progress import Progress
 from mme5core.readers import CorpusRow, read_rows
 from mme5core.schemas import CANDIDATES, HOLDOUT, NEIGHBOURS, QUERIES
-from mme5core.types import Rejected
 from rayjobs.command.config import fingerprint, row_keys
 from rayjobs.demo.config import DemoConfig
 from rayjobs.folder import JobFolder, Run
@@ -48,34 +47,35 @@ def make_corpus(config: DemoConfig, root: Path) -> dict[str, Any]:
         "font": _digest_of_files([font]),
         "annotations": digest_of_texts([json.dumps(asdict(e)) for e in emoji]),
     }
-    folder = JobFolder(
+    output = JobFolder(
         root / "corpus",
         Run("corpus", {"output": str(root)}, fingerprint(config, **identities), row_keys(config), identities),
     )
-    finished = folder.open()
-    if finished:
-        print("corpus: already done", file=sys.stderr)
-        return dict(finished["counters"])
-    staged = folder.work / "tars"
-    shutil.rmtree(staged, ignore_errors=True)
-    with Progress("corpus: drawing", 0, "rows") as progress:
-        for item in write_corpus(staged, emoji, font):
-            if isinstance(item, Corpus):
-                corpus = item
-            else:
-                progress.update(item)
-    _write_side_files(root, corpus.pictures, staged)
-    for file in sorted(staged.iterdir()):
-        file.rename(folder.path / file.name)
-    staged.rmdir()
-    refused = [row.refused for shard in sorted(folder.path.glob("*.tar")) for row in read_rows(shard) if row.refused]
-    return folder.finish(
-        unit="image rows offered",
-        num_read=corpus.num_read,
-        num_kept=len(corpus.pictures),
-        refused=folder.write_quarantine(list[Rejected](refused)),
-        pending=0,
-    )
+    with output as folder:
+        finished = folder.open()
+        if finished:
+            print("corpus: already done", file=sys.stderr)
+            return dict(finished["counters"])
+        staged = folder.work / "tars"
+        shutil.rmtree(staged, ignore_errors=True)
+        with Progress("corpus: drawing", 0, "rows") as progress:
+            for item in write_corpus(staged, emoji, font):
+                if isinstance(item, Corpus):
+                    corpus = item
+                else:
+                    progress.update(item)
+        _write_side_files(root, corpus.pictures, staged)
+        for file in sorted(staged.iterdir()):
+            file.rename(folder.path / file.name)
+        staged.rmdir()
+        rows = (row for shard in sorted(folder.path.glob("*.tar")) for row in read_rows(shard))
+        return folder.finish(
+            unit="image rows offered",
+            num_read=corpus.num_read,
+            num_kept=len(corpus.pictures),
+            refused=folder.write_quarantine(row.refused for row in rows if row.refused),
+            pending=0,
+        )
 
 
 def _write_side_files(root: Path, pictures: list[Picture], tars: Path) -> None:

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -42,38 +43,46 @@ def run(config: EmbedCorpusConfig, *, load: LoadEncoder = load_encoder) -> Outco
     """
     shards = corpus_shards(config)
     vector_format = checked_format(config)
-    folder = embed_folder(config, shards)
-    finished = folder.open()
-    if finished:
-        return Outcome(finished["counters"], reason="already done")
-    options = ReadOptions(config.side, config.pictures, columns=tuple(config.columns))
-    with connected():
-        placement = placement_for(config, config.num_workers, job="embed-corpus")
-        task = ScanShard(folder.work / "index", EmbeddingKey(config.instruction), config.limit, options)
-        index = scan(shards, task, job="embed-corpus", run=run_on_ray)
-        if not index.num_usable:
-            raise _nothing_usable(index)
-        source = SourceColumns.of(index, config.columns, folder.work / "columns.json")
-        contents = number_contents(index, folder.work)
-        rows = folder.work / "rows"
-        rows.mkdir(exist_ok=True)
-        places = VectorPlaces(rows, vector_format.width, len(contents), folder.work / "done")
-        write = WriteParts(folder, config, index, contents, places, vector_format, source)
-        # Codes of 8 bits need the range of all vectors, so that no part is final before all are there.
-        early = None if "int8" in vector_format.also else write.writer(None)
-        steps = embed_contents(
-            index,
-            contents,
-            places,
-            config,
-            ReadOptions(config.side, config.pictures),
-            placement,
-            num_workers=config.num_workers,
-            load=load,
-        )
-        if places.num_done < len(contents):
-            _embed(steps, places, len(contents), early)
-        return write.finish(early)
+    with embed_folder(config, shards) as folder:
+        finished = folder.open()
+        if finished:
+            return Outcome(finished["counters"], reason="already done")
+        options = ReadOptions(config.side, config.pictures, columns=tuple(config.columns))
+        with connected():
+            placement = placement_for(config, config.num_workers, job="embed-corpus")
+            task = ScanShard(folder.work / "index", EmbeddingKey(config.instruction), config.limit, options)
+            index = scan(shards, task, job="embed-corpus", run=run_on_ray)
+            if not index.num_usable:
+                raise _nothing_usable(index)
+            source = SourceColumns.of(index, config.columns, folder.work / "columns.json")
+            contents = number_contents(index, folder.work)
+            rows = folder.work / "rows"
+            rows.mkdir(exist_ok=True)
+            places = VectorPlaces(rows, vector_format.width, len(contents), _own_file(folder))
+            write = WriteParts(folder, config, index, contents, places, vector_format, source)
+            # Codes of 8 bits need the range of all vectors, so that no part is final before all are there.
+            early = None if "int8" in vector_format.also else write.writer(None)
+            steps = embed_contents(
+                index,
+                contents,
+                places,
+                config,
+                ReadOptions(config.side, config.pictures),
+                placement,
+                num_workers=config.num_workers,
+                load=load,
+                check_owner=folder.check_owner,
+            )
+            if places.num_done < len(contents):
+                _embed(steps, places, len(contents), early)
+            return write.finish(early)
+
+
+def _own_file(folder: JobFolder) -> Path:
+    """Where this run keeps the places of vectors. A run that was replaced without noticing has a file of its own."""
+    for earlier in folder.work.glob("done-*"):
+        earlier.unlink(missing_ok=True)
+    return folder.work / f"done-{folder.owner}"
 
 
 def _embed(steps: Iterator[None], places: VectorPlaces, num_contents: int, writer: PartWriter | None) -> None:
@@ -128,7 +137,8 @@ class WriteParts:
             parts,
         )
         files = PartFiles(parts, self._folder.path)
-        digest = "" if calibration is None else hashlib.sha256(calibration.low.tobytes()).hexdigest()
+        codes = b"" if calibration is None else calibration.low.tobytes() + calibration.step.tobytes()
+        digest = hashlib.sha256(codes).hexdigest() if codes else ""
         return PartWriter(
             files,
             self._ranges,

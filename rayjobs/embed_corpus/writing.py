@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +14,9 @@ from mme5core.corpus.vector_parts import PartRange, WriteVectors, part_item
 from mme5core.parts import Part, PartFiles
 from mme5core.progress import Progress
 from mme5core.tasks import Item, Runner
+
+STOP_S = 5.0
+"""For the thread to end after a failure or a signal; what it was writing is written again by the next run."""
 
 
 class PartWriter:
@@ -42,6 +46,7 @@ class PartWriter:
         self._next = 0
         self._ready: queue.Queue[int | None] = queue.Queue()
         self._thread = threading.Thread(target=self._write_ready, daemon=True)
+        self._is_over = threading.Event()
         self._failure: BaseException | None = None
 
     def __enter__(self) -> PartWriter:
@@ -51,8 +56,10 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._is_over.set()
         self._ready.put(None)
-        self._thread.join(timeout=None if error is None else 0)
+        self._thread.join(timeout=None if error is None else STOP_S)
 
     def write_finished(self) -> None:
         """Have those parts written, beside what goes on here, whose contents are all done."""
@@ -76,14 +83,26 @@ class PartWriter:
 
     def _write_ready(self) -> None:
         try:
-            for number in iter(self._ready.get, None):
-                item = self._item(number)
-                if self._is_missing(item):
+            while numbers := self._take_ready():
+                items = [item for item in map(self._item, numbers) if self._is_missing(item)]
+                if items:
                     self._places.flush()
-                    for part in self._files.write(self._task, [item], self._run):
-                        self._take(part)
+                for part in self._files.write(self._task, items, self._run):
+                    self._take(part)
+                    if self._is_over.is_set():
+                        return
         except BaseException as error:  # raised where the job waits
             self._failure = error
+
+    def _take_ready(self) -> list[int]:
+        """All parts that are final by now, at least one; empty once there are no more."""
+        numbers = [self._ready.get()]
+        with contextlib.suppress(queue.Empty):
+            while numbers[-1] is not None:
+                numbers.append(self._ready.get_nowait())
+        if numbers[-1] is None:
+            self._ready.put(None)  # for the next call
+        return [] if self._is_over.is_set() else [number for number in numbers if number is not None]
 
     def _take(self, part: Part) -> None:
         """A part without pending rows is final, and goes into the output at once."""

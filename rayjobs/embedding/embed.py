@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mme5core.corpus.contents import Contents
 from mme5core.corpus.index import Index
@@ -51,12 +51,16 @@ def embed_contents(
     *,
     num_workers: int,
     load: LoadEncoder,
+    check_owner: Callable[[], None],
 ) -> Iterator[None]:
     """Embed the first row of every distinct content that is not done; `places` grows, and each step is yielded.
 
+    Args:
+        check_owner: raises where another run owns the folder by now.
+
     Raises:
         InputError: the model cannot be loaded.
-        WorkFailed: contents cannot be embedded.
+        WorkFailed: contents cannot be embedded, or the folder has another owner.
     """
     items = [
         {"shard": shard, "path": str(path)}
@@ -65,12 +69,11 @@ def embed_contents(
     ]
     if not items:
         return
-    places.flush()
     read = ReadUnembedded(
         index.folder,
         index.starts,
         contents,
-        places.file,
+        places.write_done(),
         EmbeddingKey(settings.instruction),
         settings.window_rows,
         options,
@@ -78,14 +81,8 @@ def embed_contents(
     # A task reads several small shards, so that their rows share windows.
     num_windows = -(-(len(contents) - places.num_done) // settings.window_rows)
     num_tasks = max(num_windows // WINDOWS_PER_TASK, TASKS_PER_CPU * cluster_cpus())
-    arguments = (
-        load,
-        settings,
-        places.log.folder,
-        places.log.dimension,
-        placement.uses_gpu,
-        workers_per_node(num_workers),
-    )
+    log, per_node = places.log, workers_per_node(num_workers)
+    arguments = (load, settings, log.folder, log.dimension, placement.uses_gpu, per_node)
     pool = ActorPool(EmbedActor, arguments, num_workers, placement)
     for row in stream(items, pool, read=ReadWindows(read), num_tasks=num_tasks):
         if row["unloadable"]:
@@ -94,5 +91,6 @@ def embed_contents(
             raise WorkFailed(row["failure"])
         file = places.log.folder / row["file"]
         wait_until_seen(file.is_file, places.log.folder)
+        check_owner()
         places.add(row["file"])
         yield

@@ -20,44 +20,44 @@ from rayjobs.evaluate.inputs import evaluate_folder
 
 
 def run(config: EvaluateConfig) -> Outcome:
-    folder = evaluate_folder(config)
-    finished = folder.open()
-    if finished:
-        print(_stored_table(folder.path))
-        return Outcome(finished["counters"], reason="already done")
-    try:
-        main_set, benchmark, refused = _score(config, "", config.input, config.model, config.benchmark)
-        sets = [main_set]
-        for name, also in config.also.items():
-            model = also.model or (None if also.input else config.model)
-            vectors = also.input or (None if also.model else config.input)
-            sets.append(_score(config, name, vectors, model, also.benchmark or config.benchmark)[0])
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"cannot score: {error}") from None
-    for score_set, name in zip(sets, ["", *config.also], strict=True):
-        file = folder.path / (f"metrics-{name}.json" if name else "metrics.json")
-        write_json(file, score_set.scores.as_json(model=score_set.model, benchmark=score_set.benchmark))
-    contents = dict(zip(benchmark.candidate_ids, benchmark.contents, strict=True))
-    title = config.title or f"{benchmark.name}: retrieval scores"
-    page = html(title, sets, contents, num_examples=config.num_examples)
-    temporary = folder.work / "report.html"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.rename(folder.path / "report.html")
-    shown = table(sets)
-    (folder.path / "table.txt").write_text(shown + "\n", encoding="utf-8")
-    print(shown)
-    print(f"report: {folder.path / 'report.html'}")
-    counters = folder.finish(
-        unit="queries",
-        num_read=len(benchmark.queries),
-        num_kept=main_set.scores.num_queries,
-        refused=folder.write_quarantine(refused),
-        pending=0,
-        extra_counters={"candidates": main_set.scores.num_candidates},
-    )
-    return Outcome(counters)
+    with evaluate_folder(config) as folder:
+        finished = folder.open()
+        if finished:
+            print(_stored_table(folder.path))
+            return Outcome(finished["counters"], reason="already done")
+        try:
+            main_set, benchmark, refused = _score(config, "", config.input, config.model, config.benchmark)
+            sets = [main_set]
+            for name, also in config.also.items():
+                model = also.model or (None if also.input else config.model)
+                vectors = also.input or (None if also.model else config.input)
+                sets.append(_score(config, name, vectors, model, also.benchmark or config.benchmark)[0])
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"cannot score: {error}") from None
+        for score_set, name in zip(sets, ["", *config.also], strict=True):
+            file = folder.path / (f"metrics-{name}.json" if name else "metrics.json")
+            write_json(file, score_set.scores.as_json(model=score_set.model, benchmark=score_set.benchmark))
+        contents = dict(zip(benchmark.candidate_ids, benchmark.contents, strict=True))
+        title = config.title or f"{benchmark.name}: retrieval scores"
+        page = html(title, sets, contents, num_examples=config.num_examples)
+        temporary = folder.work / "report.html"
+        temporary.write_text(page, encoding="utf-8")
+        temporary.rename(folder.path / "report.html")
+        shown = table(sets)
+        (folder.path / "table.txt").write_text(shown + "\n", encoding="utf-8")
+        print(shown)
+        print(f"report: {folder.path / 'report.html'}")
+        counters = folder.finish(
+            unit="queries",
+            num_read=len(benchmark.queries),
+            num_kept=main_set.scores.num_queries,
+            refused=folder.write_quarantine(refused),
+            pending=0,
+            extra_counters={"candidates": main_set.scores.num_candidates},
+        )
+        return Outcome(counters)
 
 
 def _stored_table(folder: Path) -> str:

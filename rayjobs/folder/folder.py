@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.durable import write_json
-from mme5core.errors import InputError
+from mme5core.errors import InputError, WorkFailed
 from mme5core.file_entries import describe, has_file
-from mme5core.ownership import Owner, check_owner, is_owned, is_owned_now
+from mme5core.ownership import Owner, check_owner, is_locked_by_old_version, is_owned, is_owned_now
 from mme5core.schemas import QUARANTINE
 from mme5core.storage import without_credentials
 from mme5core.types import Rejected
@@ -48,6 +48,12 @@ class JobFolder:
         self.run = run
         self._owner: Owner | None = None
 
+    def __enter__(self) -> JobFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def work(self) -> Path:
         return self.path / WORK
@@ -74,6 +80,9 @@ class JobFolder:
         except OSError as error:
             raise InputError(f"cannot write to output {str(self.path)!r}: {error.strerror}") from None
         self._owner = Owner.take(self.work)
+        if is_locked_by_old_version(self.work):
+            self.close()
+            raise is_owned(self.work)
         if self._is_finished() and (self.path / MANIFEST).is_file():  # by another run, since we looked
             self.close()
             shutil.rmtree(self.work, ignore_errors=True)
@@ -131,6 +140,7 @@ class JobFolder:
 
     def write_quarantine(self, refused: Iterable[Rejected]) -> Counter[str]:
         """Write every refused input with its reason, in the order given; returns the count of each reason."""
+        self.check_owner()
         folder = self.path / QUARANTINE_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         counts: Counter[str] = Counter()
@@ -256,10 +266,11 @@ class JobFolder:
     def check_owner(self) -> None:
         """
         Raises:
-            WorkFailed: another run has taken the folder over.
+            WorkFailed: another run has taken the folder over, or this one has released it.
         """
-        if self._owner is not None:
-            check_owner(self.work, self._owner.token)
+        if self._owner is None:
+            raise WorkFailed(f"{self.path}: not open")
+        check_owner(self.work, self._owner.token)
 
     def _is_unworked(self) -> bool:
         """Whether an earlier run has left nothing that took work: no row, no checkpoint, no model; and is over."""
@@ -269,7 +280,7 @@ class JobFolder:
             return False
         if any(f.stat().st_size for f in self.work.glob("answers/*.answers")):
             return False
-        return not is_owned_now(self.work)
+        return not (is_owned_now(self.work) or is_locked_by_old_version(self.work))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def connected(*, dashboard: bool = False) -> Iterator[None]:
         # ask every later `ray job submit` for it. Ray reads these once, when it is imported.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # A thread that goes on after the end must not start another cluster with its next call. Read at the import, too.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     on_sigterm = signal.getsignal(signal.SIGTERM)

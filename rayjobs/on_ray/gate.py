@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mme5core.asking.answer_log import Survey
 from mme5core.asking.gate import Exchange
 from mme5core.asking.rates import Grant, RateLimiter, Report, Usage
 
 SHOW_EVERY_S = 1.0
+KEY_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,9 @@ class RateLimiterActor:
     def hold_key(self, api_key: str | None) -> None:
         self._api_key, self._has_key = api_key, True
 
-    def api_key(self) -> str | None:
-        return self._api_key
+    def api_key(self) -> tuple[bool, str | None]:
+        """Whether it has been given yet, and the key."""
+        return self._has_key, self._api_key
 
     def exchange(self, worker: str, report: Report, counts: Mapping[str, int], wanted: int) -> Grant:
         self._counts[worker] = counts
@@ -97,11 +100,14 @@ class LimiterHandle:
         return send
 
     def api_key(self) -> str | None:
-        """The server's key, for a worker."""
+        """The server's key, for a worker. Waits until an actor that was started anew has been given it again."""
         import ray
 
-        key: str | None = ray.get(self._actor.api_key.remote())
-        return key
+        while True:
+            has_key, key = ray.get(self._actor.api_key.remote())
+            if has_key:
+                return cast("str | None", key)
+            time.sleep(KEY_POLL_S)
 
     def halt(self) -> None:
         """Let nobody in any more; what is in flight may end."""

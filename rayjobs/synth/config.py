@@ -59,7 +59,7 @@ class SynthConfig(InputJobConfig):
 
 class GalleryConfig(JobConfig):
     input: str = required("folder that synth wrote")
-    output: str = key("", "HTML file to write; empty: beside the folder, INPUT-gallery.html", rows=False)
+    output: str = key("", "HTML file to write; empty: beside the folder, INPUT-gallery.html", rows=False, path="local")
     num_samples: int = key(120, "samples shown, spread over tasks, modality combinations and languages", ge=0)
     num_refused: int = key(30, "refusals shown of each reason", ge=0)
     title: str = key("", "heading of the page; empty: the folder's name")

@@ -42,27 +42,27 @@ def run(config: SynthConfig) -> Outcome:
     shards = corpus_shards(config)
     settings = plan_settings(config)
     config.teacher.check("teacher", config.prices, config.budget)
-    folder = synth_folder(config, shards)
-    finished = folder.open()
-    if finished:
-        return Outcome(finished["counters"], reason="already done")
-    (folder.work / "answers").mkdir(exist_ok=True)
-    _make_cache(config)
-    with connected():
-        task = ScanShard(folder.work / "index", PictureKey(config.filters), config.limit, read_options(config))
-        index = scan(shards, task, job="synth", run=run_on_ray)
-        plan = make_plan(
-            index,
-            settings,
-            folder.work,
-            neighbours=neighbour_files(config),
-            num_workers=config.num_workers,
-            run=run_on_ray,
-        )
-        pictures = StoredPictures(plan.shards, tuple(labels(shards)), ReadOptions(pictures=config.pictures))
-        question = Synthesis(pictures, config.num_negatives, config.min_self_evaluation)
-        stop = _ask(config, folder.work, plan, question)
-        return _finish(folder, config, index, plan, question, stop)
+    with synth_folder(config, shards) as folder:
+        finished = folder.open()
+        if finished:
+            return Outcome(finished["counters"], reason="already done")
+        (folder.work / "answers").mkdir(exist_ok=True)
+        _make_cache(config)
+        with connected():
+            task = ScanShard(folder.work / "index", PictureKey(config.filters), config.limit, read_options(config))
+            index = scan(shards, task, job="synth", run=run_on_ray)
+            plan = make_plan(
+                index,
+                settings,
+                folder.work,
+                neighbours=neighbour_files(config),
+                num_workers=config.num_workers,
+                run=run_on_ray,
+            )
+            pictures = StoredPictures(plan.shards, tuple(labels(shards)), ReadOptions(pictures=config.pictures))
+            question = Synthesis(pictures, config.num_negatives, config.min_self_evaluation)
+            stop = _ask(config, folder, plan, question)
+            return _finish(folder, config, index, plan, question, stop)
 
 
 def _make_cache(config: SynthConfig) -> None:
@@ -73,8 +73,9 @@ def _make_cache(config: SynthConfig) -> None:
             raise InputError(f"teacher.cache {config.teacher.cache!r} cannot be a folder: {error.strerror}") from None
 
 
-def _ask(config: SynthConfig, work: Path, plan: Plan, question: Synthesis) -> Stop | None:
+def _ask(config: SynthConfig, folder: JobFolder, plan: Plan, question: Synthesis) -> Stop | None:
     """Ask for every planned sample that has no answer yet; answers go to the log as they come."""
+    work = folder.work
     survey = Survey.of(work / "answers", plan.num_files, run_on_ray)
     asking = Asking(
         config.teacher,
@@ -86,6 +87,7 @@ def _ask(config: SynthConfig, work: Path, plan: Plan, question: Synthesis) -> St
         remembered_form(work, config.teacher.base_url, config.teacher.model),
         has_answer=survey.usage.num_answered > 0,
         in_batches=config.teacher.calls_per_batch is not None or num_with_server(work) > 0,
+        owner=folder.owner,
     )
     return ask_all(asking, survey, budget=config.budget, num_workers=config.num_workers, job="synth", unit="samples")
 
@@ -94,6 +96,7 @@ def _finish(
     folder: JobFolder, config: SynthConfig, index: Index, plan: Plan, question: Synthesis, stop: Stop | None
 ) -> Outcome:
     """Write what there is as parts, quarantine and manifest; what has no answer is pending."""
+    folder.check_owner()
     log = folder.work / "answers"
     survey = Survey.of(log, plan.num_files, run_on_ray)
     parts = _write_parts(folder, config, plan, question, survey)

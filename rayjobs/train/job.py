@@ -29,28 +29,28 @@ from rayjobs.train.watch import read_summary, watched
 def run(config: TrainConfig) -> Outcome:
     sources = sources_of(config)
     check(config)
-    folder = train_folder(config, sources)
-    finished = folder.open()
-    if finished:
-        return Outcome(finished["counters"], reason="already done")
-    refused, num_read = _map_samples(config, sources, folder)
-    samples = SampleTable(folder.work / SAMPLES_FILE)
-    num_steps, epoch = _count_steps(config, samples, refused)
-    if not (folder.path / "model").is_dir():
-        with connected(dashboard=True):
-            _train(config, folder, num_steps)
-    for left_over in folder.path.glob(".model-*"):
-        shutil.rmtree(left_over)
-    counters = folder.finish(
-        unit="training samples",
-        num_read=num_read,
-        num_kept=len(samples),
-        refused=folder.write_quarantine(refused),
-        pending=0,
-        extra_counters={"steps": num_steps},
-        details={"modality_combinations": count_by(samples.combinations), "epoch": epoch} | read_summary(folder),
-    )
-    return Outcome(counters)
+    with train_folder(config, sources) as folder:
+        finished = folder.open()
+        if finished:
+            return Outcome(finished["counters"], reason="already done")
+        refused, num_read = _map_samples(config, sources, folder)
+        samples = SampleTable(folder.work / SAMPLES_FILE)
+        num_steps, epoch = _count_steps(config, samples, refused)
+        if not (folder.path / "model").is_dir():
+            with connected(dashboard=True):
+                _train(config, folder, num_steps)
+        for left_over in folder.path.glob(".model-*"):
+            shutil.rmtree(left_over)
+        counters = folder.finish(
+            unit="training samples",
+            num_read=num_read,
+            num_kept=len(samples),
+            refused=folder.write_quarantine(refused),
+            pending=0,
+            extra_counters={"steps": num_steps},
+            details={"modality_combinations": count_by(samples.combinations), "epoch": epoch} | read_summary(folder),
+        )
+        return Outcome(counters)
 
 
 def _map_samples(config: TrainConfig, sources: Sources, folder: JobFolder) -> tuple[list[Rejected], int]:

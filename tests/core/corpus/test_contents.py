@@ -70,7 +70,13 @@ def test_vectors_are_found_by_content_across_files_and_refused_ones_keep_their_r
             reported.add(name)
         places, log = reported.places, reported.log
         assert [n for n in range(9) if places[n] < 0] == [3, 6, 8] and reported.num_done == 6
-        assert [n for n in range(9) if places[n] >= REFUSED] == [0]
+        # What is done keeps its place during a run, since tasks may be reading it; the next run takes the vector.
+        refused = [n for n in range(9) if places[n] >= REFUSED]
+        assert refused == ([0] if order is names else [0, 2])
+        if order is not names:
+            reported = VectorPlaces(tmp_path / "rows", WIDTH, 9, tmp_path / "places")
+            places, log = reported.places, reported.log
+            assert [n for n in range(9) if places[n] >= REFUSED] == [0]
         assert log.refusal(int(places[0])) == ("broken_image", "cut off")
         wanted = [7, 2, 5, 4, 1, 2]
         assert log.vectors(places[wanted])[:, 0].tolist() == wanted

@@ -43,7 +43,7 @@ class Corpus:
     def read(self, *shards: int, done: tuple[int, ...] = (), window_rows: int = 100) -> list[list[dict[str, Any]]]:
         places = np.full(len(self.contents), -1)
         places[list(done)] = 7
-        places.tofile(self.folder / "done")
+        (places >= 0).tofile(self.folder / "done")
         read = ReadUnembedded(
             self.index.folder,
             self.starts,
