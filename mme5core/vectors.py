@@ -5,6 +5,7 @@ Shapes: N rows, D columns.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -42,6 +43,10 @@ class Int8Calibration:
 
     low: np.ndarray
     step: np.ndarray
+
+    def digest(self) -> str:
+        """Equal where all codes are."""
+        return hashlib.sha256(self.low.tobytes() + self.step.tobytes()).hexdigest()
 
     @classmethod
     def fit(cls, batches: Iterable[np.ndarray]) -> Int8Calibration:

@@ -137,8 +137,7 @@ class WriteParts:
             parts,
         )
         files = PartFiles(parts, self._folder.path)
-        codes = b"" if calibration is None else calibration.low.tobytes() + calibration.step.tobytes()
-        digest = hashlib.sha256(codes).hexdigest() if codes else ""
+        digest = "" if calibration is None else calibration.digest()
         return PartWriter(
             files,
             self._ranges,

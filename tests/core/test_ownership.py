@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -13,7 +14,15 @@ import pytest
 
 from mme5core import ownership
 from mme5core.errors import InputError, WorkFailed
-from mme5core.ownership import OWNER, Holder, Owner, check_owner, is_owned_now, read_holder
+from mme5core.ownership import (
+    OWNER,
+    Holder,
+    Owner,
+    check_owner,
+    is_locked_by_old_version,
+    is_owned_now,
+    read_holder,
+)
 
 
 @pytest.fixture
@@ -124,3 +133,37 @@ def test_a_worker_stops_where_the_work_folder_is_gone(work: Path) -> None:
     with pytest.raises(WorkFailed):
         check_owner(work, owner.token)
     owner.release()
+
+
+def test_where_a_process_of_this_machine_cannot_be_looked_at_its_heartbeat_decides(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "_started", lambda pid: None)  # no /proc, or one without other users' processes
+    put(work, Holder.this_process())
+    assert is_owned_now(work)
+    monkeypatch.setattr(ownership.time, "sleep", lambda _: os.utime(work / OWNER))
+    with pytest.raises(InputError, match="being written by another run"):
+        Owner.take(work)
+    put(work, Holder.this_process(), silent_s=100.0)
+    Owner.take(work).release()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    put(work, replace(Holder.this_process(), pid=dead.pid))
+    Owner.take(work, silent_s=60.0).release()
+
+
+def test_the_heartbeat_of_a_run_that_waited_begins_when_it_takes_the_folder(work: Path) -> None:
+    put(work, elsewhere())
+    owner = Owner.take(work, silent_s=1.5)
+    token_written = (work / OWNER).stat().st_mtime
+    assert ownership.time.time() - token_written < 1.0
+    owner.release()
+
+
+def test_a_run_of_the_first_version_that_holds_its_lock_is_seen(work: Path) -> None:
+    assert not is_locked_by_old_version(work)
+    (work / "lock").touch()
+    assert not is_locked_by_old_version(work)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert is_locked_by_old_version(work)

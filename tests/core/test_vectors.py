@@ -58,3 +58,8 @@ def test_bits_are_the_signs_in_the_order_of_the_columns() -> None:
     packed = pack_bits(vectors)
     assert packed.shape == (10, 3) and packed.dtype == np.uint8
     assert np.array_equal(np.unpackbits(packed, axis=1)[:, :20], (vectors > 0).astype(np.uint8))
+
+
+def test_calibrations_that_differ_in_their_range_alone_have_other_digests() -> None:
+    one, other = (Int8Calibration.fit([np.array([[0.0], [top]], np.float32)]) for top in (1.0, 2.0))
+    assert one.low == other.low and one.digest() != other.digest()

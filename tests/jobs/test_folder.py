@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mme5core.errors import InputError
+from mme5core.errors import InputError, WorkFailed
 from mme5core.file_entries import describe
-from mme5core.ownership import Owner
+from mme5core.ownership import OWNER, Owner
 from mme5core.parts import part_name
 from mme5core.schemas import QUARANTINE
 from mme5core.tables import of_size
@@ -334,3 +334,23 @@ def test_a_folder_of_another_configuration_in_which_nothing_was_kept_may_go(num_
     (first.work / "batches" / "000000-a.json").touch()  # paid for, and with the server
     with pytest.raises(InputError, match=r"choose another output$"):
         folder_of(tmp_path / "out", seed=1).open()
+
+
+def test_a_job_that_fails_lets_go_of_its_folder_in_the_same_process(tmp_path: Path) -> None:
+    with pytest.raises(OSError), folder_of(tmp_path / "out") as first:
+        first.open()
+        raise OSError
+    with pytest.raises(WorkFailed):
+        first.write_quarantine([])
+    with folder_of(tmp_path / "out") as again:
+        assert again.open() is None
+
+
+def test_a_run_that_was_replaced_writes_no_quarantine(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.open()
+    owner = json.loads((folder.work / OWNER).read_text())
+    (folder.work / OWNER).write_text(json.dumps(owner | {"token": "another"}))
+    with pytest.raises(WorkFailed, match="another run of this folder has taken over"):
+        folder.write_quarantine([Rejected("a", "broken_image")])
+    assert not (tmp_path / "out" / "_quarantine").exists()

@@ -160,6 +160,7 @@ class Work:
         limit: str | None = None,
         in_batches: bool = False,
         question: Any = None,
+        owner: str | None = None,
         **more: Any,
     ) -> tuple[Counter[str], Stop]:
         """Counts by status, and why it stopped (code 0: it did not).
@@ -186,6 +187,7 @@ class Work:
             KnownForm(form, limit),
             any(usage.num_answered for usage in used.values()),
             in_batches or server.calls_per_batch is not None,
+            owner,
         )
         local = LocalLimiter(self.limiter)
 

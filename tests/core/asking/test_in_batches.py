@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,25 @@ def test_a_run_that_was_killed_while_it_wrote_answers_writes_each_once(
     counts, _ = work.ask(served.base_url, calls_per_batch=39, form="json_schema")
     assert counts == {"kept": 32} and len(served.requests) == NUM_PICTURES
     assert work.usage.calls == NUM_PICTURES == work.limiter.used.calls
+
+
+def test_answers_of_a_batch_of_the_first_version_have_the_hash_and_seed_of_single_calls(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: ANSWER)
+    work.ask(served.base_url)
+    single = work.entries()
+    for file in work.answers.iterdir():
+        file.unlink()
+    write = InBatches.write_reply
+
+    def write_old(self: InBatches, file: LogFile, form: str, reply: Any, calls: Any) -> str:
+        custom_id = "-".join(reply.custom_id.split("-")[:3])
+        return write(self, file, form, replace(reply, custom_id=custom_id), calls)
+
+    monkeypatch.setattr(InBatches, "write_reply", write_old)
+    work.ask(served.base_url, calls_per_batch=15)
+    assert work.entries() == single
 
 
 def test_batches_are_taken_up_though_the_next_run_asks_call_by_call(

@@ -26,6 +26,7 @@ from mme5core.asking.pricing import Price
 from mme5core.corpus.picture_filters import FilterSettings, PictureKey
 from mme5core.errors import BAD_INPUT, FAILED, RESUMABLE
 from mme5core.images import BadImage
+from mme5core.ownership import Owner
 from mme5core.readers import read_rows
 from mme5core.storage import locate
 from mme5core.synthesis.question import Synthesis
@@ -494,3 +495,25 @@ def test_what_a_model_says_when_it_refuses_is_kept(work: Work, serve: Any) -> No
         "refusal",
         "I can't help with this picture.",
     )
+
+
+def test_a_worker_whose_run_was_replaced_asks_for_nothing_more(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    owner = Owner.take(work.root)
+    counts, stop = work.ask(served.base_url, owner="the token of an earlier run")
+    assert (stop.code, stop.reason) == (FAILED, "another run of this folder has taken over")
+    assert not counts["kept"] and not served.requests
+    owner.release()
+
+
+def test_a_worker_whose_run_is_replaced_while_it_asks_stops(work: Work, serve: Any) -> None:
+    owner = Owner.take(work.root)
+
+    def reply(request: Any, n: int) -> Reply:
+        owner.release()
+        time.sleep(0.5)
+        return ANSWER
+
+    served = serve(reply)
+    _, stop = work.ask(served.base_url, owner=owner.token)
+    assert stop.code == FAILED and len(served.requests) < NUM_PICTURES

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mme5core.corpus import index as index_module
 from mme5core.corpus.index import INDEX, Index
 from mme5core.corpus.picture_filters import FilterSettings, PictureKey
 from mme5core.corpus.scan import ScanShard, count_usable, find_duplicates
@@ -149,3 +150,18 @@ def test_of_a_beir_folder_one_side_is_taken(side: str, names: list[str], capsys:
     other = Path("elsewhere/corpus.jsonl")  # alone, and so not a side of anything
     assert [shard.name for shard in of_one_side([*shards, other], side)] == [*names, "corpus.jsonl"]
     assert ("read as one corpus" in capsys.readouterr().err) == (side == "both")
+
+
+def test_a_range_of_rows_opens_the_indexes_of_its_shards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = index_of(tmp_path, *([row(f"{shard}-{n}") for n in range(3)] for shard in range(4)))
+    opened, rows_of = [], index_module.rows_of
+
+    def record(folder: Path, shard: int, *more: Any) -> Any:
+        opened.append(shard)
+        return rows_of(folder, shard, *more)
+
+    monkeypatch.setattr(index_module, "rows_of", record)
+    tables = list(index.tables(["id"], within=(4, 7)))
+    assert opened == [1, 2]
+    assert [row_id for _, table in tables for row_id in table["id"].to_pylist() if row_id in ("1-1", "1-2", "2-0")]
+    assert list(index.tables(["id"], within=(12, 12))) == [] or opened[2:] == [3]

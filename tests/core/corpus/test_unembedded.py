@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mme5core.corpus import index as index_module
@@ -14,6 +15,7 @@ from mme5core.corpus import unembedded
 from mme5core.corpus.contents import Contents, number_contents
 from mme5core.corpus.index import Index
 from mme5core.corpus.unembedded import EmbeddingKey, ReadUnembedded
+from mme5core.corpus.vector_log import VectorPlaces, append, vector_schema
 from mme5core.embedding_settings import InstructionSettings
 from mme5core.readers import ReadOptions
 from tests.core.corpus.indexes import indexed
@@ -97,3 +99,19 @@ def test_a_window_ends_where_it_has_enough_bytes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(unembedded, "WINDOW_BYTES", 10)
     corpus = Corpus(tmp_path, ["a" * 9, "bb", "c", "d" * 30, "e"])
     assert [len(window) for window in corpus.read(0)] == [2, 2, 1]
+
+
+def test_a_reading_task_that_is_tried_again_yields_the_windows_of_the_first_try(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, list("abcdef"))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    places = VectorPlaces(rows, 1, len(corpus.contents), tmp_path / "places")
+    read = ReadUnembedded(
+        corpus.index.folder, corpus.starts, corpus.contents, places.write_done(), KEY_OF, 2, ReadOptions()
+    )
+    items = [{"shard": 0, "path": str(corpus.path(0))}]
+    first = [window.to_pylist() for window in read.windows(items)]
+    table = pa.Table.from_pylist([{"content": n, "embedding": [1.0]} for n in (0, 1)], vector_schema(1))
+    places.add(append(rows, table))
+    assert places.num_done == 2
+    assert [window.to_pylist() for window in read.windows(items)] == first

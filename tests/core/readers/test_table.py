@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mme5core.readers import CorpusRow, read_rows
+from mme5core.readers import AS_IT_IS, CorpusRow, read_picture, read_rows
 from mme5core.readers.table import find_column
 from mme5core.schemas import IMAGE
 
@@ -148,6 +148,12 @@ def test_a_picture_and_a_list_of_pictures_in_one_row_are_refused(tmp_path: Path)
     columns = {"id": ["a", "b"], "image": [b"x", None], "images": [[b"y"], [b"y"]]}
     rows = rows_of(tmp_path, columns)
     assert reasons(rows) == [("a", "two_picture_columns"), ("b", None)] and rows[1].image == b"y"
+
+
+def test_a_single_picture_is_read_again_from_the_column_that_has_it(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, {"id": ["a", "b"], "image": [b"x", None], "images": [None, [b"y"]]})
+    again = [read_picture(tmp_path / "a.parquet", row.id, row.offset or 0, 1, AS_IT_IS) for row in rows]
+    assert again == [row.image for row in rows] == [b"x", b"y"]
 
 
 def test_what_is_no_list_of_pictures_is_refused(tmp_path: Path) -> None:
