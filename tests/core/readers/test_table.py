@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mme5core.readers import AS_IT_IS, CorpusRow, read_picture, read_rows
+from mme5core.readers.picture_at import SUFFIXES_WITH_PICTURES
+from mme5core.readers.rows import READERS
+from mme5core.readers.shards import SUFFIXES
 from mme5core.readers.table import find_column
 from mme5core.schemas import IMAGE
 
@@ -122,6 +125,10 @@ def test_a_text_that_is_not_unicode_is_refused_and_raises_nothing(tmp_path: Path
 def test_a_format_that_is_not_known_is_named_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown format '\.csv'.*'\.jsonl', '\.parquet', '\.tar'"):
         read_rows(tmp_path / "a.csv")
+
+
+def test_the_files_that_an_input_finds_are_those_that_have_a_reader() -> None:
+    assert set(SUFFIXES) == set(READERS) >= set(SUFFIXES_WITH_PICTURES)
 
 
 def test_a_list_of_pictures_is_a_row_of_several_and_of_one_a_row_of_one(tmp_path: Path) -> None:
