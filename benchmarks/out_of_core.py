@@ -77,7 +77,7 @@ class Side:
 
 
 def open_index(folder: Path, num_rows: int) -> Index:
-    return Index([Path(f"/corpus/{n:05d}.tar") for n in range(NUM_SHARDS)], folder, starts_of(num_rows), num_rows, 0)
+    return Index([Path(f"/corpus/{n:05d}.tar") for n in range(NUM_SHARDS)], folder, starts_of(num_rows), num_rows)
 
 
 def ours(task: str, run: Path, work: Path, num_rows: int) -> Work:

@@ -63,7 +63,7 @@ def starts_of(num_pictures: int) -> list[int]:
 def open_index(folder: Path, num_pictures: int) -> Index:
     starts = starts_of(num_pictures)
     shards: list[AnyPath] = [Path(f"/corpus/{n:05d}.tar") for n in range(len(starts) - 1)]
-    return Index(shards, folder, np.array(starts), num_pictures, 0)
+    return Index(shards, folder, np.array(starts), num_pictures)
 
 
 def write_neighbours(folder: Path, num_pictures: int) -> None:

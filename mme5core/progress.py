@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TextIO
 
 LOG_EVERY_S = 5.0
 REDRAW_EVERY_S = 0.2
 FEWEST_FOR_ESTIMATE = 20
+
+
+@contextlib.contextmanager
+def called_every(seconds: float, look: Callable[[], None]) -> Iterator[None]:
+    """Calls `look` from a thread of its own, that often and once more at the end."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(seconds):
+            look()
+        look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 class Progress:

@@ -44,7 +44,6 @@ class Index:
     folder: Path
     starts: np.ndarray
     num_usable: int
-    num_bytes: int
 
     def __len__(self) -> int:
         return int(self.starts[-1])

@@ -57,10 +57,9 @@ def scan(shards: Sequence[AnyPath], task: ScanShard, *, job: str, run: Runner = 
         if not starts[-1]:
             raise InputError(f"no rows in the input ({', '.join(path.name for path in shards[:3])})")
         find_duplicates(folder, starts)
-        num_usable, num_bytes = count_usable(folder, starts)
-        write_json(folder / TOTALS, {"starts": starts.tolist(), "usable": num_usable, "bytes": num_bytes})
+        write_json(folder / TOTALS, {"starts": starts.tolist(), "usable": count_usable(folder, starts)})
     totals = json.loads((folder / TOTALS).read_text())
-    return Index(list(shards), folder, np.array(totals["starts"]), totals["usable"], totals["bytes"])
+    return Index(list(shards), folder, np.array(totals["starts"]), totals["usable"])
 
 
 def _scan_missing(shards: Sequence[AnyPath], task: ScanShard, job: str, run: Runner) -> None:
@@ -175,14 +174,12 @@ def find_duplicates(folder: Path, starts: np.ndarray) -> None:
     (folder / "first_of_id").unlink()
 
 
-def count_usable(folder: Path, starts: np.ndarray) -> tuple[int, int]:
-    """(usable rows, bytes of their pictures); says of each file that could not be read whole why."""
-    num_usable = num_bytes = num_broken = 0
+def count_usable(folder: Path, starts: np.ndarray) -> int:
+    """Usable rows; prints of each file that could not be read whole why."""
+    num_usable = num_broken = 0
     for shard, start in enumerate(starts[:-1]):
-        for _, table in rows_of(folder, shard, int(start), ["id", "num_bytes", "reason", "detail"], None):
-            usable = pc.is_null(table["reason"])
-            num_usable += pc.sum(usable).as_py() or 0
-            num_bytes += pc.sum(table["num_bytes"].filter(usable)).as_py() or 0
+        for _, table in rows_of(folder, shard, int(start), ["id", "reason", "detail"]):
+            num_usable += table["reason"].null_count
             # One refused row may stand for a million that could not be read.
             broken = table.filter(pc.is_in(table["reason"], pa.array(["broken_shard", "no_content_column"])))
             for row in broken.to_pylist():
@@ -191,7 +188,7 @@ def count_usable(folder: Path, starts: np.ndarray) -> tuple[int, int]:
                     print(f"{row['id']}: {row['reason']}, {row['detail']}", file=sys.stderr)
     if num_broken > BROKEN_FILES_SHOWN:
         print(f"... and {num_broken - BROKEN_FILES_SHOWN:,} more files", file=sys.stderr)
-    return num_usable, num_bytes
+    return num_usable
 
 
 def _num_rows(file: Path) -> int:

@@ -75,11 +75,6 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
-    def latest(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Step and state of the last complete checkpoint, or None."""
-        steps = self.steps()
-        return (steps[-1], self.load(steps[-1])) if steps else None
-
     def load(self, step: int) -> dict[str, Tensor]:
         """The state of a complete checkpoint."""
         path = self._path(step, STATE)

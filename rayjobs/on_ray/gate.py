@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, cast
 from mme5core.asking.answer_log import Survey
 from mme5core.asking.gate import Exchange
 from mme5core.asking.rates import Grant, RateLimiter, Report, Usage
+from mme5core.progress import called_every
 
 SHOW_EVERY_S = 1.0
 KEY_POLL_S = 0.2
@@ -123,8 +123,6 @@ class LimiterHandle:
         import ray
         import ray.exceptions
 
-        is_over = threading.Event()
-
         def look() -> None:
             with contextlib.suppress(ray.exceptions.RayError):  # it is starting again
                 state: LimiterState = ray.get(self._actor.state.remote(), timeout=SHOW_EVERY_S)
@@ -132,15 +130,5 @@ class LimiterHandle:
                     self._actor.hold_key.remote(api_key)
                 show(state)
 
-        def watch() -> None:
-            while not is_over.wait(SHOW_EVERY_S):
-                look()
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
+        with called_every(SHOW_EVERY_S, look):
             yield
-        finally:
-            is_over.set()
-            thread.join()
-            look()

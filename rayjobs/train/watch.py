@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mme5core.progress import Progress
+from mme5core.progress import Progress, called_every
 from mme5core.training.run_files import LOG, SUMMARY
 from rayjobs.folder import JobFolder
 
@@ -22,14 +21,8 @@ POLL_EVERY_S = 0.5
 @contextlib.contextmanager
 def watched(folder: JobFolder, num_steps: int) -> Iterator[None]:
     """Within it a thread shows the progress."""
-    is_over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(folder, num_steps, is_over), daemon=True)
-    thread.start()
-    try:
+    with Progress("train", num_steps, "steps") as progress, called_every(POLL_EVERY_S, _Watch(folder, progress)):
         yield
-    finally:
-        is_over.set()
-        thread.join()
 
 
 def read_summary(folder: JobFolder) -> dict[str, Any]:
@@ -72,25 +65,28 @@ def _whole_lines(text: str) -> list[dict[str, Any]]:
     return lines
 
 
-def _watch(folder: JobFolder, num_steps: int, is_over: threading.Event) -> None:
-    tail, summary = _LogTail(folder.path / LOG), folder.work / SUMMARY
-    started = time.time()
-    with Progress("train", num_steps, "steps") as progress:
-        is_first, is_described, is_last = True, False, False
-        while not is_last:
-            is_last = is_over.wait(POLL_EVERY_S)
-            if not is_described and summary.is_file():
-                print(f"train: {_described(json.loads(summary.read_text()))}", file=sys.stderr, flush=True)
-                is_described = True
-            tail.read()
-            last = tail.last
-            if last and last["time"] > started:  # until a process begins, the log is the killed run's
-                if is_first:
-                    if last["step"] > 1:
-                        print(f"train: going on at step {last['step']:,}", file=sys.stderr, flush=True)
-                    progress.restart(last["step"])
-                    is_first = False
-                progress.update(last["step"], f"loss {last['loss']:.3f}, {last['rows'] / last['seconds']:.0f} rows/s")
+class _Watch:
+    """Shows what trains, once that is known, and each step that the log has."""
+
+    def __init__(self, folder: JobFolder, progress: Progress) -> None:
+        self._tail, self._summary = _LogTail(folder.path / LOG), folder.work / SUMMARY
+        self._progress, self._started = progress, time.time()
+        self._is_described = self._has_step = False
+
+    def __call__(self) -> None:
+        if not self._is_described and self._summary.is_file():
+            print(f"train: {_described(json.loads(self._summary.read_text()))}", file=sys.stderr, flush=True)
+            self._is_described = True
+        self._tail.read()
+        last = self._tail.last
+        if not last or last["time"] <= self._started:  # until a process begins, the log is the killed run's
+            return
+        if not self._has_step:
+            if last["step"] > 1:
+                print(f"train: going on at step {last['step']:,}", file=sys.stderr, flush=True)
+            self._progress.restart(last["step"])
+            self._has_step = True
+        self._progress.update(last["step"], f"loss {last['loss']:.3f}, {last['rows'] / last['seconds']:.0f} rows/s")
 
 
 def _described(summary: dict[str, Any]) -> str:

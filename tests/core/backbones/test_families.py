@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from transformers import AutoModelForImageTextToText, LlavaNextProcessor
 from mme5core import Content, Encoder
 from mme5core.backbones import BACKBONES, load_backbone
 from mme5core.backbones.loading import load_config
-from mme5core.backbones.protocol import Features, PictureInputs
 from mme5core.encoder.prepare import PreparedBatch
 from mme5core.model_folder import model_width
 from tests.core.backbones.families import DUAL, FAMILIES, UNKNOWN, VLMS
@@ -61,20 +60,13 @@ def test_the_tower_may_run_apart_and_once_for_a_picture_that_several_rows_share(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_texts_that_share_a_picture_get_their_vectors_and_its_tower_runs_once(
-    family: str, encoder_of: EncoderOf, monkeypatch: pytest.MonkeyPatch
+    family: str, encoder_of: EncoderOf, tower_calls: Callable[[Encoder], list[int]]
 ) -> None:
     encoder = encoder_of(family)
     texts = ["a cat", "x", "a dog on a red sofa", "un gatto"]
     contents = [Content(text, picture(seed, SIZES[seed])) for text in texts for seed in (0, 2)]
     alone = np.concatenate([encoder.embed([content]) for content in contents])
-    towers: list[int] = []
-    features = encoder.module.features
-
-    def counted(pictures: Sequence[PictureInputs]) -> list[Features]:
-        towers.append(len(pictures))
-        return features(pictures)
-
-    monkeypatch.setattr(encoder.module, "features", counted)
+    towers = tower_calls(encoder)
     together = encoder.embed([Content("no picture"), *contents])[1:]
     assert np.abs(together - alone).max() < 1e-5
     assert towers == ([] if family in UNKNOWN else [2])

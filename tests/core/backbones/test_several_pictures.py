@@ -16,7 +16,6 @@ from transformers import AutoModelForImageTextToText
 from mme5core import Content, Encoder
 from mme5core.backbones import any_vlm, load_backbone
 from mme5core.backbones.loading import load_config
-from mme5core.backbones.protocol import Features, PictureInputs
 from mme5core.images import BadImage
 from mme5core.prompt_styles import render
 from tests.core.backbones.families import DUAL, UNKNOWN, VLMS
@@ -85,19 +84,12 @@ def test_a_rows_embedding_does_not_depend_on_how_many_pictures_its_batch_mates_h
 # mllama has a batch for each number of pictures; LLaVA-OneVision reads a picture alone otherwise than among others.
 @pytest.mark.parametrize(("family", "towers"), [("qwen2_vl", [2]), ("mllama", [1, 2]), ("llava_onevision", [3])])
 def test_a_picture_that_rows_share_or_one_row_shows_twice_runs_through_the_tower_once_a_batch(
-    family: str, towers: list[int], encoder_of: EncoderOf, monkeypatch: pytest.MonkeyPatch
+    family: str, towers: list[int], encoder_of: EncoderOf, tower_calls: Callable[[Encoder], list[int]]
 ) -> None:
     encoder, (a, b) = encoder_of(family), pictures_of([(60, 40), (33, 100)])
     contents = [Content("x", images=shown) for shown in ([a, b], [b, a], [a], [a, a])]
     alone = np.concatenate([encoder.embed([content]) for content in contents])
-    counts: list[int] = []
-    features = encoder.module.features
-
-    def counted(pictures: Sequence[PictureInputs]) -> list[Features]:
-        counts.append(len(pictures))
-        return features(pictures)
-
-    monkeypatch.setattr(encoder.module, "features", counted)
+    counts = tower_calls(encoder)
     assert np.abs(encoder.embed(contents) - alone).max() < 1e-5
     assert counts == towers
 

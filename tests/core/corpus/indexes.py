@@ -24,4 +24,4 @@ def indexed(folder: Path, shards: Sequence[AnyPath], key_of: KeyOf, *, columns: 
     sizes = [pq.read_metadata(index / f"{number:06d}.parquet").num_rows for number in range(len(shards))]
     starts = np.cumsum([0, *sizes])
     find_duplicates(index, starts)
-    return Index(list(shards), index, starts, *count_usable(index, starts))
+    return Index(list(shards), index, starts, count_usable(index, starts))

@@ -37,7 +37,7 @@ def index_of(folder: Path, *shards: list[dict[str, Any]]) -> Index:
         pq.write_table(pa.Table.from_pylist(rows, INDEX), folder / f"{number:06d}.parquet")
     starts = np.cumsum([0] + [len(rows) for rows in shards])
     find_duplicates(folder, starts)
-    return Index([Path(f"{n}.parquet") for n in range(len(shards))], folder, starts, *count_usable(folder, starts))
+    return Index([Path(f"{n}.parquet") for n in range(len(shards))], folder, starts, count_usable(folder, starts))
 
 
 def usable_ids(index: Index) -> list[str]:
@@ -76,7 +76,7 @@ def test_later_rows_of_an_id_are_refused_and_the_first_is_kept(tmp_path: Path) -
     assert usable_ids(index) == ["b", "a", "c"]
     assert [(r.id, r.reason) for r in index.refused()] == [(i, "duplicate_id") for i in ("b", "b", "a")]
     assert [numbers.tolist() for numbers, _ in index.tables(["id"], usable=True)] == [[0, 1], [3]]
-    assert len(index) == 6 and index.num_usable == 3 and index.num_bytes == 3
+    assert len(index) == 6 and index.num_usable == 3
 
 
 def test_a_refused_row_takes_nothing_from_a_good_one_of_its_id(tmp_path: Path) -> None:

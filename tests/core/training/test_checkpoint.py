@@ -14,6 +14,12 @@ from mme5core.training.checkpoint import META, STATE, Checkpoints, PlainMoments,
 from tests.stores import below
 
 
+def latest(checkpoints: Checkpoints) -> tuple[int, dict[str, torch.Tensor]] | None:
+    """Step and state of the last complete checkpoint."""
+    steps = checkpoints.steps()
+    return (steps[-1], checkpoints.load(steps[-1])) if steps else None
+
+
 def state(value: float) -> dict[str, Tensor]:
     return {"weight/a": torch.full((2, 3), value).T, "weight/b": torch.tensor([value], dtype=torch.bfloat16)}
 
@@ -54,7 +60,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 def test_what_was_saved_is_loaded_with_its_step(tmp_path: Path, place: dict[str, Any]) -> None:
     saved(Checkpoints(**place, keep=1), 7, 1.5)
-    loaded = Checkpoints(**place, keep=1).latest()
+    loaded = latest(Checkpoints(**place, keep=1))
     assert names(tmp_path / "checkpoints") == ["step-00000007"]
     assert loaded is not None and loaded[0] == 7
     torch.testing.assert_close(loaded[1], state(1.5), rtol=0, atol=0)
@@ -73,7 +79,7 @@ def test_the_last_ones_by_step_are_kept(tmp_path: Path, keep: int, place: dict[s
 def test_a_step_saved_again_replaces_the_first(tmp_path: Path, place: dict[str, Any]) -> None:
     for value in (1.0, 2.0):
         saved(Checkpoints(**place, keep=2), 5, value)
-    loaded = Checkpoints(**place, keep=2).latest()
+    loaded = latest(Checkpoints(**place, keep=2))
     assert loaded is not None and loaded[1]["weight/b"].item() == 2.0
     assert names(tmp_path / "checkpoints") == ["step-00000005"]
 
@@ -92,16 +98,16 @@ def test_what_a_kill_left_half_written_is_ignored_and_written_over(
     else:
         (broken / STATE).write_bytes((broken / STATE).read_bytes()[:-1])
     checkpoints = Checkpoints(**place, keep=2)
-    loaded = checkpoints.latest()
+    loaded = latest(checkpoints)
     assert loaded is not None and loaded[0] == 5
     saved(checkpoints, 8, 3.0)
-    loaded = checkpoints.latest()
+    loaded = latest(checkpoints)
     assert loaded is not None and loaded[0] == 8 and loaded[1]["weight/b"].item() == 3.0
 
 
 def test_where_there_is_none_there_is_none_to_load(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path, keep=1).latest() is None
-    assert Checkpoints(tmp_path / "gone", keep=1).latest() is None
+    assert latest(Checkpoints(tmp_path, keep=1)) is None
+    assert latest(Checkpoints(tmp_path / "gone", keep=1)) is None
 
 
 def test_an_error_of_the_writer_comes_with_the_next_call(tmp_path: Path) -> None:
@@ -115,7 +121,7 @@ def test_an_error_of_the_writer_comes_with_the_next_call(tmp_path: Path) -> None
 def test_checkpoints_of_another_run_are_refused(tmp_path: Path) -> None:
     saved(Checkpoints(tmp_path, keep=1, run="one"), 1, 1.0)
     with pytest.raises(ValueError, match="are of another run"):
-        Checkpoints(tmp_path, keep=1, run="two").latest()
+        latest(Checkpoints(tmp_path, keep=1, run="two"))
 
 
 def test_an_object_store_keeps_them_as_a_disk_does(bucket: str) -> None:
@@ -127,9 +133,9 @@ def test_an_object_store_keeps_them_as_a_disk_does(bucket: str) -> None:
     files.delete_file(f"{path}/step-00000003/{META}")
     assert Checkpoints(place, keep=2).steps() == [2]
     saved(Checkpoints(place, keep=2), 3, 3.5)
-    latest = Checkpoints(place, keep=2).latest()
-    assert latest is not None and latest[0] == 3
-    torch.testing.assert_close(latest[1], state(3.5), rtol=0, atol=0)
+    newest = latest(Checkpoints(place, keep=2))
+    assert newest is not None and newest[0] == 3
+    torch.testing.assert_close(newest[1], state(3.5), rtol=0, atol=0)
 
 
 def test_a_writer_that_has_lost_its_right_changes_nothing_and_says_so(tmp_path: Path) -> None:
@@ -162,7 +168,7 @@ def test_a_restored_run_goes_on_as_the_unbroken_one(tmp_path: Path) -> None:
             parameter.data.zero_()
             other_optimizer.state[parameter]["exp_avg"].zero_()
             other_optimizer.state[parameter]["exp_avg_sq"].zero_()
-    loaded = checkpoints.latest()
+    loaded = latest(checkpoints)
     assert loaded is not None
     restore_state(other, loaded[1], PlainMoments(other_optimizer))
     train_step(module, optimizer, 3)
