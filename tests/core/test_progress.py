@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
-from mme5core.progress import LOG_EVERY_S, Progress
+from mme5core.progress import LOG_EVERY_S, Progress, called_every
 
 
 class Clock:
@@ -112,3 +113,16 @@ def test_a_job_that_is_stopped_says_how_far_it_came_and_one_that_failed_does_not
             progress.update(4)
             raise error
         assert stream.getvalue().splitlines() == said
+
+
+def test_what_is_looked_at_now_and_then_is_looked_at_once_more_at_the_end() -> None:
+    seen: list[str] = []
+    with called_every(60.0, lambda: seen.append("look")):
+        assert seen == []
+    assert seen == ["look"]
+    with called_every(0.01, lambda: seen.append("look")):
+        for _ in range(500):
+            if len(seen) > 3:
+                break
+            time.sleep(0.01)
+    assert len(seen) > 4

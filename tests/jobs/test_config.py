@@ -233,6 +233,15 @@ def test_an_output_that_is_an_address_is_refused(address: str) -> None:
         resolve_paths(JobConfig(output=address))
 
 
+@pytest.mark.parametrize(("job", "verb", "more"), [("demo", "", []), ("synth", "gallery", ["input=a"])])
+def test_an_output_may_lie_in_the_home_folder(
+    job: str, verb: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_verb(JOBS[job], verb, None, [*more, "output=~/there"])
+    assert resolve_paths(config).output == str(tmp_path / "there")
+
+
 def test_checkpoints_named_by_a_relative_path_lie_where_the_job_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import subprocess
@@ -354,3 +355,13 @@ def test_a_run_that_was_replaced_writes_no_quarantine(tmp_path: Path) -> None:
     with pytest.raises(WorkFailed, match="another run of this folder has taken over"):
         folder.write_quarantine([Rejected("a", "broken_image")])
     assert not (tmp_path / "out" / "_quarantine").exists()
+
+
+def test_a_folder_that_a_run_of_the_first_version_is_writing_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.work.mkdir(parents=True)
+    with (folder.work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="is being written by another run"):
+            folder.open()
+    assert folder.open() is None

@@ -123,7 +123,12 @@ def first_count(what: str, ended: Ended) -> int:
 
 @pytest.mark.parametrize(
     ("phase", "name"),
-    [("reading", "ray::ScanShard"), ("embedding", "ray::MapWorker"), ("writing", "ray::WriteVectors")],
+    [
+        ("reading", "ray::ScanShard"),
+        ("embedding", "ray::MapBatches(ReadWindows)"),
+        ("embedding", "ray::MapWorker"),
+        ("writing", "ray::WriteVectors"),
+    ],
 )
 def test_a_killed_actor_or_task_is_made_up_for_by_the_run_itself(
     phase: str, name: str, corpus: Path, base: Path, unbroken: tuple[list[str], np.ndarray], tmp_path: Path
