@@ -67,7 +67,6 @@ def stream(
         compute=ray.data.ActorPoolStrategy(size=pool.num_workers, **concurrency),
         num_cpus=pool.placement.cpus,
         num_gpus=pool.placement.gpus,
-        scheduling_strategy="SPREAD",
     )
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from table.to_pylist()

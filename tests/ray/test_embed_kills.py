@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
@@ -121,11 +122,34 @@ def first_count(what: str, ended: Ended) -> int:
     return int(found[1].replace(",", ""))
 
 
+def test_a_reading_task_that_is_killed_half_way_loses_no_row(base: Path, tmp_path: Path) -> None:
+    # Long texts in many windows: reading waits for the encoder.
+    texts = [f"text {n} " + "word " * 400 for n in range(8_000)]
+    corpus, output = tmp_path / "corpus.parquet", tmp_path / "out"
+    pq.write_table(pa.table({"id": [f"{n:05d}" for n in range(len(texts))], "text": texts}), corpus)
+    with subprocess.Popen(
+        command("embed-corpus", *args(corpus, base, output, "window_rows=20")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+
+        def readers() -> list[psutil.Process]:
+            return workers_of(process.pid, "ray::MapBatches(ReadWindows)")
+
+        rows = output / "_work" / "rows"
+        wait_for(process, lambda: len(list(rows.glob("*.arrow"))) >= 20 and bool(readers()), every_s=0.01)
+        readers()[0].kill()
+        out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    counters = json.loads(out.strip().splitlines()[-1])["counters"]
+    assert (counters["kept"], counters["pending"]) == (len(texts), 0)
+
+
 @pytest.mark.parametrize(
     ("phase", "name"),
     [
         ("reading", "ray::ScanShard"),
-        ("embedding", "ray::MapBatches(ReadWindows)"),
         ("embedding", "ray::MapWorker"),
         ("writing", "ray::WriteVectors"),
     ],
