@@ -109,10 +109,10 @@ def number_contents(
     if how == "ordered":
         copy = folder / "contents.parquet"
         connection.execute(f"COPY ({_OF_ROWS['group']} ORDER BY row) TO '{copy}' (FORMAT parquet)")
-        found = connection.sql(f"SELECT row, content FROM read_parquet('{copy}')")
+        rows = connection.sql(f"SELECT row, content FROM read_parquet('{copy}')")
     else:
-        found = connection.sql(_OF_ROWS[how])
-    for batch in found.to_arrow_reader(ROWS_AT_ONCE):
+        rows = connection.sql(_OF_ROWS[how])
+    for batch in rows.to_arrow_reader(ROWS_AT_ONCE):
         of_rows[batch.column("row").to_numpy()] = batch.column("content").to_numpy()
     of_rows.flush()
     counts = connection.sql("SELECT shard, count(*) AS n FROM firsts GROUP BY shard").to_arrow_table()
@@ -123,10 +123,10 @@ def _number_in_numpy(connection: duckdb.DuckDBPyConnection, shard_starts: np.nda
     mapped = new_array(folder / "first_of_content", int(shard_starts[-1]))
     first = mapped[: int(shard_starts[-1])]
     first[:] = -1
-    found = connection.sql(
+    rows = connection.sql(
         "SELECT row, first FROM usable JOIN (SELECT key, min(row) AS first FROM usable GROUP BY key) USING (key)"
     )
-    for batch in found.to_arrow_reader(ROWS_AT_ONCE):
+    for batch in rows.to_arrow_reader(ROWS_AT_ONCE):
         first[batch.column("row").to_numpy()] = batch.column("first").to_numpy()
     save_array(folder / "contents.npy", _number(first, shard_starts, folder / "contents"))
     (folder / "first_of_content").unlink()
@@ -151,7 +151,7 @@ def find_duplicates(connection: duckdb.DuckDBPyConnection, index: Path, *, how: 
 def join_pairs(
     connection: duckdb.DuckDBPyConnection, files: Sequence[Path], index: Path, out: Path, *, key: str, how: str
 ) -> None:
-    """`rayjobs.neighbour_pairs.join_pairs` as one file; `key` is the index's column that the pairs name, id or id_key.
+    """`synthesis.neighbour_pairs.join_pairs` as one file; `key`: the index's column that the pairs name, id or id_key.
 
     `how` is "query" or, each as a table of its own, "steps", both by query, rank and source; or "unordered".
     """
@@ -159,14 +159,14 @@ def join_pairs(
     connection.execute("SET VARIABLE pairs = $1", [[str(file) for file in files]])
     side = "id" if key == "id" else "key"
     names = {"query": f"query_{side}", "candidate": f"candidate_{side}"}
-    found = _PAIRS.format(**names)
+    query = _PAIRS.format(**names)
     if how == "steps":
         for table, query in _STEPS.items():
             connection.execute(f"CREATE TEMP TABLE {table} AS {query.format(**names)}")
         connection.execute("DROP TABLE keys; DROP TABLE halves")
-        found = "SELECT * FROM found"
+        query = "SELECT * FROM found"
     order = "" if how == "unordered" else "ORDER BY query, rank, source"
-    connection.execute(f"COPY ({found} {order}) TO '{out}' (FORMAT parquet)")
+    connection.execute(f"COPY ({query} {order}) TO '{out}' (FORMAT parquet)")
 
 
 def _create_usable(connection: duckdb.DuckDBPyConnection, name: str, index: Path | None) -> None:

@@ -83,8 +83,8 @@ def check(output: Path, num_rows: int) -> None:
             last = int(numbers[-1])
             assert not seen[numbers].any() and len(set(numbers.tolist())) == len(numbers)
             seen[numbers] = True
-            found = batch.column("embedding").flatten().to_numpy().reshape(-1, WIDTH)
-            assert np.array_equal(found, vectors_of([text_of(content_of(int(n))) for n in numbers]))
+            stored = batch.column("embedding").flatten().to_numpy().reshape(-1, WIDTH)
+            assert np.array_equal(stored, vectors_of([text_of(content_of(int(n))) for n in numbers]))
     assert seen.all()
 
 

@@ -38,15 +38,15 @@ STAGES = (None, 1, 2, 3)
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = {
+        record = {
             "date": time.strftime("%Y-%m-%d"),
             "dtype": "float32",
             "versions": versions(),
             "batch_mates": {family: _batch_mates(build(family, Path(folder) / family)) for family in FAMILIES},
             "two_processes_over_one": _two_over_one(Path(folder)),
         }
-    file = RESULTS / f"{found['date']}-exactness.json"
-    file.write_text(json.dumps(found, indent=2) + "\n")
+    file = RESULTS / f"{record['date']}-exactness.json"
+    file.write_text(json.dumps(record, indent=2) + "\n")
     print(f"written to {file}")
 
 
@@ -70,7 +70,7 @@ def _two_over_one(folder: Path) -> dict[str, dict[str, list[float]]]:
         for cache in (False, True)
     ]
     alone = [step(setting) for setting in settings]
-    found: dict[str, dict[str, list[float]]] = {}
+    errors: dict[str, dict[str, list[float]]] = {}
     for stage in STAGES:
         here = [replace(setting, zero_stage=stage) for setting in settings]
         # A second ZeRO-3 engine in one process is many times slower than the first.
@@ -86,9 +86,9 @@ def _two_over_one(folder: Path) -> dict[str, dict[str, list[float]]]:
         ]
         name = "without DeepSpeed" if stage is None else f"ZeRO-{stage}"
         pairs = zip(differences[::2], differences[1::2], strict=True)
-        found[name] = {loss: list(pair) for loss, pair in zip(OBJECTIVES, pairs, strict=True)}
-        print(f"{name}: {found[name]}", flush=True)
-    return found
+        errors[name] = {loss: list(pair) for loss, pair in zip(OBJECTIVES, pairs, strict=True)}
+        print(f"{name}: {errors[name]}", flush=True)
+    return errors
 
 
 if __name__ == "__main__":

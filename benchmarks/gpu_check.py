@@ -24,14 +24,14 @@ NUM_SAMPLES, BATCH_SIZE, NUM_STEPS = 128, 32, 40
 def samples() -> list[Sample]:
     """A text names each of 128 pictures of noise."""
     random = np.random.default_rng(0)
-    found = []
+    samples = []
     for number in range(NUM_SAMPLES):
         pictures = [
             Content(image=Image.fromarray(random.integers(0, 255, (48, 48, 3), dtype=np.uint8))) for _ in range(2)
         ]
         text = Content(f"picture {number} of {'red' if number % 2 else 'blue'}")
-        found.append(Sample(str(number), text, pictures[0], (pictures[1],), "Find the picture:", "Represent it."))
-    return found
+        samples.append(Sample(str(number), text, pictures[0], (pictures[1],), "Find the picture:", "Represent it."))
+    return samples
 
 
 def main() -> None:

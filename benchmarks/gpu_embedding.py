@@ -77,11 +77,11 @@ def _rate(encoder: Encoder, rows: Sequence[Content], batch_size: int, teraflops:
             encoder.embed_batch(batch)
 
     per_s = len(rows) / _seconds(run)
-    found = {"rows_per_s": round(per_s, 2)}
+    figures = {"rows_per_s": round(per_s, 2)}
     if teraflops and torch.cuda.is_available():
-        found["share_of_peak"] = round(per_s * teraflops * 1e12 / full_size.PEAK_FLOPS, 3)
-        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
-    return found
+        figures["share_of_peak"] = round(per_s * teraflops * 1e12 / full_size.PEAK_FLOPS, 3)
+        figures["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+    return figures
 
 
 def pipeline(folder: Path, small: bool, num_threads: int) -> dict[str, Any]:

@@ -60,11 +60,11 @@ def mme5_side(repo: Path, base: Path) -> Callable[[list[Content]], np.ndarray]:
             if not places:
                 continue
             pairs = [(PICTURE + (rows[p].text or ""), _opened(rows[p])) for p in places]
-            found = []
+            vectors = []
             with torch.no_grad():
                 for batch in DataLoader(pairs, embedding.BATCH_SIZE, shuffle=False, collate_fn=collate):  # type: ignore[arg-type]
-                    found.append(model(qry=batch)["qry_reps"].cpu().detach().float().numpy())
-            result[places] = np.concatenate(found)
+                    vectors.append(model(qry=batch)["qry_reps"].cpu().detach().float().numpy())
+            result[places] = np.concatenate(vectors)
         return result
 
     return embed
@@ -129,8 +129,8 @@ def main() -> None:
         ours, theirs, rows = our_side(base), mme5_side(repo, base), _rows()
         report: dict[str, Any] = {"n": len(rows), "dtype": "float32", "threads": 1}
         for name, asked in (("speed", rows), ("speed_where_half_are_doubles", rows + rows[::-1])):
-            found, expected = ours(asked), theirs(asked)
-            apart = float((1 - (found * expected).sum(axis=1)).max())
+            actual, expected = ours(asked), theirs(asked)
+            apart = float((1 - (actual * expected).sum(axis=1)).max())
             assert apart < 1e-5, f"the two sides give other vectors, 1 - cosine {apart}"
             best = best_of({"ours": partial(ours, asked), "theirs": partial(theirs, asked)}, ROUNDS)
             report[name] = round(best["theirs"] / best["ours"], 2)

@@ -119,8 +119,8 @@ def join_by_key(files: Sequence[Path], keys: KeyTable, folder: Path) -> None:
             query, row = (keys.rows_of(keys_of(batch.column(f"{side}_key"))) for side in ("query", "candidate"))
             places = np.flatnonzero((query >= 0) & (row >= 0) & (query != row))
             chosen = pa.table(batch).take(pa.array(places))
-            found = {name: chosen[name] for name in ("rank", "source", "score")} | {"id": chosen["candidate_key"]}
-            waiting.append(pa.table({"query": query[places], **found, "row": row[places]}))
+            columns = {name: chosen[name] for name in ("rank", "source", "score")} | {"id": chosen["candidate_key"]}
+            waiting.append(pa.table({"query": query[places], **columns, "row": row[places]}))
             if sum(map(len, waiting)) >= ROWS_PER_RUN:
                 write_run()
     if waiting:
@@ -184,31 +184,31 @@ def _pairs_of(run: Path) -> Iterator[tuple[np.ndarray, ...]]:
         yield tuple(table[name].to_numpy() for name in names)
 
 
-def in_process(task: str, side: Side, run: Path, work: Path, num_rows: int, told: Any) -> None:
+def in_process(task: str, side: Side, run: Path, work: Path, num_rows: int, results: Any) -> None:
     """Tells "ready", then the figures of the task without the imports."""
     if side.memory_limit:
         import duckdb  # noqa: F401
     do = in_duckdb(task, side, run, work, num_rows) if side.memory_limit else ours(task, run, work, num_rows)
     before_mb = memory_mb("self", "VmRSS")
-    told.put("ready")
+    results.put("ready")
     started, cpu = time.perf_counter(), time.process_time()
     try:
         do()
     except Exception as error:
-        told.put({"failed": str(error).splitlines()[0][:200]})
+        results.put({"failed": str(error).splitlines()[0][:200]})
         return
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     figures = {"wall_s": round(seconds, 2), "cpu_s": round(cpu, 2), "peak_mb": memory_mb("self", "VmHWM")}
-    told.put(figures | {"imports_mb": before_mb})
+    results.put(figures | {"imports_mb": before_mb})
 
 
 def memory_mb(process: int | str, name: str) -> int:
     """MiB of a process: VmRSS, VmHWM (its peak, with the mapped files) or RssAnon (without them); 0 if it is gone."""
     try:
-        found = re.search(rf"{name}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
+        match = re.search(rf"{name}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
     except OSError:
         return 0
-    return int(found[1]) >> 10 if found else 0
+    return int(match[1]) >> 10 if match else 0
 
 
 def new_run(work: Path, task: str) -> Path:
@@ -227,12 +227,12 @@ def measure(task: str, side: Side, work: Path, num_rows: int) -> dict[str, Any]:
     """One run, checked; `disk_mb` is its peak of files beside what it was given, `result_mb` what is left."""
     run = new_run(work, task)
     given = files_mb(run)
-    process, told = start(task, side, run, work, num_rows)
+    process, results = start(task, side, run, work, num_rows)
     peak, anonymous_mb = given, 0
-    while told.empty() and process.is_alive():
+    while results.empty() and process.is_alive():
         peak, anonymous_mb = max(peak, files_mb(run)), max(anonymous_mb, memory_mb(process.pid, "RssAnon"))
         time.sleep(POLL_S)
-    figures: dict[str, Any] = told.get(timeout=30)
+    figures: dict[str, Any] = results.get(timeout=30)
     process.join()
     if "failed" not in figures:
         check(task, run, work, ordered=side.how != "unordered")
@@ -244,11 +244,11 @@ def measure(task: str, side: Side, work: Path, num_rows: int) -> dict[str, Any]:
 def start(task: str, side: Side, run: Path, work: Path, num_rows: int) -> tuple[Any, Any]:
     """The process, when its imports are done, and the queue in which it tells its figures."""
     context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    process = context.Process(target=in_process, args=(task, side, run, work, num_rows, told))
+    results = context.Queue()
+    process = context.Process(target=in_process, args=(task, side, run, work, num_rows, results))
     process.start()
-    assert told.get() == "ready"
-    return process, told
+    assert results.get() == "ready"
+    return process, results
 
 
 def files_mb(folder: Path) -> float:
@@ -276,8 +276,8 @@ def after_a_kill(side: Side, work: Path, num_rows: int, after_s: float) -> dict[
     process.kill()
     process.join()
     left, left_mb = names_below(run) - files_given, files_mb(run) - given
-    process, told = start("contents", side, run, work, num_rows)
-    figures = told.get()
+    process, results = start("contents", side, run, work, num_rows)
+    figures = results.get()
     process.join()
     check("contents", run, work)
     return {
@@ -310,14 +310,16 @@ def compare(task: str, sides: Sequence[Side], work: Path, num_rows: int, rounds:
                 continue  # it will fail again
             runs[side.name].append(measure(task, side, work, num_rows))
             print(f"{task} {side.name}: {json.dumps(runs[side.name][-1])}", flush=True)
-    middle = {name: medians(found) for name, found in runs.items()}
+    middle = {name: medians(records) for name, records in runs.items()}
     base = middle[sides[0].name]
     ratios = {
         name: {
-            what: round(found[what] / base[what], 2) for what in ("wall_s", "cpu_s", "peak_mb", "disk_mb") if base[what]
+            what: round(median[what] / base[what], 2)
+            for what in ("wall_s", "cpu_s", "peak_mb", "disk_mb")
+            if base[what]
         }
-        for name, found in list(middle.items())[1:]
-        if "failed" not in found
+        for name, median in list(middle.items())[1:]
+        if "failed" not in median
     }
     return {"runs": runs, "medians": middle, "over_ours": ratios}
 
@@ -388,7 +390,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         figures = report(Path(folder), num_rows, rounds)
     if arguments.quick:
-        print(json.dumps({task: found["over_ours"] for task, found in figures["tasks"].items()}))
+        print(json.dumps({task: median["over_ours"] for task, median in figures["tasks"].items()}))
     else:
         file = RESULTS / f"{figures['date']}-out-of-core.json"
         file.write_text(json.dumps(figures, indent=1) + "\n")

@@ -91,7 +91,7 @@ def prepare(work: Path, num_pictures: int) -> None:
     write_neighbours(work / "near", num_pictures)
 
 
-def measure(work: Path, num_pictures: int, on_ray: bool, told: Any) -> None:
+def measure(work: Path, num_pictures: int, on_ray: bool, results: Any) -> None:
     """Seconds, samples and peak memory in MB, in a process of its own."""
     index = open_index(work / "index", num_pictures)
     near: list[AnyPath] = sorted((work / "near").iterdir())
@@ -107,7 +107,7 @@ def measure(work: Path, num_pictures: int, on_ray: bool, told: Any) -> None:
             seconds, samples = plan(run_on_ray)
     else:
         seconds, samples = plan(run_here)
-    told.put((seconds, samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10))
+    results.put((seconds, samples, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10))
     shutil.rmtree(work)
 
 
@@ -123,13 +123,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for num_pictures in NUM_PICTURES:
             for on_ray in (False, True):
-                told, work = context.Queue(), Path(folder) / f"{num_pictures}-{on_ray}"
+                results, work = context.Queue(), Path(folder) / f"{num_pictures}-{on_ray}"
                 preparing = context.Process(target=prepare, args=(work, num_pictures))
                 preparing.start()
                 preparing.join()
-                process = context.Process(target=measure, args=(work, num_pictures, on_ray, told))
+                process = context.Process(target=measure, args=(work, num_pictures, on_ray, results))
                 process.start()
-                seconds, samples, peak_mb = told.get()
+                seconds, samples, peak_mb = results.get()
                 process.join()
                 rows.append(
                     {

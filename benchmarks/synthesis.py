@@ -70,8 +70,8 @@ class Server:
     def served(self) -> tuple[int, int]:
         """Requests, and answers with 200."""
         self._pipe.send(True)
-        found: tuple[int, int] = self._pipe.recv()
-        return found
+        counts: tuple[int, int] = self._pipe.recv()
+        return counts
 
     def __enter__(self) -> Server:
         return self
@@ -206,7 +206,7 @@ def main() -> None:
 def memory(root: Path, common: list[str]) -> list[dict[str, Any]]:
     """Peak of the job as the input grows sixteenfold, and as the samples of the same pictures do."""
     write_copies(root / "corpus", root / "copies", 16)
-    found = []
+    figures = []
     with Server(root / "corpus", Faults()) as server:
         for name, per_image in (("corpus", 1), ("copies", 1), ("corpus", 16)):
             args = [*common, f"input={root}/{name}/*.tar"]
@@ -214,8 +214,8 @@ def memory(root: Path, common: list[str]) -> list[dict[str, Any]]:
             summary, _, peak = job(args, root / f"memory-{name}{per_image}", with_memory=True)
             counters = summary["counters"]
             samples = counters["read"] - counters["refused"].get("failed_to_download", 0)
-            found.append({"pictures": samples // per_image, "samples": samples, "peak_mb": peak >> 20})
-    return found
+            figures.append({"pictures": samples // per_image, "samples": samples, "peak_mb": peak >> 20})
+    return figures
 
 
 def write_copies(corpus: Path, folder: Path, count: int) -> None:

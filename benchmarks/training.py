@@ -16,10 +16,13 @@ from PIL import Image
 from benchmarks import checkpoints
 from mme5core.adapters import add_adapter
 from mme5core.encoder import Encoder
-from mme5core.training.fit import PictureCache, StepBatches, StepResult, _with_features, fit
+from mme5core.training.fit import StepResult, fit
 from mme5core.training.gradcache import PlainEngine
 from mme5core.training.objective import Objective
+from mme5core.training.picture_cache import PictureCache
 from mme5core.training.sampling import BatchSampler
+from mme5core.training.step_batches import StepBatches
+from mme5core.training.step_gradient import with_features
 from mme5core.types import Content, Sample
 
 BATCH_SIZE, NUM_NEGATIVES, CHUNK_ROWS, NUM_SAMPLES, ROUNDS, THREADS = 16, 1, 8, 64, 5, 1
@@ -95,7 +98,7 @@ def _bare(base: Path, parts: dict[str, float]) -> Callable[[], object]:
     def passes() -> None:
         started = time.perf_counter()
         fresh = replace(prepared, pictures=dict(prepared.pictures))
-        batches = _with_features(fresh, encoder, autocast, 1 << 30)
+        batches = with_features(fresh, encoder, autocast, 1 << 30)
         parts["tower"] = time.perf_counter() - started
         with torch.no_grad():
             for batch in batches:

@@ -67,6 +67,11 @@ def traits(field: FieldInfo) -> Traits:
     return Traits(**extra) if isinstance(extra, dict) else Traits()  # type: ignore[arg-type]
 
 
+def dict_of(settings: BaseModel) -> dict[str, Any]:
+    """The keys of `walk` with dots between the names of nested sections."""
+    return {".".join(path): setting for path, setting, _ in walk(settings)}
+
+
 def walk(settings: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Traits]]:
     """(path, setting, traits) of every key that a fingerprint may cover, sections opened.
 
@@ -81,5 +86,5 @@ def walk(settings: BaseModel, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tu
         if own.added_later and setting == field.default:
             continue
         if isinstance(setting, dict):
-            setting = {k: v.model_dump() if isinstance(v, BaseModel) else v for k, v in setting.items()}
+            setting = {k: dict_of(v) if isinstance(v, BaseModel) else v for k, v in setting.items()}
         yield path, setting, own

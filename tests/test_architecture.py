@@ -188,6 +188,9 @@ def test_no_job_imports_another() -> None:
 def test_every_job_has_the_same_files_and_its_console_script() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {job.replace("_", "-"): f"rayjobs.{job}.__main__:main" for job in JOBS}
+    for script in scripts:
+        # What `ray job submit` finds on the PATH of the runtime environment.
+        assert os.access(ROOT / "cluster" / "bin" / script, os.X_OK), script
     for job in JOBS:
         files = {file.stem for file in (ROOT / "rayjobs" / job).glob("*.py")}
         assert JOB_FILES - files <= ({"preview"} if job == "demo" else set()), job

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mme5core.asking.request import Request
+from mme5core.errors import first_line
 from mme5core.types import Rejected
 
 Record = dict[str, Any]
@@ -44,11 +45,20 @@ class Question(Protocol):
         """What an answer comes to: rows, a refusal with its reason, or that it must be asked again.
 
         A function of its arguments alone: it runs when the answer comes and again when the rows are written.
+        What it raises refuses the record as `unreadable_answer` (`verdict_of`).
 
         Args:
             answer: as the log keeps it (`Answer.record`): "text", "finish_reason", "model", ...
         """
         ...
+
+
+def verdict_of(question: Question, answer: dict[str, Any], record: Record) -> Verdict:
+    """The question's verdict; an answer that it fails on refuses its record, and does not end the job."""
+    try:
+        return question.verdict(answer, record)
+    except Exception as error:
+        return Rejected(str(record.get("id", "")), "unreadable_answer", first_line(error))
 
 
 class Records(Protocol):

@@ -11,7 +11,7 @@ from mme5core.asking.failures import RequestFailed
 from mme5core.asking.log_file import LogFile, OpenLogFiles
 from mme5core.asking.patience import Patience
 from mme5core.asking.pricing import Price
-from mme5core.asking.question import Question, Retry
+from mme5core.asking.question import Question, Retry, verdict_of
 from mme5core.errors import BAD_INPUT
 from mme5core.images import BadImage
 from mme5core.types import Rejected
@@ -39,7 +39,7 @@ class Recorder:
     def answered(self, file: LogFile, number: int, key: str, answer: Answer, *, prompt_sha256: str, seed: int) -> str:
         """Write an answer; returns what the record came to."""
         line = answer.record(prompt_sha256, seed, self._price)
-        verdict = self._question.verdict(line, file.record(number))
+        verdict = verdict_of(self._question, line, file.record(number))
         tokens = answer.prompt_tokens, answer.completion_tokens
         entry = Entry(number, ANSWERED, answer.calls, *tokens, line["usd"] or 0.0, key, line)
         if isinstance(verdict, Retry):
@@ -56,7 +56,7 @@ class Recorder:
     def cached(self, file: LogFile, number: int, key: str, known: Entry) -> str | None:
         """Write an answer that another run has paid for; None where it would have to be asked again."""
         line = known.answer | {"usd": None if self._price is None else 0.0}
-        verdict = self._question.verdict(line, file.record(number))
+        verdict = verdict_of(self._question, line, file.record(number))
         if isinstance(verdict, Retry):
             return None
         file.write(Entry(number, ANSWERED, 0, 0, 0, 0.0, key, line))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from mme5core.asking.answer_log import ANSWERED, Entry, Survey, entries_of, log_files
-from mme5core.asking.question import Retry
+from mme5core.asking.answer_log import ANSWERED, Entry, entries_of
+from mme5core.asking.question import Retry, verdict_of
 from mme5core.parts import NewPart
 from mme5core.schemas import SAMPLES
 from mme5core.synthesis.answer import Parsed
@@ -22,22 +22,7 @@ from mme5core.synthesis.question import Synthesis
 from mme5core.tasks import Item
 from mme5core.types import Content, Rejected, Sample
 
-PLANS_PER_PART = 20_000
 ROWS_PER_GROUP = 256
-
-
-def part_items(plan: Plan, log: Path, survey: Survey) -> list[Item]:
-    """Which files of the plan make which part, about PLANS_PER_PART samples each, and their answers."""
-    items: list[Item] = []
-    files_of, files, first = log_files(log), list[int](), 0
-    for number in range(plan.num_files):
-        files.append(number)
-        if plan.starts[number + 1] - plan.starts[first] >= PLANS_PER_PART or number + 1 == plan.num_files:
-            answers = [[str(file) for file in files_of.get(own, ())] for own in files]
-            made_from = [survey.digests.get(own, "") for own in files]
-            items.append({"part": len(items), "files": files, "answers": answers, "made_from": made_from})
-            files, first = [], number + 1
-    return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +73,7 @@ class WriteSamples:
         """The sample of an answer; None where it must be asked for again."""
         if entry.status != ANSWERED:
             return Rejected(record["id"], entry.answer["reason"], entry.answer["detail"])
-        verdict = self.question.verdict(entry.answer, record)
+        verdict = verdict_of(self.question, entry.answer, record)
         if isinstance(verdict, Rejected):
             return verdict
         if isinstance(verdict, Retry):

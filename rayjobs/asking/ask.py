@@ -6,19 +6,23 @@ import os
 
 from mme5core.asking.answer_log import Survey
 from mme5core.asking.batch_record import num_with_server
+from mme5core.asking.known_form import remembered_form
 from mme5core.asking.patience import Stop
+from mme5core.asking.question import Question, Records
 from mme5core.asking.recorder import KEPT, PENDING, REFUSED
-from mme5core.asking.settings import BudgetSettings
+from mme5core.asking.settings import BudgetSettings, PriceSettings, ServerSettings
 from mme5core.asking.worker import Asking
 from mme5core.errors import RESUMABLE
 from mme5core.progress import Progress
 from rayjobs.asking.actors import AskActor
 from rayjobs.command.outcome import STOPPED
 from rayjobs.command.signals import stopping_softly
+from rayjobs.folder import JobFolder
 from rayjobs.on_ray.connection import is_submitted
 from rayjobs.on_ray.gate import LimiterHandle, LimiterState
 from rayjobs.on_ray.resources import ASK, place
 from rayjobs.on_ray.streams import ActorPool, stream
+from rayjobs.on_ray.tasks import run_on_ray
 
 # For the calls that are in flight when the job is told to stop; `ray job stop` kills it after 3 seconds.
 GRACE_S, GRACE_OF_SUBMITTED_S = 10.0, 2.0
@@ -30,14 +34,46 @@ def api_key() -> str | None:
 
 
 def ask_all(
-    asking: Asking, survey: Survey, *, budget: BudgetSettings, num_workers: int, job: str, unit: str
+    question: Question,
+    records: Records,
+    server: ServerSettings,
+    role: str,
+    folder: JobFolder,
+    *,
+    prices: PriceSettings,
+    budget: BudgetSettings,
+    num_workers: int,
+    job: str,
+    unit: str,
 ) -> Stop | None:
     """Ask about every record without an answer; returns why it ended before all had one.
 
     Args:
-        survey: of the log as it stands.
+        role: see `Asking`.
+        folder: answers go to the log in its work folder as they come.
         job, unit: for the progress line.
     """
+    work = folder.work
+    (work / "answers").mkdir(exist_ok=True)
+    survey = Survey.of(work / "answers", len(records.starts) - 1, run_on_ray)
+    asking = Asking(
+        server,
+        role,
+        question,
+        records,
+        work,
+        server.price(prices),
+        remembered_form(work, server.base_url, server.model),
+        has_answer=survey.usage.num_answered > 0,
+        in_batches=server.calls_per_batch is not None or num_with_server(work) > 0,
+        owner=folder.owner,
+    )
+    return _ask(asking, survey, budget=budget, num_workers=num_workers, job=job, unit=unit)
+
+
+def _ask(
+    asking: Asking, survey: Survey, *, budget: BudgetSettings, num_workers: int, job: str, unit: str
+) -> Stop | None:
     sizes = asking.records.starts[1:] - asking.records.starts[:-1]
     items = [{"file": n} for n in range(len(sizes)) if survey.num_settled[n] < sizes[n]]
     if not items:

@@ -26,16 +26,11 @@ from rayjobs.command.job import Job, Verb, preview_nothing
 from rayjobs.command.main import main
 from rayjobs.command.outcome import RESUMABLE, Outcome, Stopped
 from rayjobs.command.signals import stop_at_once, stopping_softly
-from rayjobs.demo.__main__ import JOB as DEMO
-from rayjobs.embed_corpus.__main__ import JOB as EMBED_CORPUS
-from rayjobs.evaluate.__main__ import JOB as EVALUATE
-from rayjobs.synth.__main__ import JOB as SYNTH
 from rayjobs.synth.config import GalleryConfig, SynthConfig
 from rayjobs.synth.preview import preview
-from rayjobs.train.__main__ import JOB as TRAIN
+from tests.jobs.every_job import every_job
 
 ARGUMENTS = ["input=pictures", "output=rows"]
-JOBS = (SYNTH, TRAIN, EMBED_CORPUS, EVALUATE, DEMO)
 Work = Callable[[Any], Outcome]
 
 
@@ -223,7 +218,7 @@ def test_a_dry_run_prints_the_effective_configuration_and_does_not_start(
     assert [file.name for file in tmp_path.iterdir()] == ["00000.tar"]
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+@pytest.mark.parametrize("job", every_job().values(), ids=lambda job: job.name)
 def test_help_lists_every_key_with_its_meaning(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(job, ["--help"])

@@ -7,20 +7,16 @@ from pathlib import Path
 
 import pytest
 
-import rayjobs.demo.__main__ as demo
-import rayjobs.embed_corpus.__main__ as embed_corpus
-import rayjobs.evaluate.__main__ as evaluate
-import rayjobs.synth.__main__ as synth
-import rayjobs.train.__main__ as train
 from mme5core.errors import InputError
-from mme5core.settings import key
-from rayjobs.command.config import JobConfig, fingerprint, resolve_paths
+from mme5core.settings import Section, key
+from rayjobs.command.config import JobConfig, fingerprint, resolve_paths, row_keys
 from rayjobs.command.load import load_config as load_verb
 from rayjobs.embed_corpus.config import EmbedCorpusConfig
 from rayjobs.synth.config import SynthConfig
 from rayjobs.train.config import TrainConfig
+from tests.jobs.every_job import every_job
 
-JOBS = {job.name: job for job in (synth.JOB, train.JOB, embed_corpus.JOB, evaluate.JOB, demo.JOB)}
+JOBS = every_job()
 # The keys that a job cannot do without.
 REQUIRED = {
     "synth": ["input=pictures"],
@@ -225,6 +221,21 @@ def test_a_key_that_was_added_later_counts_only_where_it_is_set() -> None:
 
     assert fingerprint(Later(output="a")) == fingerprint(JobConfig(output="a"))
     assert fingerprint(Later(output="a", strength=2)) != fingerprint(JobConfig(output="a"))
+
+
+def test_a_key_that_was_added_later_counts_in_a_table_of_sections_too_only_where_it_is_set() -> None:
+    class Entry(Section):
+        strength: int = key(1, "New in this version.", added_later=True)
+
+    class Entries(JobConfig):
+        entries: dict[str, Entry] = key({}, "Sections by name.")
+
+    prints = {
+        fingerprint(Entries(output="a", entries={"x": entry}))
+        for entry in (Entry(), Entry(strength=1), Entry(strength=2))
+    }
+    assert len(prints) == 2
+    assert row_keys(Entries(entries={"x": Entry()}))["entries"] == {"x": {}}
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/run", "gs://bucket/run"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mme5core.asking.answer_log import ANSWERED, REJECTED, Survey, entries_of
-from mme5core.asking.question import Question, Record, Retry, Verdict
+from mme5core.asking.question import Question, Record, Retry, Verdict, verdict_of
 from mme5core.asking.rates import RateLimiter
 from mme5core.asking.request import Request, sendable
 from mme5core.asking.settings import ServerSettings
@@ -155,6 +155,18 @@ def test_refusals_and_pictures_that_cannot_be_shown_keep_their_reason(job: Capti
     assert job.ask(served.base_url) == {"kept": 10, "refused": 2} and len(job.captions()) == 10
     (bad,) = [entry for entry in job.entries().values() if entry.status == REJECTED]
     assert bad.number == 1 and bad.answer["reason"] == "not_an_image"
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"caption": ', '{"capt": "a"}', "[" * 100_000])
+def test_an_answer_on_which_the_verdict_fails_refuses_its_record_and_is_kept(
+    text: str, job: Captioning, serve: Any
+) -> None:
+    served = serve(lambda request, n: (200, completion(text), {}) if n == 3 else said("a cat"))
+    assert job.ask(served.base_url) == {"kept": 11, "refused": 1} and len(served.requests) == 12
+    (odd,) = [entry for entry in job.entries().values() if entry.answer["text"] == text]
+    verdict = verdict_of(job.question, odd.answer, {"id": "x"})
+    assert isinstance(verdict, Rejected) and (verdict.id, verdict.reason) == ("x", "unreadable_answer")
+    assert job.ask(served.base_url) == {} and job.survey().usage.calls == 12
 
 
 def test_messages_call_the_server_by_the_role_that_the_job_gives_it(job: Captioning, serve: Any) -> None:

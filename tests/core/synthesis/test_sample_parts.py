@@ -15,14 +15,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from mme5core.asking import part_items as part_items_module
 from mme5core.asking.answer_log import ANSWERED, REJECTED, AnswerWriter, Entry
+from mme5core.asking.part_items import part_items
 from mme5core.corpus.stored_pictures import StoredPictures
 from mme5core.file_entries import describe
 from mme5core.parts import Part, PartFiles, part_name
 from mme5core.readers import AS_IT_IS
-from mme5core.synthesis import planning, sample_parts
+from mme5core.synthesis import planning
 from mme5core.synthesis.question import Synthesis
-from mme5core.synthesis.sample_parts import WriteSamples, part_items
+from mme5core.synthesis.sample_parts import WriteSamples
 from mme5core.tasks import Item, Runner, Task
 from rayjobs.folder import JobFolder, Run
 from tests.core.asking.server import GOOD, NUM_PICTURES, Work
@@ -80,7 +82,7 @@ def _counts(part: Part) -> tuple[int, int, int]:
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     for name, number in (("FEWEST_PER_FILE", 1), ("FILES_PER_WORKER", NUM_FILES)):
         monkeypatch.setattr(planning, name, number)
-    monkeypatch.setattr(sample_parts, "PLANS_PER_PART", NUM_PICTURES // NUM_PARTS)
+    monkeypatch.setattr(part_items_module, "RECORDS_PER_PART", NUM_PICTURES // NUM_PARTS)
     work = Work(tmp_path)
     assert work.plan.num_files == NUM_FILES
     return Parts(work, tmp_path / "out")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mme5core.encoder import EmbeddingModel
-from mme5core.training import fit as fit_module
+from mme5core.training import step_gradient
 from mme5core.training.fit import learning_rate_at
 from mme5core.training.objective import Objective
 from tests.core.training.exactness import Setting, largest_difference, step
@@ -74,7 +74,7 @@ def test_where_its_weights_are_sharded_the_tower_runs_as_often_as_on_the_process
         return torch.ones_like(tensor) if tensor.dtype == torch.int32 else tensor  # another process has new ones always
 
     runs = 0
-    monkeypatch.setattr(fit_module, "sum_over_processes", summed)
+    monkeypatch.setattr(step_gradient, "sum_over_processes", summed)
     monkeypatch.setattr(EmbeddingModel, "has_sharded_tower", True)
     together = step(setting)
     assert runs == 48 // 3

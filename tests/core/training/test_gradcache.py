@@ -14,9 +14,9 @@ from mme5core import Encoder
 from mme5core.adapters import add_adapter
 from mme5core.backbones.protocol import Features
 from mme5core.losses import info_nce
-from mme5core.training import fit as fit_module
-from mme5core.training.fit import _contents
+from mme5core.training import step_gradient
 from mme5core.training.objective import Objective
+from mme5core.training.step_batches import contents_of
 from tests.core.training.exactness import (
     NUM_NEGATIVES,
     NUM_ROWS,
@@ -101,7 +101,7 @@ def test_recomputed_activations_and_features_in_host_memory_change_nothing(
     base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[int] = []
-    to_host = fit_module._in_host_memory
+    to_host = step_gradient._in_host_memory
 
     def counted(features: Sequence[Features]) -> list[Features]:
         copies = to_host(features)
@@ -111,7 +111,7 @@ def test_recomputed_activations_and_features_in_host_memory_change_nothing(
             old.fill_(float("nan"))  # nothing may read it any more
         return copies
 
-    monkeypatch.setattr(fit_module, "_in_host_memory", counted)
+    monkeypatch.setattr(step_gradient, "_in_host_memory", counted)
     expected = step(Setting(str(base), OBJECTIVES["own"], dropout=0.3, targets="language"))
     for grad_cache in (False, True):
         sparing = Setting(
@@ -135,7 +135,7 @@ def plain_autograd(setting: Setting) -> Found:
         for name, parameter in encoder.module.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1, generator=generator)
-    contents, instructions = _contents(samples(setting.combination, setting.most_pictures), NUM_NEGATIVES)
+    contents, instructions = contents_of(samples(setting.combination, setting.most_pictures), NUM_NEGATIVES)
     vectors = [
         next(encoder.batches([content], [instruction], max_batch_rows=1, max_batch_tokens=9999))
         for content, instruction in zip(contents, instructions, strict=True)
