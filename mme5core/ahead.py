@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Full, Queue
 from threading import Event, Thread
 from typing import TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 _END = object()
 
 
@@ -51,3 +54,29 @@ def ahead(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:
     finally:
         stopped.set()
         thread.join()
+
+
+def side_by_side(
+    work: Callable[[T], U], items: Iterable[T], *, is_slow: Callable[[T], bool], at_once: int, waiting: int
+) -> Iterator[U]:
+    """`map(work, items)` in its order; of the slow items up to `at_once` are worked on at a time, in threads.
+
+    Args:
+        waiting: most items, slow or not, that are taken before the first of them is done.
+
+    >>> list(side_by_side(abs, [-2, 3, -1], is_slow=lambda item: item < 0, at_once=2, waiting=2))
+    [2, 3, 1]
+    """
+    begun: deque[Future[U] | tuple[U]] = deque()
+
+    def first() -> U:
+        done = begun.popleft()
+        return done[0] if isinstance(done, tuple) else done.result()
+
+    with ThreadPoolExecutor(at_once) as threads:
+        for item in items:
+            begun.append(threads.submit(work, item) if is_slow(item) else (work(item),))
+            while begun and (len(begun) >= waiting or isinstance(begun[0], tuple)):
+                yield first()
+        while begun:
+            yield first()

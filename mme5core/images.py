@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import io
 import os
-import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from mme5core.storage import Unreachable, locate, without_credentials
+from mme5core.errors import first_line
+from mme5core.picture_formats import FORMATS, without_metadata
+from mme5core.storage import locate, without_credentials
 from mme5core.types import ImageRef
+from mme5core.web import Unreachable
+
+# Pillow would print a line for each picture whose metadata are damaged, and for those that `max_pixels` refuses anyway.
+# Not catch_warnings around each call: it is not safe in threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w*ImagePlugin")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 MAX_PIXELS = 64_000_000
 """Pictures of more pixels are refused before they are decoded: 64 megapixels are 192 MB in RGB."""
-
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+MAX_PICTURE_BYTES = 1 << 29
+"""Larger files are refused before they are read."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation."""
+_BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
+"""How JPEG, PNG, WebP, GIF, BMP and TIFF begin in base64."""
+_SHORTEST_BASE64 = 64
 
 
 class BadImage(ValueError):
@@ -37,7 +57,7 @@ def load_rgb(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     EXIF orientation is applied, transparency is blended onto white, 16-bit and float greys are scaled to 8 bits,
     CMYK and palettes are converted; of an animation, the first frame is taken. A truncated file is refused: filled
-    with grey, it would be learnt as a half-grey picture.
+    with grey, it would be learnt as a half-grey picture. Metadata that cannot be read is ignored.
 
     Args:
         image: a path, encoded bytes, or a PIL image.
@@ -46,55 +66,110 @@ def load_rgb(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         BadImage: `empty_image`, `missing_image`, `not_an_image`, `too_many_pixels` or `broken_image`.
     """
-    picture = _open(image)
-    width, height = picture.size
-    if width * height > max_pixels:
-        raise BadImage("too_many_pixels", f"{width} x {height} is above {max_pixels} pixels")
+    if isinstance(image, Image.Image):
+        return _rgb(image, max_pixels)
+    data = image_bytes(image)
     try:
-        picture.load()
-        # `exif_transpose` copies only where an orientation is set; a copy of each picture would double the memory.
-        picture = ImageOps.exif_transpose(picture) or picture
-        return _to_rgb(picture)
-    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error) as error:
-        raise BadImage("broken_image", str(error)) from None
+        return _rgb(_open(data), max_pixels)
+    except BadImage as error:
+        if error.reason != "broken_image":
+            raise
+        for keep_exif in (True, False):
+            bare = without_metadata(data, keep_exif=keep_exif)
+            if bare != data:
+                try:
+                    return _rgb(_open(bare), max_pixels)
+                except BadImage:
+                    continue
+        raise
 
 
 def picture_size(image: ImageRef) -> tuple[int, int]:
-    """Width and height of the picture that `load_rgb` returns, from the file's header alone.
+    """Width and height of the picture that `load_rgb` returns, from the file's header where that is enough.
 
     Raises:
         BadImage: as `load_rgb`, as far as the header shows the defect.
     """
-    picture = _open(image)
     try:
-        is_turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error) as error:
-        raise BadImage("broken_image", str(error)) from None
+        picture = image if isinstance(image, Image.Image) else _open(image_bytes(image))
+    except BadImage as error:
+        if error.reason != "broken_image":
+            raise
+        return load_rgb(image).size  # its metadata may be all that is broken
     width, height = picture.size
-    return (height, width) if is_turned else (width, height)
+    return (height, width) if _orientation(picture) in (5, 6, 7, 8) else (width, height)
 
 
 def image_bytes(image: ImageRef) -> bytes:
-    """The encoded bytes of a picture: unchanged, read from its path, or a PIL image as PNG or TIFF.
+    """The encoded bytes of a picture: unchanged, read from its path or address, or a PIL image as PNG or TIFF.
+
+    A text that is the picture itself, as a "data:" address or in base64, is decoded.
 
     Raises:
-        BadImage: `missing_image` or `unreachable_image`.
+        BadImage: `missing_image`, `unreachable_image` or `too_many_bytes`.
         TypeError: it is none of these.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, str | os.PathLike):
-        try:
-            return (locate(image) if isinstance(image, str) else Path(image)).read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            reason = getattr(error, "strerror", None) or error
-            kind = "unreachable_image" if isinstance(error, Unreachable) else "missing_image"
-            raise BadImage(kind, without_credentials(f"{image}: {reason}")) from None
+        inline = bytes_in_text(image) if isinstance(image, str) else None
+        return _stored_bytes(image) if inline is None else inline
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
         image.save(buffer, format="PNG" if image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA") else "TIFF")
         return buffer.getvalue()
     raise TypeError(f"a picture is a path, bytes or a PIL image, got {type(image).__name__}")
+
+
+def bytes_in_text(text: str) -> bytes | None:
+    """The bytes of a picture that a text holds as a "data:" address or in base64; None for a path or an address.
+
+    Raises:
+        BadImage: a "data:" address that cannot be decoded.
+    """
+    if text[:5].lower() == "data:":
+        head, _, body = text.partition(",")
+        try:
+            return _from_base64(body)
+        except ValueError:
+            raise BadImage("not_an_image", f"{head[:80]}: its data are not base64") from None
+    if len(text) >= _SHORTEST_BASE64 and text.startswith(_BASE64):
+        try:
+            return _from_base64(text)
+        except ValueError:
+            return None  # a path that begins so
+    return None
+
+
+def _from_base64(text: str) -> bytes:
+    """
+    Raises:
+        ValueError: it is no base64.
+    """
+    letters = "".join(text.split()).replace("%2B", "+").replace("%2F", "/").replace("%3D", "=")
+    letters = letters.replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except binascii.Error as error:
+        raise ValueError(str(error)) from None
+
+
+def _stored_bytes(image: str | os.PathLike[str]) -> bytes:
+    try:
+        file = locate(image) if isinstance(image, str) else Path(image)
+        if isinstance(file, Path) and file.exists():
+            # A pipe would block for ever, a device would never end.
+            if not file.is_file():
+                raise BadImage("missing_image", f"{image}: not a regular file")
+            if file.stat().st_size > MAX_PICTURE_BYTES:
+                raise BadImage("too_many_bytes", f"{image}: {file.stat().st_size:,} bytes")
+        return file.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, BadImage):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        kind = "unreachable_image" if isinstance(error, Unreachable) else "missing_image"
+        raise BadImage(kind, without_credentials(f"{image}: {reason}")) from None
 
 
 def image_hash(image: ImageRef) -> str:
@@ -126,23 +201,39 @@ def thumbnail_url(image: ImageRef | None, size: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(to_jpeg(picture, quality=85)).decode()
 
 
-def _open(image: ImageRef) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    data = image_bytes(image)
+def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("empty_image", "0 bytes")
     try:
-        with warnings.catch_warnings():
-            # `max_pixels` decides; Pillow's warning would be printed for pictures that we refuse anyway.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage("too_many_pixels", str(error)) from None
     except UnidentifiedImageError:
         raise BadImage("not_an_image", f"{len(data)} bytes in no known picture format") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise BadImage("broken_image", str(error)) from None
+    except Exception as error:  # decoders raise whatever they like
+        raise BadImage("broken_image", first_line(error)) from None
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation that is still to be undone; 1 where there is none, or none that can be read."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return 1  # Pillow undoes it, and gives the size after that
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+
+
+def _rgb(picture: Image.Image, max_pixels: int) -> Image.Image:
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise BadImage("too_many_pixels", f"{width} x {height} is above {max_pixels} pixels")
+    try:
+        picture.load()
+        turn = _TURNS.get(_orientation(picture))
+        return _to_rgb(picture if turn is None else picture.transpose(turn))
+    except Exception as error:  # decoders raise whatever they like
+        raise BadImage("broken_image", first_line(error)) from None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-import http.client
 import io
 import re
-import time
-import urllib.error
-import urllib.request
+import urllib.parse
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -19,12 +16,12 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mme5core.errors import first_line
+from mme5core.web import Unreachable, fetch
 
 _WEB = ("http", "https")
 _PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
-_TIMEOUT_S, _WAITS_S = 20.0, (0.5, 2.0)
-_HEADERS = {"User-Agent": "mme5"}  # some servers refuse Python's default
 _CREDENTIALS = re.compile(r"//[^/@\s\"']+@")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?=//)|(?i:(file)):(?=/)")
 _QUERY = re.compile(r"(\w://[^\s\"'?]*)\?[^\s\"']*")
 
 
@@ -45,6 +42,10 @@ class Address:
     path: str
     options: str = ""
     _info: fs.FileInfo | None = field(default=None, compare=False, repr=False)  # from a listing of the folder
+
+    @property
+    def is_web(self) -> bool:
+        return self.path.startswith(tuple(f"{scheme}://" for scheme in _WEB))
 
     def __str__(self) -> str:
         return f"{self.path}?{self.options}" if self.options else self.path
@@ -111,8 +112,8 @@ class Address:
             FileNotFoundError: there is no such file.
             Unreachable: the store or server does not answer, or asks to retry later.
         """
-        if self.path.startswith(("http://", "https://")):
-            return _fetched(self.path)
+        if self.is_web:
+            return fetch(self.path)
         store, path = _opened(self)
         try:
             with store.open_input_file(path) as stream:
@@ -133,23 +134,24 @@ class Address:
 AnyPath = Path | Address
 
 
-class Unreachable(OSError):
-    """A file that may exist: the server did not answer, or asked to retry later."""
-
-
 def locate(text: str) -> AnyPath:
-    """A path on this machine, or an address if the text has a scheme.
+    """A path on this machine, or an address if the text has a scheme, in upper or lower case.
 
     >>> locate("corpus/a.tar"), locate("gs://bucket/a.tar")
     (PosixPath('corpus/a.tar'), Address(path='gs://bucket/a.tar', options=''))
-    >>> locate("file:///corpus")
-    PosixPath('/corpus')
+    >>> locate("file:///my%20corpus"), locate("file:/corpus"), locate("file://localhost/corpus")
+    (PosixPath('/my corpus'), PosixPath('/corpus'), PosixPath('/corpus'))
     """
-    if text.startswith("file://"):
-        return Path(text.removeprefix("file://"))
-    if "://" not in text:
+    scheme = _SCHEME.match(text)
+    if scheme is None:
         return Path(text)
-    if text.startswith(tuple(f"{scheme}://" for scheme in _WEB)):
+    name = (scheme[1] or scheme[2]).lower()
+    rest = text[scheme.end() :]
+    if name == "file":
+        path = rest.removeprefix("//").removeprefix("localhost") if rest.startswith("//") else rest
+        return Path(urllib.parse.unquote(path))
+    text = f"{name}:{rest}"
+    if name in _WEB:
         return Address(text)  # the query belongs to the URL
     path, _, options = text.partition("?")
     return Address(path, options)
@@ -183,29 +185,6 @@ def without_credentials(text: str) -> str:
     'no such file: s3://bucket/a.tar?... sorry'
     """
     return _QUERY.sub(r"\1?...", _CREDENTIALS.sub("//", text))
-
-
-def _fetched(url: str) -> bytes:
-    """The body of a web server's reply; a temporary failure is retried after each of `_WAITS_S`.
-
-    Raises:
-        FileNotFoundError: the server refuses the URL.
-        Unreachable: all attempts failed.
-    """
-    for wait_s in (*_WAITS_S, None):
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=_HEADERS), timeout=_TIMEOUT_S) as response:
-                data: bytes = response.read()
-                return data
-        except urllib.error.HTTPError as error:
-            problem = f"HTTP {error.code}"
-            if error.code not in (408, 425, 429) and error.code < 500:
-                raise FileNotFoundError(problem) from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            problem = first_line(getattr(error, "reason", None) or error)
-        if wait_s is not None:
-            time.sleep(wait_s)
-    raise Unreachable(problem)
 
 
 def _opened(address: Address) -> tuple[fs.FileSystem, str]:

@@ -49,6 +49,7 @@ class PictureKey:
             raise BadImage("several_pictures", f"a sample is made of one picture, and the row has {len(row.images)}")
         if row.image is None:
             raise BadImage("no_picture", "a row without picture")
+        assert isinstance(row.image, bytes), "pictures are fetched when they are filtered"
         self._check_columns(row)
         width, height = load_rgb(row.image).size
         shortest, longest = min(width, height), max(width, height)

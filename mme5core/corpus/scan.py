@@ -22,12 +22,12 @@ from mme5core.errors import InputError, WorkFailed, first_line
 from mme5core.images import BadImage
 from mme5core.progress import Progress
 from mme5core.readers import AS_IT_IS, CorpusRow, ReadOptions, read_rows
-from mme5core.readers.shards import labels
 from mme5core.storage import AnyPath, locate
 from mme5core.tasks import Item, Runner, run_here
 from mme5core.types import Rejected
 
 TOTALS = "totals.json"
+VERSION_FILE, READERS_VERSION = "version.json", 2
 BYTES_PER_GROUP = 1 << 24
 ROWS_AT_ONCE = 1 << 20
 BROKEN_FILES_SHOWN = 10
@@ -36,23 +36,27 @@ KeyOf = Callable[[CorpusRow], bytes]
 """The 16-byte key of a row's content, equal where the content is. Raises BadImage for a row that cannot be used."""
 
 
-def scan(shards: Sequence[AnyPath], task: ScanShard, *, job: str, run: Runner = run_here) -> Index:
+def scan(
+    shards: Sequence[AnyPath], labels: Sequence[str], task: ScanShard, *, job: str, run: Runner = run_here
+) -> Index:
     """Index every shard; what an earlier run has left in the task's folder is not read again.
 
     A second row of an id is refused as `duplicate_id`.
 
     Args:
+        labels: of the shards, see `readers.shards.labels`.
         task: its `limit` is for all shards together, in their order.
         job: whose name stands in the progress line.
 
     Raises:
         InputError: there is not one row in all of the input.
-        WorkFailed: the index cannot be written.
+        WorkFailed: the index cannot be written, or was begun by a version that read corpora otherwise.
     """
     folder = task.folder
     folder.mkdir(exist_ok=True)
+    _check_version(folder)
     if not (folder / TOTALS).is_file():
-        _scan_missing(shards, task, job, run)
+        _scan_missing(shards, labels, task, job, run)
         starts = np.cumsum([0] + [_num_rows(index_file(folder, number)) for number in range(len(shards))])
         if not starts[-1]:
             raise InputError(f"no rows in the input ({', '.join(path.name for path in shards[:3])})")
@@ -62,13 +66,30 @@ def scan(shards: Sequence[AnyPath], task: ScanShard, *, job: str, run: Runner = 
     return Index(list(shards), folder, np.array(totals["starts"]), totals["usable"])
 
 
-def _scan_missing(shards: Sequence[AnyPath], task: ScanShard, job: str, run: Runner) -> None:
+def _check_version(folder: Path) -> None:
+    """
+    Raises:
+        WorkFailed: another version of the readers has begun the index: its rows may have other ids and places.
+    """
+    marker = folder / VERSION_FILE
+    if not marker.is_file():
+        if any(folder.glob("*.parquet")):
+            raise WorkFailed(
+                f"{folder.parent.parent} was begun by an earlier version, which read corpora otherwise: "
+                "finish it with that version, or give another output"
+            )
+        write_json(marker, {"readers": READERS_VERSION})
+    elif json.loads(marker.read_text())["readers"] != READERS_VERSION:
+        raise WorkFailed(f"{folder.parent.parent} was begun by another version: give another output")
+
+
+def _scan_missing(shards: Sequence[AnyPath], labels: Sequence[str], task: ScanShard, job: str, run: Runner) -> None:
     folder, limit = task.folder, task.limit
     # Listed, not asked for one by one: a shared file system would go on denying a file that another node writes soon.
     present = {file.name for file in folder.iterdir()}
     totals: dict[int, int] = {}
     items: list[Item] = []
-    for number, (path, label) in enumerate(zip(shards, labels(shards), strict=True)):
+    for number, (path, label) in enumerate(zip(shards, labels, strict=True)):
         if index_file(folder, number).name in present:
             totals[number] = _num_rows(index_file(folder, number))
         else:
@@ -140,7 +161,7 @@ def _records(rows: Iterator[CorpusRow], key_of: KeyOf, limit: int | None) -> Ite
 
 
 def _record(row: CorpusRow, key_of: KeyOf) -> Item:
-    record: Item = {"id": row.id, "offset": row.offset, "num_bytes": sum(map(len, row.pictures)), "source": row.source}
+    record: Item = {"id": row.id, "offset": row.offset, "num_bytes": row.num_bytes, "source": row.source}
     refused = row.refused
     if refused is None:
         try:

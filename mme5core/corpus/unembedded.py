@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from mme5core.ahead import side_by_side
 from mme5core.content_key import content_key
 from mme5core.corpus.contents import Contents
 from mme5core.corpus.index import rows_of
 from mme5core.durable import wait_until_seen
 from mme5core.embedding_settings import InstructionSettings
+from mme5core.images import BadImage
 from mme5core.readers import CorpusRow, ReadOptions, read_rows
-from mme5core.storage import locate
+from mme5core.readers.corpus_row import refuse
+from mme5core.readers.picture_places import Picture, RemotePicture
+from mme5core.readers.pictures import read_picture as read_from_folder
+from mme5core.storage import AnyPath, locate
 from mme5core.tasks import Item
 from mme5core.types import Content
 
@@ -27,27 +32,36 @@ CONTENTS = pa.schema(
         ("image", pa.binary()),
         ("images", pa.list_(pa.binary())),  # of a content with several pictures, which has no `image`
         ("instruction", pa.string()),
-        ("reason", pa.string()),  # set where the row is not what it was when the corpus was scanned
+        ("reason", pa.string()),  # set where the row cannot be read any more, or is not what it was
+        ("detail", pa.string()),
+        ("is_pending", pa.bool_()),  # its picture cannot be reached now; a later run may
     ]
 )
+_GONE = {"missing_image", "outside_corpus", "too_many_bytes"}
+"""What may have become of a row's picture since the scan. Other rows that cannot be read are left to a later run."""
+FETCHES_AT_ONCE, FETCHED_AHEAD = 16, 64
 WINDOW_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingKey:
-    """The content key of a row under the job's instructions; travels to the workers."""
+    """The content key of a row under the job's instructions; travels to the workers.
+
+    A picture at a server is known by its address, so that it is fetched once, when it is embedded.
+    """
 
     instructions: InstructionSettings
 
     def __call__(self, row: CorpusRow) -> bytes:
-        return content_key(row.text, row.image, self.instruction_of(row), row.images)
+        pictures = [_stands_for(picture) for picture in row.pictures]
+        return content_key(row.text, None, self.instruction_of(row), pictures)
 
     def instruction_of(self, row: CorpusRow) -> str | None:
         """The row's own instruction, else the job's for its modality."""
         if row.instruction:
             return row.instruction
         by_modality = {"T": self.instructions.T, "I": self.instructions.I, "IT": self.instructions.IT}
-        return by_modality[Content(row.text, row.image, row.images).modality]
+        return by_modality[Content(row.text, None, row.pictures).modality]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +84,23 @@ class ReadUnembedded:
     key_of: EmbeddingKey
     window_rows: int
     options: ReadOptions
+    refuses_unreachable: bool = False
 
     def windows(self, items: list[Item]) -> Iterator[pa.Table]:
         """Tables of CONTENTS; rows of several small shards share one.
 
         Args:
-            items: "shard", and its "path".
+            items: "shard", its "path" and its "label".
         """
         window: list[dict[str, Any]] = []
         num_bytes = 0
         for item in items:
-            for record in self._read(item):
+            records = side_by_side(
+                self._record, self._read(item), is_slow=_is_remote, at_once=FETCHES_AT_ONCE, waiting=FETCHED_AHEAD
+            )
+            for record in records:
                 window.append(record)
-                pictures = (record.get("image") or b"", *record.get("images", ()))
+                pictures = (record.get("image") or b"", *(record.get("images") or ()))
                 num_bytes += len(record.get("text") or "") + sum(map(len, pictures))
                 if len(window) >= self.window_rows or num_bytes >= WINDOW_BYTES:
                     yield pa.Table.from_pylist(window, CONTENTS)
@@ -90,40 +108,75 @@ class ReadUnembedded:
         if window:
             yield pa.Table.from_pylist(window, CONTENTS)
 
-    def _wanted(self, shard: int) -> Iterator[tuple[int, int, bytes]]:
-        """(position in the shard, content, its key) of the rows to read."""
+    def _wanted(self, shard: int) -> Iterator[tuple[int, int, bytes, str]]:
+        """(position in the shard, content, its key, the row's id) of the rows to read."""
         begun, end = (int(start) for start in self.contents.starts[shard : shard + 2])
         wait_until_seen(self.is_done.is_file, self.is_done.parent)
         is_done = np.fromfile(self.is_done, np.bool_, end - begun, offset=begun)
         first_row = int(self.row_starts[shard])
         newest = begun - 1
-        for rows, table in rows_of(self.index, shard, first_row, ["key"]):
+        for rows, table in rows_of(self.index, shard, first_row, ["key", "id"]):
             of_rows = self.contents.of(int(rows[0]), len(rows))
             highest = np.maximum.accumulate(np.concatenate([[newest], of_rows]))
             chosen = np.flatnonzero(of_rows > highest[:-1])
             chosen = chosen[~is_done[of_rows[chosen] - begun]]
             newest = int(highest[-1])
-            keys = table["key"].take(pa.array(chosen)).to_pylist()
-            yield from zip((rows[chosen] - first_row).tolist(), of_rows[chosen].tolist(), keys, strict=True)
+            wanted = table.take(pa.array(chosen))
+            keys, ids = wanted["key"].to_pylist(), wanted["id"].to_pylist()
+            yield from zip((rows[chosen] - first_row).tolist(), of_rows[chosen].tolist(), keys, ids, strict=True)
 
-    def _read(self, item: Item) -> Iterator[dict[str, Any]]:
+    def _read(self, item: Item) -> Iterator[_Wanted]:
+        shard, options = locate(item["path"]), replace(self.options, label=item["label"], fetch=False)
+        if shard.is_dir():
+            # By name: a picture that was added to the folder since must not move the others.
+            for _, content, key, row_id in self._wanted(item["shard"]):
+                yield _Wanted(content, key, _in_folder(shard, row_id, options))
+            return
         wanted = self._wanted(item["shard"])
         target = next(wanted, None)
-        try:
-            for position, row in enumerate(read_rows(locate(item["path"]), self.options)):
-                if target is None:
-                    return
-                if position != target[0]:
-                    continue
-                if row.refused is None:
-                    yield self._record(row, target[1], target[2])
-                target = next(wanted, None)
-        except OSError:
-            return
+        for position, row in enumerate(read_rows(shard, options)):
+            if target is None:
+                return
+            if position != target[0]:
+                continue
+            if row.refused is None or row.refused.reason in _GONE:
+                yield _Wanted(target[1], target[2], row)
+            target = next(wanted, None)
 
-    def _record(self, row: CorpusRow, content: int, key: bytes) -> dict[str, Any]:
-        if self.key_of(row) != key:
-            return {"content": content, "reason": "changed_since_scan"}
-        instruction = self.key_of.instruction_of(row)
-        record = {"content": content, "text": row.text, "image": row.image, "instruction": instruction}
-        return record | {"images": row.images}
+    def _record(self, wanted: _Wanted) -> dict[str, Any]:
+        record: dict[str, Any] = {"content": wanted.content, "is_pending": False}
+        row = wanted.row
+        if row.refused is not None:
+            return record | {"reason": row.refused.reason, "detail": row.refused.detail}
+        if self.key_of(row) != wanted.key:
+            return record | {"reason": "changed_since_scan"}
+        try:
+            pictures = [picture.read() if isinstance(picture, RemotePicture) else picture for picture in row.pictures]
+        except BadImage as error:
+            is_pending = error.reason == "unreachable_image" and not self.refuses_unreachable
+            return record | {"reason": error.reason, "detail": error.detail, "is_pending": is_pending}
+        record |= {"text": row.text, "instruction": self.key_of.instruction_of(row)}
+        return record | ({"image": pictures[0]} if len(pictures) == 1 else {"images": pictures})
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    content: int
+    key: bytes
+    row: CorpusRow
+
+
+def _in_folder(folder: AnyPath, row_id: str, options: ReadOptions) -> CorpusRow:
+    try:
+        return CorpusRow(row_id, image=read_from_folder(folder, row_id, options))
+    except BadImage as error:
+        return refuse(row_id, error.reason, error.detail)
+
+
+def _is_remote(wanted: _Wanted) -> bool:
+    return any(isinstance(picture, RemotePicture) for picture in wanted.row.pictures)
+
+
+def _stands_for(picture: Picture) -> bytes:
+    """The picture's bytes, or bytes that no picture has, with its address."""
+    return picture if isinstance(picture, bytes) else f"\0address\0{picture.place}".encode()

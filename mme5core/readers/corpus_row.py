@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mme5core.storage import AnyPath, locate
+from mme5core.readers.picture_places import Picture, RemotePicture, picture_of
+from mme5core.storage import AnyPath
 from mme5core.types import Rejected
+from mme5core.web import HostRule
 
 SIDES = ("both", "query", "target")
 
@@ -21,27 +23,43 @@ class ReadOptions:
     Args:
         side: rows to read from files of queries and candidates: "query", "target" or "both".
         pictures: the folder or address that paths of pictures are relative to; None: the file's own folder.
-        label: the shard's name in the ids of rows that have no id; empty: its file name.
+        label: the shard's place below the input, for ids; empty: its file name.
         columns: columns of the source to keep beside each row.
+        allow_hosts: see `HostRule`.
+        fetch: read pictures at servers at once; False: give them as `RemotePicture`s.
     """
 
     side: str = "both"
     pictures: str | None = None
     label: str = ""
     columns: tuple[str, ...] = ()
+    allow_hosts: tuple[str, ...] | None = None
+    fetch: bool = True
 
-    def picture_path(self, path: str, shard: AnyPath) -> str:
-        """Path or address of the picture that `shard` names by `path`."""
-        if "://" in path:
-            return path
-        return str((locate(self.pictures) if self.pictures else shard.parent) / path)
+    def picture(self, path: str, shard: AnyPath) -> Picture:
+        """The picture that `shard` names by a path, an address or base64.
+
+        Raises:
+            BadImage: see `picture_of` and, where it is fetched, `RemotePicture.read`.
+        """
+        picture = picture_of(path, shard.parent, self.pictures, HostRule(self.allow_hosts))
+        return picture.read() if self.fetch and isinstance(picture, RemotePicture) else picture
+
+    def name(self, shard: AnyPath) -> str:
+        """The shard in the ids of its rows."""
+        return self.label or shard.name
+
+    def prefix(self, shard: AnyPath) -> str:
+        """What precedes the keys of a tar: its folder below the input, with a slash."""
+        folder = self.name(shard).rpartition("/")[0]
+        return f"{folder}/" if folder else ""
 
     def source(self, record: Mapping[str, Any]) -> str | None:
         """The chosen columns of a record as a JSON object; None if no columns are chosen."""
         if not self.columns:
             return None
         chosen = {name: record[name] for name in self.columns if name in record}
-        text = json.dumps(chosen, ensure_ascii=False, default=str)
+        text = json.dumps(chosen, ensure_ascii=False, default=_shown)
         # A lone surrogate is written out as text: as a JSON escape, decoding would restore it.
         return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text)
 
@@ -61,17 +79,26 @@ class CorpusRow:
 
     id: str
     text: str | None = None
-    image: bytes | None = None
+    image: Picture | None = None
     instruction: str | None = None
     offset: int = -1
     refused: Rejected | None = None
     source: str | None = None
-    images: tuple[bytes, ...] = ()
+    images: tuple[Picture, ...] = ()
 
     @property
-    def pictures(self) -> tuple[bytes, ...]:
+    def num_bytes(self) -> int:
+        """Of its pictures, as far as they are read."""
+        return sum(len(picture) for picture in self.pictures if isinstance(picture, bytes))
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
         """All pictures, in their order."""
         return self.images if self.image is None else (self.image,)
+
+
+def _shown(entry: Any) -> str:
+    return entry.decode("utf-8", "backslashreplace") if isinstance(entry, bytes) else str(entry)
 
 
 def refuse(row_id: str, reason: str, detail: str = "") -> CorpusRow:

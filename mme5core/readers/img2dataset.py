@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePosixPath
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.errors import first_line
-from mme5core.images import IMAGE_SUFFIXES
+from mme5core.images import MAX_PICTURE_BYTES
+from mme5core.picture_formats import IMAGE_SUFFIXES
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
+from mme5core.readers.tar_members import BrokenTar, members
 from mme5core.storage import AnyPath
+
+COMPANIONS = frozenset(
+    (
+        ".txt",
+        ".json",
+        ".caption",
+        ".cls",
+        ".yaml",
+        ".yml",
+        ".xml",
+        ".csv",
+        ".npy",
+        ".npz",
+        ".pt",
+        ".pyd",
+        ".md",
+        ".html",
+    )
+)
+"""What lies beside a picture and says something of it; other members that are no pictures are refused by name."""
 
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """The pictures of one tar, then a refused row for each row of the Parquet file beside it that is not in the tar.
 
-    The caption is not the row's text: only the picture is embedded or shown to a teacher.
+    The id of a row is its member's path without the last suffix, below the tar's folder. The caption is not the row's
+    text: only the picture is embedded or shown to a teacher.
     """
     in_tar: set[str] = set()
-    for row in _read_tar(shard, options):
-        in_tar.add(row.id)
+    for key, row in _read_tar(shard, options):
+        in_tar.add(key)
         yield row
-    yield from _not_in_tar(shard.with_suffix(".parquet"), in_tar)
+    yield from _not_in_tar(shard.with_suffix(".parquet"), in_tar, options.prefix(shard))
 
 
 def read_picture(shard: AnyPath, offset: int, num_bytes: int) -> bytes:
@@ -35,66 +57,79 @@ def read_picture(shard: AnyPath, offset: int, num_bytes: int) -> bytes:
         return stream.read(num_bytes)
 
 
-def _read_tar(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
+def _read_tar(shard: AnyPath, options: ReadOptions) -> Iterator[tuple[str, CorpusRow]]:
+    """(key in the tar, row) of each picture, and of what must be refused."""
     sources = _sources(shard, options) if options.columns else {}
+    prefix = options.prefix(shard)
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key, _, suffix = Path(member.name).name.partition(".")
-                key = writable(key)
-                if not member.isfile() or f".{suffix.lower()}" not in IMAGE_SUFFIXES:
+        with shard.open("rb") as file:
+            for member in members(file):
+                path = PurePosixPath(member.name)
+                key = writable(str(path.with_suffix("")))
+                if member.is_file and path.suffix.lower() in COMPANIONS:
                     continue
-                stream = tar.extractfile(member)
-                try:
-                    data = stream.read() if stream else b""
-                except tarfile.ReadError:
-                    yield refuse(key, "broken_shard", f"{shard.name} ends inside this picture")
-                    raise
-                yield CorpusRow(key, image=data, offset=member.offset_data, source=sources.get(key))
-            end = tar.offset
-        # tarfile stops at a header that it cannot read as if the tar ended there; the real end is a block of zeros.
-        if read_picture(shard, end, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            yield refuse(shard.name, "broken_shard", f"the tar is truncated at byte {end}")
-    except (tarfile.TarError, EOFError) as error:
-        yield refuse(shard.name, "broken_shard", str(error) or type(error).__name__)
-    except OSError as error:
-        yield refuse(shard.name, "broken_shard", error.strerror or str(error))
+                whole = f"{prefix}{writable(str(path))}"
+                if not member.is_file:
+                    yield whole, refuse(whole, "not_a_regular_file", member.kind)
+                elif path.suffix.lower() not in IMAGE_SUFFIXES:
+                    yield (
+                        whole,
+                        refuse(
+                            whole, "unknown_suffix", f"{path.suffix or 'no suffix'}: neither a picture nor its text"
+                        ),
+                    )
+                elif member.is_cut:
+                    yield key, refuse(f"{prefix}{key}", "broken_shard", f"{shard.name} ends inside this picture")
+                elif member.size > MAX_PICTURE_BYTES:
+                    yield key, refuse(f"{prefix}{key}", "too_many_bytes", f"{member.size:,} bytes")
+                else:
+                    data = member.read(file)
+                    yield key, CorpusRow(f"{prefix}{key}", image=data, offset=member.offset, source=sources.get(key))
+    except BrokenTar as error:
+        yield shard.name, refuse(options.name(shard), "broken_shard", str(error))
 
 
 def _sources(shard: AnyPath, options: ReadOptions) -> dict[str, str | None]:
     """The chosen columns of each picture, from its JSON file; None of a picture whose JSON cannot be read."""
     sources: dict[str, str | None] = {}
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key, _, suffix = Path(member.name).name.partition(".")
-                stream = tar.extractfile(member) if suffix == "json" else None
+        with shard.open("rb") as file:
+            for member in members(file):
+                path = PurePosixPath(member.name)
+                if not member.is_file or path.suffix != ".json" or member.size > MAX_PICTURE_BYTES or member.is_cut:
+                    continue
                 try:
-                    record = json.loads(stream.read()) if stream else None
-                except ValueError:
+                    record = json.loads(member.read(file).decode())
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(record, dict):
-                    sources[writable(key)] = options.source(record)
-    except (tarfile.TarError, EOFError, OSError):
+                    sources[writable(str(path.with_suffix("")))] = options.source(record)
+    except (BrokenTar, OSError):
         pass  # `_read_tar` reports it
     return sources
 
 
-def _not_in_tar(sidecar: AnyPath, in_tar: set[str]) -> Iterator[CorpusRow]:
+def _not_in_tar(sidecar: AnyPath, in_tar: set[str], prefix: str) -> Iterator[CorpusRow]:
     if not sidecar.is_file():
         return
     try:
         with sidecar.open("rb") as file:
             table = pq.read_table(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        yield refuse(sidecar.name, "broken_shard", first_line(error))
+        if "key" not in table.column_names:
+            return
+        columns = [name for name in ("key", "status", "error_message") if name in table.column_names]
+        records = table.select(columns).to_pylist()
+    except Exception as error:  # its rows are named in the tar too
+        yield refuse(f"{prefix}{sidecar.name}", "broken_shard", first_line(error))
         return
-    if "key" not in table.column_names:
-        return
-    count = table.num_rows
-    statuses = table["status"].to_pylist() if "status" in table.column_names else [None] * count
-    errors = table["error_message"].to_pylist() if "error_message" in table.column_names else [None] * count
-    for key, status, message in zip(table["key"].to_pylist(), statuses, errors, strict=True):
-        if str(key) not in in_tar:
-            reason = status if status and status != "success" else "missing_from_tar"
-            yield refuse(str(key), reason, message or "")
+    # A key may be a number where the writer took digits for one.
+    numbers = {int(key) for key in in_tar if key.isdecimal() and key.isascii()}
+    for record in records:
+        key, status = record["key"], record.get("status")
+        if _shown(key) not in in_tar and not (isinstance(key, int) and key in numbers):
+            reason = _shown(status) if status and status != "success" else "missing_from_tar"
+            yield refuse(f"{prefix}{_shown(key)}", reason, _shown(record.get("error_message") or ""))
+
+
+def _shown(entry: Any) -> str:
+    return entry.decode("utf-8", "backslashreplace") if isinstance(entry, bytes) else str(entry)

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from mme5core.images import BadImage, image_bytes
+from mme5core.errors import first_line
+from mme5core.images import BadImage
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
+from mme5core.readers.parquet_rows import records_of
 from mme5core.storage import AnyPath, parquet_file
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
@@ -23,12 +25,11 @@ def is_one(names: list[str]) -> bool:
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """The queries, the distinct candidates of the file, or both, according to `options.side`."""
-    name, seen, number = dataset_name(shard), set[str](), -1
+    name, seen = dataset_name(shard), set[str]()
     file = parquet_file(shard)
     names = [column for column in dict.fromkeys([*COLUMNS, *options.columns]) if column in file.schema_arrow.names]
-    for batch in file.iter_batches(batch_size=64, columns=names):
-        for record in batch.to_pylist():
-            number += 1
+    for number, record in enumerate(records_of(file, names)):
+        try:
             if options.side != "target":
                 yield from _queries(record, name, number, shard, options)
             if options.side != "query":
@@ -37,6 +38,8 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
                     if row_id not in seen:
                         seen.add(row_id)
                         yield _row(row_id, text, path, shard, options)
+        except (TypeError, ValueError, AttributeError) as error:  # columns of other types
+            yield refuse(query_id(name, number), "unreadable_row", f"{type(error).__name__}: {first_line(error)}")
 
 
 def candidates(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -88,7 +91,7 @@ def _row(row_id: str, text: str, path: str, shard: AnyPath, options: ReadOptions
     image = None
     try:
         if path:
-            image = image_bytes(options.picture_path(path, shard))
+            image = options.picture(path, shard)
     except BadImage as error:
         return refuse(row_id, error.reason, error.detail)
     if image is None and not text:

@@ -12,6 +12,8 @@ import pyarrow as pa
 from mme5core.errors import first_line
 from mme5core.readers.corpus_row import ReadOptions
 from mme5core.readers.img2dataset import read_picture as read_from_tar
+from mme5core.readers.picture_places import RemotePicture
+from mme5core.readers.pictures import read_picture as read_from_folder
 from mme5core.readers.table import choose_columns, image_of
 from mme5core.storage import AnyPath, parquet_file
 
@@ -31,14 +33,14 @@ def read_picture(shard: AnyPath, image_id: str, offset: int, num_bytes: int, opt
         offset: `CorpusRow.offset`: the place of the bytes in a tar, or the row's number in a Parquet file.
 
     Raises:
-        OSError: the picture no longer exists.
+        OSError: the file can no longer be read.
+        BadImage: the picture no longer exists.
     """
     if shard.suffix.lower() == ".tar":
         return read_from_tar(shard, offset, num_bytes)
     if shard.suffix.lower() == ".parquet":
         return _in_parquet(shard, offset, options)
-    name = image_id.removeprefix(f"{options.label}/") if options.label else image_id
-    return (shard / name).read_bytes()
+    return read_from_folder(shard, image_id, options)
 
 
 def _in_parquet(shard: AnyPath, row: int, options: ReadOptions) -> bytes:
@@ -52,6 +54,7 @@ def _in_parquet(shard: AnyPath, row: int, options: ReadOptions) -> bytes:
         data = image_of(stored[0], shard, options) if stored else None
     except (pa.ArrowInvalid, ValueError, IndexError) as error:
         raise OSError(0, first_line(error), str(shard)) from None
+    assert not isinstance(data, RemotePicture), "read_picture fetches"
     return data or b""
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+from mme5core.images import BadImage, image_bytes
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
+from mme5core.readers.picture_places import RemotePicture, check_below
 from mme5core.readers.shards import pictures_in
 from mme5core.storage import AnyPath
+from mme5core.web import HostRule
 
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
@@ -14,6 +18,26 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     for path, file in pictures_in(shard):
         name = f"{options.label}/{path}" if options.label else path
         try:
-            yield CorpusRow(writable(name), image=file.read_bytes())
-        except OSError as error:
-            yield refuse(name, "missing_image", error.strerror or str(error))
+            yield CorpusRow(writable(name), image=_bytes_of(file, shard, options))
+        except BadImage as error:
+            yield refuse(name, error.reason, error.detail)
+
+
+def read_picture(folder: AnyPath, name: str, options: ReadOptions) -> bytes:
+    """The bytes of one picture of the folder.
+
+    Args:
+        name: the id of its row.
+
+    Raises:
+        BadImage: it is gone, or lies elsewhere by now.
+    """
+    return _bytes_of(folder / (name.removeprefix(f"{options.label}/") if options.label else name), folder, options)
+
+
+def _bytes_of(file: AnyPath, folder: AnyPath, options: ReadOptions) -> bytes:
+    if not isinstance(file, Path):
+        return RemotePicture(file, HostRule(options.allow_hosts)).read()
+    assert isinstance(folder, Path)
+    check_below(file, folder, options.pictures)
+    return image_bytes(file)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mme5core.errors import InputError, first_line
-from mme5core.images import IMAGE_SUFFIXES
+from mme5core.picture_formats import IMAGE_SUFFIXES
 from mme5core.storage import Address, AnyPath, entries, locate, num_bytes
 
 SUFFIXES = (".tar", ".parquet", ".jsonl")
@@ -24,6 +25,7 @@ def find_shards(
     suffixes: Sequence[str] = SUFFIXES,
     pictures: bool = False,
     note: Callable[[str], None] = lambda line: None,
+    without: str | None = None,
 ) -> list[AnyPath]:
     """The files to read, sorted within each input, without repetition.
 
@@ -33,6 +35,7 @@ def find_shards(
     Args:
         pictures: accept a folder of pictures without such files, at any depth, as one shard.
         note: called with one line about the other files of a folder, which are not read.
+        without: a folder to leave out: the job's output may lie below its input.
 
     Raises:
         InputError: an input has no files; the message names it.
@@ -40,7 +43,7 @@ def find_shards(
     shards: dict[AnyPath, AnyPath] = {}
     for text in inputs:
         try:
-            files = _files(text, suffixes, pictures, note)
+            files = _files(text, suffixes, pictures, note, Path(without).absolute() if without else None)
         except OSError as error:
             raise InputError(f"input {text!r}: {first_line(error)}") from None
         if not files:
@@ -69,40 +72,66 @@ def of_one_side(shards: Sequence[AnyPath], side: str) -> list[AnyPath]:
     return [shard for shard in shards if str(shard.parent) not in pairs or shard.name not in unwanted]
 
 
-def labels(shards: Sequence[AnyPath]) -> list[str]:
-    """A label for each shard that is unique among them: empty if its name is, else the end of its path.
+def labels(shards: Sequence[AnyPath], inputs: Sequence[str] = ()) -> list[str]:
+    """The place of each shard below its input, which its rows have in their ids: of a folder of pictures that is an
+    input itself, empty.
 
-    >>> labels([Path("a/x.jsonl"), Path("b/x.jsonl"), Path("b/y.jsonl")])
-    ['a/x.jsonl', 'b/x.jsonl', '']
+    Shards of several inputs that have the same place are told apart by the ends of their inputs' paths.
+
+    >>> labels([Path("/a/x.jsonl"), Path("/a/b/x.jsonl"), Path("/c/x.jsonl")], ["/a/*", "/c/*"])
+    ['a/x.jsonl', 'b/x.jsonl', 'c/x.jsonl']
+    >>> labels([Path("/laion/part0/00000.tar"), Path("/laion/part1/00000.tar")], ["/laion/part*"])
+    ['part0/00000.tar', 'part1/00000.tar']
+
+    Args:
+        inputs: as the user has typed them; none: the shards' own folders.
     """
-    parts = [str(shard).split("?")[0].rstrip("/").split("/") for shard in shards]
-    by_name: dict[str, list[list[str]]] = {}
-    for own in parts:
-        by_name.setdefault(own[-1], []).append(own)
-    unique = []
-    for own in parts:
-        twins = by_name[own[-1]]
-        length = 1
-        while len(twins) > 1 and sum(other[-length:] == own[-length:] for other in twins) > 1 and length < len(own):
-            length += 1
-        unique.append("" if len(twins) == 1 else "/".join(own[-length:]))
-    # Ids of pictures are paths below their folder: with several folders, the folder's name must precede them.
-    folders = [shard.is_dir() for shard in shards]
-    if sum(folders) > 1:
-        unique = [
-            label or (shard.name if folder else "")
-            for label, shard, folder in zip(unique, shards, folders, strict=True)
-        ]
-    return unique
+    roots = [_parts(root) for root in map(_root, inputs)]
+    own = [_parts(shard) for shard in shards]
+    ends = [_place(parts, roots) for parts in own]
+    twins: dict[tuple[str, ...], list[int]] = {}
+    for number, (parts, length) in enumerate(zip(own, ends, strict=True)):
+        twins.setdefault(parts[len(parts) - length :], []).append(number)
+    for numbers in twins.values():
+        while len(numbers) > 1:
+            # One folder more, of all of them: until no two are the same, or there are no more folders.
+            for number in numbers:
+                ends[number] = min(len(own[number]), ends[number] + 1)
+            different = {own[number][-ends[number] :] for number in numbers}
+            if len(different) == len(numbers) or all(ends[number] == len(own[number]) for number in numbers):
+                break
+    return ["/".join(parts[len(parts) - length :]) for parts, length in zip(own, ends, strict=True)]
 
 
-def input_files(shards: Sequence[AnyPath]) -> dict[str, str]:
+def _parts(path: AnyPath) -> tuple[str, ...]:
+    return tuple(part for part in str(path.absolute()).split("?")[0].split("/") if part)
+
+
+def _place(parts: tuple[str, ...], roots: Sequence[tuple[str, ...]]) -> int:
+    """How many of the last parts lie below the first root that a path is below."""
+    root = next((root for root in roots if parts[: len(root)] == root), parts[:-1])
+    return len(parts) - len(root)
+
+
+def _root(text: str) -> AnyPath:
+    """The folder that an input's files lie below: itself, or of a pattern or file the folder before it."""
+    path = locate(text)
+    if isinstance(path, Address):
+        return path.parent if set("*[") & set(path.name) or path.suffix.lower() in SUFFIXES else path
+    if path.is_dir():
+        return path.absolute()
+    parts = path.absolute().parts
+    first = next((n for n, part in enumerate(parts) if set("*?[") & set(part)), len(parts) - 1)
+    return Path(*parts[: min(first, len(parts) - 1)])
+
+
+def input_files(shards: Sequence[AnyPath], inputs: Sequence[str] = ()) -> dict[str, str]:
     """16 hex digits for each file's label or name, hashed from its name, size and content; its folder may move.
 
     Of a file above 1 MB only both ends are hashed, to avoid reading the whole corpus; of a folder of pictures, names
     and sizes.
     """
-    names = [label or shard.name for label, shard in zip(labels(shards), shards, strict=True)]
+    names = [label or shard.name for label, shard in zip(labels(shards, inputs), shards, strict=True)]
     with ThreadPoolExecutor(16) as threads:  # a request to an object store is slow
         digests = threads.map(lambda shard: hashlib.sha256(_identity_of(shard)).hexdigest()[:16], shards)
         return dict(zip(names, digests, strict=True))
@@ -133,16 +162,57 @@ def shard_bytes(shard: AnyPath) -> int:
 
 def pictures_in(folder: AnyPath) -> Iterator[tuple[str, AnyPath]]:
     """(path below the folder, file) of every picture in a folder and its subfolders, in the order of their names."""
-    for entry in entries(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from ((f"{entry.name}/{name}", file) for name, file in pictures_in(entry))
-        elif entry.suffix.lower() in IMAGE_SUFFIXES:
-            yield entry.name, entry
+    for name, file in files_below(folder, hidden=(".",)):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            yield name, file
 
 
-def _files(text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[str], None]) -> list[AnyPath]:
+def files_below(
+    folder: AnyPath, *, hidden: tuple[str, ...], without: Path | None = None
+) -> Iterator[tuple[str, AnyPath]]:
+    """(path below the folder, file) of every regular file, each once, in the order of their names.
+
+    A link to a folder that lies below `folder` itself, or that contains it, is passed over: its files come by their own
+    path, or not at all. Another one is followed once.
+
+    Args:
+        hidden: files and folders whose names begin so are left out.
+        without: a folder that is left out.
+    """
+    top = os.path.realpath(folder) if isinstance(folder, Path) else ""
+    followed: set[str] = set()
+
+    def walk(here: AnyPath, before: str) -> Iterator[tuple[str, AnyPath]]:
+        for entry in entries(here):
+            if entry.name.startswith(hidden):
+                continue
+            if entry.is_dir():
+                if entry == without:
+                    continue
+                if isinstance(entry, Path) and entry.is_symlink():
+                    real = os.path.realpath(entry)
+                    if _is_near(real, top) or real in followed:
+                        continue
+                    followed.add(real)
+                yield from walk(entry, f"{before}{entry.name}/")
+            elif entry.is_file():  # no pipe, no device, no link to nowhere
+                yield f"{before}{entry.name}", entry
+
+    yield from walk(folder, "")
+
+
+def _is_near(folder: str, top: str) -> bool:
+    """Whether a folder lies below another or contains it."""
+    return f"{folder}/".startswith(f"{top}/") or f"{top}/".startswith(f"{folder}/")
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _files(
+    text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[str], None], without: Path | None
+) -> list[AnyPath]:
     path = locate(text)
     matches: list[AnyPath] = []
     if isinstance(path, Address):
@@ -152,11 +222,12 @@ def _files(text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[s
     files: list[AnyPath] = []
     for match in matches:
         if match.is_dir():
-            data, others = _data_in(match, suffixes)
+            data, others = _data_in(match, suffixes, without)
             if not data and pictures and next(pictures_in(match), None):
                 files.append(match)
-                continue
-            files += data
+                data, others = [match], [name for name in others if not _is_picture(name)]
+            else:
+                files += data
             if data and others:
                 note(
                     f"input {text!r}: {len(others):,} other files are not read: {', '.join(others[:3])}"
@@ -164,6 +235,8 @@ def _files(text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[s
                 )
         elif not match.exists():
             raise InputError(f"input {text!r}: no such file or folder")
+        elif not match.is_file():
+            raise InputError(f"input {str(match)!r}: not a regular file")
         elif match.suffix.lower() in suffixes:
             files += [] if ".tar" in suffixes and _is_beside_a_tar(match) else [match]
         elif len(matches) == 1:
@@ -171,22 +244,21 @@ def _files(text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[s
     return files
 
 
-def _data_in(folder: AnyPath, suffixes: Sequence[str]) -> tuple[list[AnyPath], list[str]]:
+def _data_in(folder: AnyPath, suffixes: Sequence[str], without: Path | None) -> tuple[list[AnyPath], list[str]]:
     """The files to read in a folder and its subfolders, and the names of the others."""
-    data: list[AnyPath] = []
+    data: list[tuple[str, AnyPath]] = []
     others: list[str] = []
-    here = [entry for entry in entries(folder) if not entry.name.startswith((".", "_"))]
-    tars = {entry.name for entry in here if entry.suffix == ".tar"} if ".tar" in suffixes else set()
-    for entry in here:
-        if entry.is_dir():
-            below, more = _data_in(entry, suffixes)
-            data += below
-            others += [f"{entry.name}/{name}" for name in more]
-        elif entry.suffix.lower() not in suffixes:
-            others += [] if entry.name.endswith("_stats.json") else [entry.name]  # img2dataset's
-        elif entry.suffix != ".parquet" or entry.with_suffix(".tar").name not in tars:
-            data.append(entry)
-    return data, others
+    for name, file in files_below(folder, hidden=(".", "_"), without=without):
+        if file.suffix.lower() in suffixes:
+            data.append((name, file))
+        elif not name.endswith("_stats.json"):  # img2dataset's
+            others.append(name)
+    tars = {name for name, file in data if file.suffix == ".tar"}
+    return [file for name, file in data if not (_of_tar(name) in tars and file.suffix == ".parquet")], others
+
+
+def _of_tar(name: str) -> str:
+    return f"{name.rpartition('.')[0]}.tar"
 
 
 def _is_beside_a_tar(file: AnyPath) -> bool:

@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-
 from mme5core.errors import first_line
-from mme5core.images import BadImage, image_bytes
+from mme5core.images import BadImage
+from mme5core.picture_formats import IMAGE_SUFFIXES
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
 from mme5core.readers.mmeb import is_one as is_mmeb
 from mme5core.readers.mmeb import read as read_mmeb
+from mme5core.readers.parquet_rows import records_of
+from mme5core.readers.picture_places import Picture
 from mme5core.storage import AnyPath, parquet_file
 
 # For each role, the first of these names that a file has, in upper or lower case.
 ID_COLUMNS = ("id", "_id", "key", "docid", "sample_id")
 TEXT_COLUMNS = ("text", "caption", "content")
-IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "image_path")
+IMAGE_COLUMNS = ("image", "jpg", "image_bytes", "image_path", "file_name")
 IMAGES_COLUMNS = ("images",)  # lists of pictures, of contents that hold several
 INSTRUCTION_COLUMNS = ("instruction",)
+IMG2DATASET = ("key", "status", "error_message")
+"""Columns of Parquet files of img2dataset, which hold the failed downloads too."""
+LONGEST_PATH = 4096
 Columns = dict[str, str | None]
 
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     """Rows of one file; the id of a row without one is made of file and position."""
-    try:
-        file = parquet_file(shard)
-        if is_mmeb(file.schema_arrow.names):
-            yield from read_mmeb(shard, options)
-            return
-        columns = choose_columns(file.schema_arrow.names)
-        wanted = [name for name in columns.values() if name]
-        if not columns["text"] and not columns["image"] and not columns["images"]:
-            known = ", ".join(TEXT_COLUMNS + IMAGE_COLUMNS + IMAGES_COLUMNS)
-            yield refuse(shard.name, "no_content_column", f"none of the columns {known}")
-            return
-        position = 0
-        wanted += [name for name in options.columns if name in file.schema_arrow.names and name not in wanted]
-        for batch in file.iter_batches(batch_size=256, columns=wanted):
-            for record in batch.to_pylist():
-                yield row_of(record, columns, shard, position, options)
-                position += 1
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        yield refuse(shard.name, "broken_shard", first_line(error))
+    file = parquet_file(shard)
+    names = file.schema_arrow.names
+    if is_mmeb(names):
+        yield from read_mmeb(shard, options)
+        return
+    columns = choose_columns(names)
+    wanted = [name for name in columns.values() if name]
+    if not columns["text"] and not columns["image"] and not columns["images"]:
+        known = ", ".join(TEXT_COLUMNS + IMAGE_COLUMNS + IMAGES_COLUMNS)
+        yield refuse(options.name(shard), "no_content_column", f"none of the columns {known}")
+        return
+    wanted += [name for name in options.columns if name in names and name not in wanted]
+    if twice := next((name for name in wanted if names.count(name) > 1), None):
+        yield refuse(options.name(shard), "broken_shard", f"two columns are called {twice!r}")
+        return
+    for position, record in enumerate(records_of(file, wanted)):
+        yield row_of(record, columns, shard, position, options)
 
 
 def find_column(names: list[str], wanted: tuple[str, ...]) -> str | None:
@@ -66,28 +69,44 @@ def choose_columns(names: list[str]) -> Columns:
         "instruction": find_column(names, INSTRUCTION_COLUMNS),
     }
     has_title = columns["id"] == "_id" and columns["text"] is not None
-    return columns | {"title": find_column(names, ("title",)) if has_title else None}
+    has_status = set(IMG2DATASET) <= set(names)
+    return columns | {
+        "title": find_column(names, ("title",)) if has_title else None,
+        "status": "status" if has_status else None,
+        "error": "error_message" if has_status else None,
+    }
 
 
 def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: int, options: ReadOptions) -> CorpusRow:
     """One record as a row; a record that cannot be one is refused with its id."""
-    fields = {role: record.get(name) if name else None for role, name in columns.items()}
-    row_id = f"{options.label or shard.name}:{position}" if fields["id"] in (None, "") else writable(str(fields["id"]))
-    text, instruction = fields["text"], fields["instruction"]
-    if isinstance(fields["title"], str) and isinstance(text, str):
-        text = f"{fields['title']} {text}".strip()
-    if text is not None and not isinstance(text, str):
-        return refuse(row_id, "text_not_a_string", type(text).__name__)
-    if instruction is not None and not isinstance(instruction, str):
-        return refuse(row_id, "instruction_not_a_string", type(instruction).__name__)
-    if not is_unicode(text or "") or not is_unicode(instruction or ""):
-        return refuse(row_id, "text_not_unicode", "a lone surrogate")
+    row_id = f"{options.name(shard)}:{position}"
     try:
-        pictures = _pictures(fields["image"], fields["images"], shard, options)
+        fields = {role: record.get(name) if name else None for role, name in columns.items()}
+        if fields["id"] not in (None, ""):
+            row_id = writable(_shown(fields["id"]))
+        return _row_of(record, fields, row_id, shard, position, options)
     except BadImage as error:
         return refuse(row_id, error.reason, error.detail)
+    except Exception as error:  # whatever a file holds, one row ends no job
+        return refuse(row_id, "unreadable_row", f"{type(error).__name__}: {first_line(error)}")
+
+
+def _row_of(
+    record: dict[str, Any], fields: dict[str, Any], row_id: str, shard: AnyPath, position: int, options: ReadOptions
+) -> CorpusRow:
+    """
+    Raises:
+        BadImage: the row is refused for its reason.
+    """
+    if fields["status"] not in (None, "success"):
+        raise BadImage(_shown(fields["status"]), _shown(fields["error"] or ""))
+    text, instruction = _text_of(fields["text"], "text"), _text_of(fields["instruction"], "instruction")
+    title = fields["title"]
+    if isinstance(title, str) and text is not None:
+        text = f"{title} {text}".strip()
+    pictures = _pictures(fields["image"], fields["images"], shard, options)
     if not pictures and not (text or "").strip():
-        return refuse(row_id, "empty_row", "neither text nor picture")
+        raise BadImage("empty_row", "neither text nor picture")
     return CorpusRow(
         row_id,
         text or None,
@@ -99,7 +118,29 @@ def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: i
     )
 
 
-def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> tuple[bytes, ...]:
+def _text_of(field: Any, role: str) -> str | None:
+    """A text column's entry; binary ones are UTF-8, as some writers leave the annotation out.
+
+    Raises:
+        BadImage: it is no text.
+    """
+    if isinstance(field, bytes):
+        try:
+            field = field.decode()
+        except UnicodeDecodeError as error:
+            raise BadImage("text_not_unicode", f"{role}: {first_line(error)}") from None
+    if field is not None and not isinstance(field, str):
+        raise BadImage(f"{role}_not_a_string", type(field).__name__)
+    if not is_unicode(field or ""):
+        raise BadImage("text_not_unicode", "a lone surrogate")
+    return field
+
+
+def _shown(entry: Any) -> str:
+    return entry.decode("utf-8", "backslashreplace") if isinstance(entry, bytes) else str(entry)
+
+
+def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> tuple[Picture, ...]:
     """The pictures of a row, from its column of one picture or from that of lists.
 
     Raises:
@@ -129,18 +170,30 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def image_of(picture: Any, shard: AnyPath, options: ReadOptions) -> bytes | None:
-    """The encoded bytes of a picture given as bytes, a Hugging Face image struct, a path or an address; None if empty.
+def image_of(picture: Any, shard: AnyPath, options: ReadOptions) -> Picture | None:
+    """A picture given as bytes, a Hugging Face image struct, a path, an address or base64; None if empty.
 
     Raises:
-        BadImage: it is of another type, or the file is missing.
+        BadImage: it is of another type, or it cannot be read.
     """
     if isinstance(picture, dict):
         picture = picture.get("bytes") or picture.get("path")
     if picture is None or picture == "":
         return None
     if isinstance(picture, bytes):
-        return picture
+        path = _path_in(picture)
+        return picture if path is None else options.picture(path, shard)
     if isinstance(picture, str):
-        return image_bytes(options.picture_path(picture, shard))
+        return options.picture(picture, shard)
     raise BadImage("not_an_image", f"a {type(picture).__name__} where bytes or a path were expected")
+
+
+def _path_in(data: bytes) -> str | None:
+    """A path in a binary column, whose writer left out the annotation of strings; None for a picture's bytes."""
+    if len(data) > LONGEST_PATH or min(data) < 32:  # every picture has control characters
+        return None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES or "://" in text else None

@@ -8,6 +8,7 @@ from pydantic import field_validator
 
 from mme5core.embedding_settings import EmbeddingSettings
 from mme5core.settings import Section, key
+from mme5core.web import ALLOW_HOSTS
 from rayjobs.command.config import InputJobConfig
 
 
@@ -33,6 +34,10 @@ class EmbedCorpusConfig(EmbeddingSettings, InputJobConfig):
         "folder or address that paths of pictures start from; null: their file's own folder",
         rows=False,
         path="existing",
+    )
+    allow_hosts: list[str] | None = key(None, ALLOW_HOSTS, rows=False)
+    unreachable: Literal["pending", "refuse"] = key(
+        "pending", "pictures whose server does not answer: leave them to the next run, or refuse them", rows=False
     )
     vectors: VectorsConfig = key(VectorsConfig(), "what is written of each vector")
     columns: list[str] = key([], "columns of the input to write beside the vectors")

@@ -9,7 +9,7 @@ from mme5core.errors import InputError
 from mme5core.model_folder import check_adapter, check_model_files, model_identity, model_width
 from mme5core.peers import sentence_transformer_width
 from mme5core.prompt_styles import check_style
-from mme5core.readers import input_files, input_identity
+from mme5core.readers import ReadOptions, input_files, input_identity
 from mme5core.readers.shards import of_one_side
 from mme5core.storage import AnyPath
 from mme5core.tables import shards_of
@@ -21,11 +21,17 @@ OWN_COLUMNS = {"id", "embedding", "embedding_int8", "embedding_binary"}
 
 
 def corpus_shards(config: EmbedCorpusConfig) -> list[AnyPath]:
-    return of_one_side(shards_of(config.input, pictures=True), config.side)
+    return of_one_side(shards_of(config.input, pictures=True, without=config.output or None), config.side)
+
+
+def read_options(config: EmbedCorpusConfig, *, columns: Sequence[str] = ()) -> ReadOptions:
+    """Pictures at servers are left there until they are embedded."""
+    hosts = None if config.allow_hosts is None else tuple(config.allow_hosts)
+    return ReadOptions(config.side, config.pictures, columns=tuple(columns), allow_hosts=hosts, fetch=False)
 
 
 def embed_folder(config: EmbedCorpusConfig, shards: Sequence[AnyPath]) -> JobFolder:
-    files = input_files(shards)
+    files = input_files(shards, config.input)
     identities = {"input": input_identity(files), "model": model_identity(config.model)}
     if config.adapter:
         identities["adapter"] = model_identity(config.adapter)

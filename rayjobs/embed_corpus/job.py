@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -20,18 +19,18 @@ from mme5core.corpus.source_columns import SourceColumns
 from mme5core.corpus.unembedded import EmbeddingKey
 from mme5core.corpus.vector_log import REFUSED, VectorPlaces
 from mme5core.corpus.vector_parts import WriteVectors, part_ranges
-from mme5core.errors import InputError
 from mme5core.model_folder import encoder_settings
 from mme5core.parts import PartFiles
 from mme5core.progress import Progress
-from mme5core.readers import ReadOptions
+from mme5core.readers.shards import labels
 from mme5core.vectors import Int8Calibration, VectorFormat, cut
-from rayjobs.command.outcome import RESUMABLE, Outcome
+from rayjobs.command.outcome import BAD_INPUT, RESUMABLE, Outcome
 from rayjobs.embed_corpus.config import EmbedCorpusConfig
-from rayjobs.embed_corpus.inputs import checked_format, corpus_shards, embed_folder
+from rayjobs.embed_corpus.inputs import checked_format, corpus_shards, embed_folder, read_options
 from rayjobs.embed_corpus.writing import PartWriter
 from rayjobs.embedding import LoadEncoder, embed_contents, placement_for
-from rayjobs.folder import JobFolder
+from rayjobs.folder import JobFolder, nothing_kept
+from rayjobs.folder.versions import versions
 from rayjobs.on_ray.connection import connected
 from rayjobs.on_ray.tasks import run_on_ray
 
@@ -47,13 +46,14 @@ def run(config: EmbedCorpusConfig, *, load: LoadEncoder = load_encoder) -> Outco
         finished = folder.open()
         if finished:
             return Outcome(finished["counters"], reason="already done")
-        options = ReadOptions(config.side, config.pictures, columns=tuple(config.columns))
+        places_of_shards = labels(shards, config.input)
         with connected():
             placement = placement_for(config, config.num_workers, job="embed-corpus")
+            options = read_options(config, columns=config.columns)
             task = ScanShard(folder.work / "index", EmbeddingKey(config.instruction), config.limit, options)
-            index = scan(shards, task, job="embed-corpus", run=run_on_ray)
+            index = scan(shards, places_of_shards, task, job="embed-corpus", run=run_on_ray)
             if not index.num_usable:
-                raise _nothing_usable(index)
+                return _nothing_usable(folder, index, config.output)
             source = SourceColumns.of(index, config.columns, folder.work / "columns.json")
             contents = number_contents(index, folder.work)
             rows = folder.work / "rows"
@@ -67,11 +67,13 @@ def run(config: EmbedCorpusConfig, *, load: LoadEncoder = load_encoder) -> Outco
                 contents,
                 places,
                 config,
-                ReadOptions(config.side, config.pictures),
+                read_options(config),
                 placement,
+                labels=places_of_shards,
                 num_workers=config.num_workers,
                 load=load,
                 check_owner=folder.check_owner,
+                refuses_unreachable=config.unreachable == "refuse",
             )
             if places.num_done < len(contents):
                 _embed(steps, places, len(contents), early)
@@ -95,11 +97,12 @@ def _embed(steps: Iterator[None], places: VectorPlaces, num_contents: int, write
                 writer.write_finished()
 
 
-def _nothing_usable(index: Index) -> InputError:
-    reasons = Counter(refused.reason for refused in index.refused())
-    counts = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+def _nothing_usable(folder: JobFolder, index: Index, output: str) -> Outcome:
+    """Write what there is to say of an input of which no row can be embedded."""
     detail = next(index.refused()).detail
-    return InputError(f"nothing in the input can be embedded: {counts} ({detail})")
+    counts = folder.write_quarantine(index.refused())
+    counters = folder.finish(unit="corpus rows", num_read=len(index), num_kept=0, refused=counts, pending=0)
+    return nothing_kept(counters, output, detail=detail, code=BAD_INPUT)
 
 
 class WriteParts:
@@ -174,13 +177,12 @@ class WriteParts:
         )
         if num_pending:
             reason = (
-                f"{num_pending:,} rows could not be read a second time, the first in {self._first_pending()}: "
-                "start the same command again"
+                f"{num_pending:,} rows are pending, the first in {self._first_pending()}: their pictures or files "
+                "could not be reached; start the same command again"
             )
             return Outcome(counters, RESUMABLE, reason)
-        unreachable = counters["refused"].get("unreachable_image", 0)
-        if unreachable:
-            return Outcome(counters, reason=f"done, but {unreachable:,} pictures could not be reached: see _quarantine")
+        if not counters["kept"]:
+            return nothing_kept(counters, self._config.output)
         return Outcome(counters)
 
     def _first_pending(self) -> str:
@@ -214,6 +216,7 @@ def _file_metadata(
         "mme5.model_identity": hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16],
         "mme5.fingerprint": folder.run.fingerprint,
         "mme5.normalized": "true",
+        "mme5.versions": json.dumps(versions()),
     }
     if calibration is not None:
         metadata["mme5.int8_low"] = json.dumps(calibration.low.tolist())

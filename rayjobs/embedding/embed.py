@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from mme5core.corpus.contents import Contents
 from mme5core.corpus.index import Index
@@ -49,21 +49,25 @@ def embed_contents(
     options: ReadOptions,
     placement: Placement,
     *,
+    labels: Sequence[str],
     num_workers: int,
     load: LoadEncoder,
     check_owner: Callable[[], None],
+    refuses_unreachable: bool = False,
 ) -> Iterator[None]:
     """Embed the first row of every distinct content that is not done; `places` grows, and each step is yielded.
 
     Args:
+        labels: of the shards, as they were scanned.
         check_owner: raises where another run owns the folder by now.
+        refuses_unreachable: refuse pictures whose server does not answer, rather than leave them to the next run.
 
     Raises:
         InputError: the model cannot be loaded.
         WorkFailed: contents cannot be embedded, or the folder has another owner.
     """
     items = [
-        {"shard": shard, "path": str(path)}
+        {"shard": shard, "path": str(path), "label": labels[shard]}
         for shard, path in enumerate(index.shards)
         if (places.places[contents.starts[shard] : contents.starts[shard + 1]] < 0).any()
     ]
@@ -77,6 +81,7 @@ def embed_contents(
         EmbeddingKey(settings.instruction),
         settings.window_rows,
         options,
+        refuses_unreachable,
     )
     # A task reads several small shards, so that their rows share windows.
     num_windows = -(-(len(contents) - places.num_done) // settings.window_rows)

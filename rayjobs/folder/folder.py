@@ -16,18 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.durable import write_json
-from mme5core.errors import InputError, WorkFailed
+from mme5core.errors import FAILED, InputError, WorkFailed
 from mme5core.file_entries import describe, has_file
 from mme5core.ownership import Owner, check_owner, is_locked_by_old_version, is_owned, is_owned_now
 from mme5core.schemas import QUARANTINE
 from mme5core.storage import without_credentials
 from mme5core.types import Rejected
 from rayjobs.command.config import JobConfig, fingerprint, row_keys
+from rayjobs.command.outcome import Outcome
 from rayjobs.folder.files import MANIFEST, QUARANTINE_FOLDER, SUCCESS, WORK
 from rayjobs.folder.run import Run
 from rayjobs.folder.versions import versions
 
 ROWS_AT_ONCE = 1 << 16
+LONGEST_DETAIL = 500  # characters in the quarantine
 
 
 def job_folder(
@@ -150,7 +152,8 @@ class JobFolder:
             while group := list(islice(rows, ROWS_AT_ONCE)):
                 counts.update(row.reason for row in group)
                 records = [
-                    {"id": row.id, "reason": row.reason, "detail": without_credentials(row.detail)} for row in group
+                    {"id": row.id, "reason": row.reason, "detail": _short(without_credentials(row.detail))}
+                    for row in group
                 ]
                 writer.write_table(pa.Table.from_pylist(records, QUARANTINE))
         staged.rename(folder / "part-00000.parquet")
@@ -168,7 +171,7 @@ class JobFolder:
         details: dict[str, Any] | None = None,
         described: Iterable[dict[str, Any]] = (),
     ) -> dict[str, Any]:
-        """Write the manifest, and `_SUCCESS` if nothing is pending; returns the counters.
+        """Write the manifest, and `_SUCCESS` if something was kept and nothing is pending; returns the counters.
 
         Args:
             described: the entries (`describe`) of parts that need not be read again for it.
@@ -189,8 +192,9 @@ class JobFolder:
         known = {entry["name"]: entry for entry in described}
         if changed := [name for name, entry in known.items() if not has_file(self.path, entry)]:
             raise AssertionError(f"not as they were written: {', '.join(changed[:3])}")
+        is_finished = pending == 0 and (num_kept > 0 or num_read == 0)
         manifest = self.run.as_json() | {
-            "finished": pending == 0,
+            "finished": is_finished,
             "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": versions(),
             "unit": unit,
@@ -201,7 +205,7 @@ class JobFolder:
         }
         self.check_owner()
         write_json(self.path / MANIFEST, manifest | (details or {}))
-        if pending == 0:
+        if is_finished:
             (self.path / SUCCESS).touch()
             self.close()
             # What is left of the work is only needed to resume, and nothing is left to resume.
@@ -281,6 +285,22 @@ class JobFolder:
         if any(f.stat().st_size for f in self.work.glob("answers/*.answers")):
             return False
         return not (is_owned_now(self.work) or is_locked_by_old_version(self.work))
+
+
+def nothing_kept(counters: Mapping[str, Any], output: str, *, detail: str = "", code: int = FAILED) -> Outcome:
+    """How a job ends that has refused all that it read.
+
+    Args:
+        detail: of one of the refused.
+    """
+    refused = sorted(counters["refused"].items(), key=lambda entry: (-entry[1], entry[0]))
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in refused)
+    example = f" ({_short(detail)})" if detail else ""
+    return Outcome(dict(counters), code, f"nothing was kept: {reasons}{example}; see {output}/{QUARANTINE_FOLDER}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_DETAIL else f"{text[: LONGEST_DETAIL - 4]} ..."
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -5,7 +5,19 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-PACKAGES = ("mme5", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pillow", "openai")
+PACKAGES = (
+    "mme5",
+    "ray",
+    "torch",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "pyarrow",
+    "pillow",
+    "openai",
+    "numpy",
+    "torchvision",
+)
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Literal
 from mme5core.asking.settings import BudgetSettings, PriceSettings, ServerSettings
 from mme5core.corpus.picture_filters import FilterSettings
 from mme5core.settings import Section, key, required
+from mme5core.web import ALLOW_HOSTS
 from rayjobs.command.config import InputJobConfig, JobConfig
 
 
@@ -43,6 +44,7 @@ class SynthConfig(InputJobConfig):
     )
     filters: FilterSettings = key(FilterSettings(), "which pictures to use")
     pairs: PairsConfig = key(PairsConfig(), "which neighbours become positives and hard negatives")
+    allow_hosts: list[str] | None = key(None, ALLOW_HOSTS, rows=False)
     pictures: str | None = key(
         None, "folder or address that paths of pictures start from; null: the Parquet's", path="existing"
     )

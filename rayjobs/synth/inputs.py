@@ -19,11 +19,11 @@ from rayjobs.synth.config import SynthConfig
 
 
 def corpus_shards(config: SynthConfig) -> list[AnyPath]:
-    return shards_of(config.input, suffixes=SUFFIXES_WITH_PICTURES, pictures=True)
+    return shards_of(config.input, suffixes=SUFFIXES_WITH_PICTURES, pictures=True, without=config.output or None)
 
 
 def synth_folder(config: SynthConfig, shards: Sequence[AnyPath]) -> JobFolder:
-    files = input_files(shards)
+    files = input_files(shards, config.input)
     identities = {"input": input_identity(files)}
     for name, read in (("neighbours", neighbour_files(config)), ("holdout", holdout_files(config))):
         if read is not None:
@@ -32,7 +32,9 @@ def synth_folder(config: SynthConfig, shards: Sequence[AnyPath]) -> JobFolder:
 
 
 def read_options(config: SynthConfig) -> ReadOptions:
-    return ReadOptions(pictures=config.pictures, columns=COLUMNS if config.filters.need_columns else ())
+    hosts = None if config.allow_hosts is None else tuple(config.allow_hosts)
+    columns = COLUMNS if config.filters.need_columns else ()
+    return ReadOptions(pictures=config.pictures, columns=columns, allow_hosts=hosts)
 
 
 def holdout_files(config: SynthConfig) -> list[AnyPath] | None:

@@ -16,15 +16,14 @@ from mme5core.corpus.scan import ScanShard, scan
 from mme5core.corpus.stored_pictures import StoredPictures
 from mme5core.parts import Part, PartFiles
 from mme5core.progress import Progress
-from mme5core.readers import ReadOptions
 from mme5core.readers.shards import labels
 from mme5core.synthesis.planning import Plan, make_plan, refused_samples
 from mme5core.synthesis.question import Synthesis
 from mme5core.synthesis.sample_parts import WriteSamples
 from mme5core.types import Rejected
 from rayjobs.asking import ask_all, budget_line, costs, keep_in_shared_cache, make_shared_cache
-from rayjobs.command.outcome import RESUMABLE, Outcome
-from rayjobs.folder import JobFolder
+from rayjobs.command.outcome import BAD_INPUT, FAILED, RESUMABLE, Outcome
+from rayjobs.folder import JobFolder, nothing_kept
 from rayjobs.on_ray.connection import connected
 from rayjobs.on_ray.tasks import run_on_ray
 from rayjobs.synth.config import SynthConfig
@@ -43,9 +42,10 @@ def run(config: SynthConfig) -> Outcome:
         if finished:
             return Outcome(finished["counters"], reason="already done")
         make_shared_cache(config.teacher, TEACHER)
+        places = tuple(labels(shards, config.input))
         with connected():
             task = ScanShard(folder.work / "index", PictureKey(config.filters), config.limit, read_options(config))
-            index = scan(shards, task, job="synth", run=run_on_ray)
+            index = scan(shards, places, task, job="synth", run=run_on_ray)
             plan = make_plan(
                 index,
                 settings,
@@ -54,7 +54,7 @@ def run(config: SynthConfig) -> Outcome:
                 num_workers=config.num_workers,
                 run=run_on_ray,
             )
-            pictures = StoredPictures(plan.shards, tuple(labels(shards)), ReadOptions(pictures=config.pictures))
+            pictures = StoredPictures(plan.shards, places, read_options(config))
             question = Synthesis(pictures, config.num_negatives, config.min_self_evaluation)
             stop = ask_all(
                 question,
@@ -112,7 +112,7 @@ def _finish(
         reason = budget_line(config.budget, survey.usage) if stop.is_budget_spent else stop.reason
         return Outcome(counters, stop.code, reason)
     if not totals["kept"]:
-        return Outcome(counters, reason=f"done, and nothing was kept: {config.output}/_quarantine says why")
+        return nothing_kept(counters, config.output, code=FAILED if index.num_usable else BAD_INPUT)
     return Outcome(counters)
 
 

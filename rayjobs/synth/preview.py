@@ -63,10 +63,10 @@ class FirstRows:
             InputError: there is not one row.
         """
         first, key_of, keys = cls(), PictureKey(config.filters), set[bytes]()
-        rows = _rows_of(shards, read_options(config))
+        rows = _rows_of(shards, config.input, read_options(config))
         for row in islice(rows, min(config.limit or DRY_ROWS, DRY_ROWS)):
             first.num_rows += 1
-            first.num_bytes += len(row.image or b"")
+            first.num_bytes += row.num_bytes
             reason = first._check(row, key_of, keys)
             if reason:
                 first.refused[reason] += 1
@@ -88,9 +88,10 @@ class FirstRows:
         if row.id in self.sizes:
             return "duplicate_id"
         keys.add(key)
+        assert isinstance(row.image, bytes), "the key was made of it"
         self.sizes[row.id] = picture_size(row.image)
         if len(self.shown) < PICTURES_KEPT:
-            self.shown[row.id] = row.image or b""
+            self.shown[row.id] = row.image
         return ""
 
     def scale(self, shards: Sequence[AnyPath], limit: int | None) -> float:
@@ -249,8 +250,8 @@ def _cost_line(config: SynthConfig, expected: Expected) -> str:
     return f"{line}: about {usd:,.2f} USD at {price.prompt:g} and {price.completion:g} USD per million"
 
 
-def _rows_of(shards: Sequence[AnyPath], options: ReadOptions) -> Iterator[CorpusRow]:
-    for shard, label in zip(shards, labels(shards), strict=True):
+def _rows_of(shards: Sequence[AnyPath], inputs: Sequence[str], options: ReadOptions) -> Iterator[CorpusRow]:
+    for shard, label in zip(shards, labels(shards, inputs), strict=True):
         yield from read_rows(shard, replace(options, label=label))
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from mme5core import storage
+from mme5core import web
 from mme5core.errors import InputError
 from mme5core.images import BadImage, image_bytes, load_rgb
 from mme5core.readers import find_shards, input_files, input_identity, read_rows
@@ -145,7 +145,7 @@ def test_keys_in_an_address_are_in_no_message() -> None:
 def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_is_unreachable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(storage, "_WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(web, "_WAITS_S", (0.01, 0.01))
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

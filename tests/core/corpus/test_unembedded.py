@@ -55,7 +55,7 @@ class Corpus:
             window_rows,
             ReadOptions(),
         )
-        items = [{"shard": shard, "path": str(self.path(shard))} for shard in shards]
+        items = [{"shard": shard, "path": str(self.path(shard)), "label": ""} for shard in shards]
         return [window.to_pylist() for window in read.windows(items)]
 
 
@@ -109,7 +109,7 @@ def test_a_reading_task_that_is_tried_again_yields_the_windows_of_the_first_try(
     read = ReadUnembedded(
         corpus.index.folder, corpus.starts, corpus.contents, places.write_done(), KEY_OF, 2, ReadOptions()
     )
-    items = [{"shard": 0, "path": str(corpus.path(0))}]
+    items = [{"shard": 0, "path": str(corpus.path(0)), "label": ""}]
     first = [window.to_pylist() for window in read.windows(items)]
     table = pa.Table.from_pylist([{"content": n, "embedding": [1.0]} for n in (0, 1)], vector_schema(1))
     places.add(append(rows, table))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from mme5core.errors import InputError
 from mme5core.readers import find_shards, input_files, input_identity
-from mme5core.readers.shards import labels
+from mme5core.readers.shards import labels, pictures_in
 from mme5core.storage import AnyPath
 
 
@@ -39,8 +40,34 @@ def test_rows_without_ids_are_named_apart_in_files_of_one_name(tmp_path: Path) -
     folder_of(tmp_path / "a", "x.jsonl")
     folder_of(tmp_path / "b", "x.jsonl", "y.jsonl")
     shards = find_shards([str(tmp_path)])
-    found = labels(shards)
-    assert len(set(found)) == 3 and "" in found and all(name == "" or name.endswith("/x.jsonl") for name in found)
+    assert labels(shards, [str(tmp_path)]) == ["a/x.jsonl", "b/x.jsonl", "b/y.jsonl"]
+    assert labels(shards[:1], [str(tmp_path)]) == ["a/x.jsonl"]  # the others do not matter
+    apart = labels(shards, [str(tmp_path / "a"), str(tmp_path / "b")])
+    assert apart == ["a/x.jsonl", "b/x.jsonl", "y.jsonl"]
+
+
+def test_folders_of_pictures_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        folder_of(tmp_path / name, "a.png")
+    shards = find_shards([str(tmp_path / "*")], pictures=True)
+    assert labels(shards, [str(tmp_path / "*")]) == ["cats", "dogs"]
+    assert labels(shards, [str(shard) for shard in shards]) == ["cats", "dogs"]
+    assert labels(shards[:1], [str(shards[0])]) == [""]
+
+
+def test_links_in_a_circle_pipes_and_the_jobs_own_output_are_passed_over(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", "a.png", "sub/b.png", "out/part-00000.parquet")
+    elsewhere = folder_of(tmp_path / "elsewhere", "c.png")
+    for link, target in (("latest", "."), ("up", ".."), ("again", "sub"), ("out_of_it", "../elsewhere")):
+        (folder / link).symlink_to(target)
+    (elsewhere / "itself").symlink_to(".")
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe.jsonl")
+    assert [name for name, _ in pictures_in(folder)] == ["a.png", "out_of_it/c.png", "sub/b.png"]
+    assert names(folder) == ["part-00000.parquet"]
+    assert find_shards([str(folder)], pictures=True, without=str(folder / "out")) == [folder]
+    with pytest.raises(InputError, match="not a regular file"):
+        names(folder / "pipe.jsonl")
 
 
 def test_the_parquet_beside_a_tar_is_the_tars(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""Where the pictures of a corpus may come from, and pictures that are still at a server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from mme5core.errors import first_line
+from mme5core.images import BadImage, bytes_in_text, image_bytes
+from mme5core.storage import Address, AnyPath, locate, without_credentials
+from mme5core.web import HostRefused, HostRule, TooLarge, Unreachable, fetch
+
+_REASONS: dict[type[Exception], str] = {
+    TooLarge: "too_many_bytes",
+    HostRefused: "host_not_allowed",
+    Unreachable: "unreachable_image",
+    FileNotFoundError: "missing_image",
+    PermissionError: "missing_image",
+    ValueError: "missing_image",  # no address
+}
+_HUB, _HUB_HOST = "hf://", "huggingface.co"
+
+
+@dataclass(frozen=True, slots=True)
+class RemotePicture:
+    """A picture at a server, by its address; equal addresses are one picture."""
+
+    place: Address
+    rule: HostRule
+
+    def read(self) -> bytes:
+        """
+        Raises:
+            BadImage: `missing_image`, `unreachable_image`, `too_many_bytes` or `host_not_allowed`.
+        """
+        try:
+            if self.place.is_web:
+                return fetch(self.place.path, self.rule)
+            if self.place.path.startswith(_HUB):
+                self.rule.check(_HUB_HOST)
+            return self.place.read_bytes()
+        except Exception as error:  # the clients of some stores raise errors of their own
+            reason = next((name for kind, name in _REASONS.items() if isinstance(error, kind)), "unreachable_image")
+            problem = getattr(error, "strerror", None) or first_line(error)
+            raise BadImage(reason, without_credentials(f"{self.place}: {problem}")) from None
+
+
+Picture = bytes | RemotePicture
+
+
+def picture_of(text: str, folder: AnyPath, pictures: str | None, rule: HostRule) -> Picture:
+    """The picture that a row of a corpus names by a path, an address, or by its data in base64.
+
+    Args:
+        folder: of the file that names it; relative paths start from it, or from `pictures`.
+
+    Raises:
+        BadImage: `missing_image`; `outside_corpus`: it lies neither below `folder` nor below `pictures`.
+    """
+    inline = bytes_in_text(text)
+    if inline is not None:
+        return inline
+    if "\0" in text:
+        raise BadImage("missing_image", f"{text!r}: a NUL in a path")
+    given, base = locate(text), locate(pictures) if pictures else folder
+    if isinstance(given, Address):
+        if not given.is_web and not given.path.startswith(_HUB) and not _is_below_address(given, (base, folder)):
+            raise _outside(text, folder)
+        return RemotePicture(given, rule)
+    place = base / str(given)
+    if isinstance(place, Address):
+        if ".." in given.parts or given.is_absolute():
+            raise _outside(text, folder)
+        return RemotePicture(place, rule)
+    if not is_below(place, *(root for root in (base, folder) if isinstance(root, Path))):
+        raise _outside(text, folder)
+    return image_bytes(place)
+
+
+def is_below(file: Path, *folders: Path) -> bool:
+    """Whether a file lies below one of the folders, with links followed.
+
+    Links of a snapshot in the Hugging Face cache lead to the blobs beside it; these count as below it.
+    """
+    real = os.path.realpath(file)
+    return any(real.startswith(_real_root(str(folder))) for folder in folders)
+
+
+def check_below(file: Path, folder: Path, pictures: str | None) -> None:
+    """
+    Raises:
+        BadImage: `outside_corpus`, see `picture_of`.
+    """
+    allowed = [folder] + ([Path(pictures)] if pictures and isinstance(locate(pictures), Path) else [])
+    if not is_below(file, *allowed):
+        raise _outside(str(file), folder)
+
+
+@lru_cache(maxsize=4096)
+def _real_root(folder: str) -> str:
+    root = os.path.realpath(folder)
+    before, snapshots, _ = root.rpartition("/snapshots/")
+    if snapshots and os.path.isdir(f"{before}/blobs"):
+        root = before
+    return root.rstrip("/") + "/"
+
+
+def _is_below_address(address: Address, folders: tuple[AnyPath, ...]) -> bool:
+    roots = [folder.path.rstrip("/") + "/" for folder in folders if isinstance(folder, Address)]
+    return ".." not in address.path.split("/") and any(address.path.startswith(root) for root in roots)
+
+
+def _outside(text: str, folder: AnyPath) -> BadImage:
+    where = without_credentials(f"{text} is not below {folder}")
+    return BadImage("outside_corpus", f"{where}; pictures= allows another folder")
