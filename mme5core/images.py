@@ -67,7 +67,8 @@ def load_rgb(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         BadImage: `empty_image`, `missing_image`, `not_an_image`, `too_many_pixels` or `broken_image`.
     """
     if isinstance(image, Image.Image):
-        return _rgb(image, max_pixels)
+        picture = _rgb(image, max_pixels)
+        return picture.copy() if picture is image else picture
     data = image_bytes(image)
     try:
         return _rgb(_open(data), max_pixels)

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mme5core.backbones.byte_pixels import BytePixels
-from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, base_model, pad_right
+from mme5core.backbones.protocol import (
+    Features,
+    PictureInputs,
+    PictureSize,
+    base_model,
+    pad_right,
+    truncated_ids,
+)
 
 _PADS_TO_THE_END = ("siglip", "siglip2")
 
@@ -34,7 +41,8 @@ class DualEncoder:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.family = str(config.model_type)
-        self._max_tokens = min(tokenizer.model_max_length, getattr(config.text_config, "max_position_embeddings", 512))
+        most = getattr(config.text_config, "max_position_embeddings", 512)
+        self.max_text_tokens = min(tokenizer.model_max_length, most)
         # SigLIP was trained on texts padded to the maximum length without a mask, and pools the last position.
         self._pads_to_the_end = config.model_type in _PADS_TO_THE_END
         self._byte_pixels = BytePixels(image_processor, self._process)
@@ -43,8 +51,8 @@ class DualEncoder:
     def token_ids(
         self, prompts: Sequence[str], sizes: Sequence[Sequence[PictureSize]], *, max_tokens: int
     ) -> list[list[int]]:
-        longest = min(max_tokens, self._max_tokens)
-        ids: list[list[int]] = self.tokenizer(list(prompts), truncation=True, max_length=longest)["input_ids"]
+        longest = min(max_tokens, self.max_text_tokens)
+        ids = truncated_ids(self.tokenizer, prompts, longest)
         # No tokens at all mark a picture without text; the tokenizer would add BOS and EOS to an empty text.
         return [[] if not prompt else row for prompt, row in zip(prompts, ids, strict=True)]
 
@@ -65,7 +73,7 @@ class DualEncoder:
         if any(token_ids):
             filled = [ids or [self._pad_id] for ids in token_ids]
             if self._pads_to_the_end:
-                filled = [ids + [self._pad_id] * (self._max_tokens - len(ids)) for ids in filled]
+                filled = [ids + [self._pad_id] * (self.max_text_tokens - len(ids)) for ids in filled]
             inputs["input_ids"], inputs["attention_mask"] = pad_right(filled, self._pad_id)
             inputs["has_text"] = torch.tensor([bool(ids) for ids in token_ids])
         if pictures is not None and "pixel_values" in pictures[0][0]:

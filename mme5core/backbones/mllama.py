@@ -41,6 +41,7 @@ class Mllama:
     pooling = "last"
     knows_tower = True
     needs_sizes = False
+    max_text_tokens: int | None = None
     tower = ("vision_model", "multi_modal_projector")
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None:

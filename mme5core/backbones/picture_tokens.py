@@ -38,6 +38,7 @@ class PictureTokens(ABC):
     pooling = "last"
     knows_tower = True
     needs_sizes = True
+    max_text_tokens: int | None = None
     tower: tuple[str, ...]
     pixels: tuple[str, ...]
     """Names of the processor's tensors, which are the arguments of the model's `get_image_features`."""

@@ -19,6 +19,12 @@ PictureSize = tuple[int, int]
 """Width and height in pixels, EXIF orientation applied."""
 
 
+CHARACTERS_PER_TOKEN = 100
+"""Hardly any text has so many; one that does is tokenised whole."""
+FEW_TOKENS = 16
+"""More than the special tokens of a prompt."""
+
+
 class Backbone(Protocol):
     """One model family. Shapes: B rows, S tokens (padded right), D width of the embedding."""
 
@@ -42,6 +48,9 @@ class Backbone(Protocol):
     """Whether `features` is available; otherwise the tower runs for every row."""
     needs_sizes: bool
     """Whether a row's tokens depend on the sizes of its pictures; otherwise any size may be passed."""
+    tokenizer: Any
+    max_text_tokens: int | None
+    """Most tokens of a text that the model can read, whatever `max_tokens` is; None: no limit of its own."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: Any) -> None: ...
 
@@ -116,10 +125,47 @@ def tokenize(
     token_ids: list[list[int]] = [[] for _ in prompts]
     for limit in dict.fromkeys(allowed):
         rows = [row for row, own in enumerate(allowed) if own == limit]
-        truncated = tokenizer([prompts[row] for row in rows], truncation=True, max_length=limit)["input_ids"]
-        for row, ids in zip(rows, truncated, strict=True):
+        for row, ids in zip(rows, truncated_ids(tokenizer, [prompts[row] for row in rows], limit), strict=True):
             token_ids[row] = ids
     return token_ids
+
+
+def truncated_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
+    """Ids of each text, truncated to `limit`; of a text of megabytes only the beginning is tokenised."""
+    most = CHARACTERS_PER_TOKEN * limit
+    beginnings = [text[:most] for text in texts]
+    token_ids: list[list[int]] = tokenizer(beginnings, truncation=True, max_length=limit)["input_ids"]
+    for row, text in enumerate(texts):
+        if len(text) > most and len(token_ids[row]) < limit:
+            (token_ids[row],) = tokenizer([text], truncation=True, max_length=limit)["input_ids"]
+    return token_ids
+
+
+def cut_rows(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    sizes: Sequence[Sequence[PictureSize]],
+    token_ids: Sequence[list[int]],
+    *,
+    max_tokens: int,
+) -> list[int]:
+    """The rows whose prompts had more tokens than `token_ids` holds.
+
+    Args:
+        token_ids: what `Backbone.token_ids` has made of the prompts.
+    """
+    limit = min(max_tokens, backbone.max_text_tokens or max_tokens)
+    # A token has at least a byte, so no shorter prompt reaches the limit.
+    rows = [row for row, prompt in enumerate(prompts) if prompt and len(prompt.encode()) >= limit - FEW_TOKENS]
+    if not rows:
+        return []
+    if backbone.max_text_tokens is None:
+        longer = backbone.token_ids(
+            [prompts[row] for row in rows], [sizes[row] for row in rows], max_tokens=max_tokens + 1
+        )
+    else:
+        longer = truncated_ids(backbone.tokenizer, [prompts[row] for row in rows], limit + 1)
+    return [row for row, ids in zip(rows, longer, strict=True) if len(ids) > len(token_ids[row])]
 
 
 def pad_right(token_ids: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

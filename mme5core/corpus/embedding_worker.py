@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,62 +66,50 @@ class EmbeddingWorker:
         Raises:
             OSError, ValueError, TypeError, LookupError, RuntimeError: nothing can be embedded, or it cannot be written.
         """
-        schema = vector_schema(self._encoder.dimension)
-        is_readable = pc.and_(pc.is_null(window["reason"]), pc.invert(window["is_pending"]))
-        is_refused = pc.and_(pc.is_valid(window["reason"]), pc.invert(window["is_pending"]))
-        refused = window.filter(is_refused).select(["content", "reason", "detail"]).to_pylist()
-        rows = window.filter(is_readable).to_pylist()
-        numbers, vectors = [], [np.zeros((0, self._encoder.dimension), dtype=np.float32)]
-        for places, vector_BD in self._embed(rows, refused):
-            numbers += [rows[place]["content"] for place in places]
+        results = _Results.of(window)
+        numbers: list[int] = []
+        vectors = [np.zeros((0, self._encoder.dimension), dtype=np.float32)]
+        for places, vector_BD in self._embed(results):
+            numbers += [results.rows[place]["content"] for place in places]
             vectors.append(vector_BD)
-        vector_ND = np.concatenate(vectors)
-        embedded = pa.table(
-            {
-                "content": pa.array(numbers, pa.int64()),
-                "embedding": pa.FixedSizeListArray.from_arrays(vector_ND.ravel(), vector_ND.shape[1]),
-                "reason": pa.nulls(len(numbers), pa.string()),
-                "detail": pa.nulls(len(numbers), pa.string()),
-            },
-            schema=schema,
-        )
-        return append(self._log, pa.concat_tables([embedded, pa.Table.from_pylist(refused, schema)]))
+        return append(self._log, results.table(numbers, np.concatenate(vectors)))
 
-    def _embed(
-        self, rows: Sequence[dict[str, Any]], refused: list[dict[str, Any]]
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """(places of rows, their vectors); rows that cannot be embedded are appended to `refused`."""
-        waiting = [list(range(len(rows)))]
+    def _embed(self, results: _Results) -> Iterator[tuple[list[int], np.ndarray]]:
+        """(places of rows, their vectors) of all rows that can be embedded."""
+        waiting = [list(range(len(results.rows)))]
         while waiting:
-            places = waiting.pop()
-            left = set(places)
+            left = dict.fromkeys(waiting.pop())
             try:
-                for batch, vector_BD in self._stream(rows, places, refused, left):
-                    left.difference_update(batch)
-                    yield batch, vector_BD
+                for places, vector_BD in self._stream(results, left):
+                    for place in places:
+                        del left[place]
+                    yield places, vector_BD
             except OSError:
                 raise
             except Exception as error:
-                rest = sorted(left)
+                rest = list(left)
                 if len(rest) > 1:
                     waiting += [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
                 elif rest:
                     self._check_encoder(error)
-                    detail = f"{type(error).__name__}: {first_line(error)}"
-                    refused.append({"content": rows[rest[0]]["content"], "reason": "cannot_embed", "detail": detail})
+                    results.refuse(rest[0], "cannot_embed", f"{type(error).__name__}: {first_line(error)}")
 
-    def _stream(
-        self, rows: Sequence[dict[str, Any]], places: list[int], refused: list[dict[str, Any]], left: set[int]
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
-        chosen = [rows[place] for place in places]
+    def _stream(self, results: _Results, left: dict[int, None]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """The vectors of the places that are left; those whose content is bad are taken from them."""
+        places = list(left)
+        chosen = [results.rows[place] for place in places]
 
         def on_bad(number: int, error: BadImage) -> None:
-            left.discard(places[number])
-            refused.append({"content": chosen[number]["content"], "reason": error.reason, "detail": error.detail})
+            del left[places[number]]
+            results.refuse(places[number], error.reason, error.detail)
 
-        contents = [Content(row["text"], row["image"], row["images"] or ()) for row in chosen]
-        instructions = [row["instruction"] for row in chosen]
-        for batch, vector_BD in self._encoder.stream(contents, instructions, on_bad=on_bad, **self._limits()):
+        for batch, vector_BD in self._encoder.stream(
+            [Content(row["text"], row["image"], row["images"] or ()) for row in chosen],
+            [row["instruction"] for row in chosen],
+            on_bad=on_bad,
+            on_cut=lambda number: results.cut.add(chosen[number]["content"]),
+            **self._limits(),
+        ):
             yield [places[number] for number in batch], vector_BD
 
     def _check_encoder(self, error: Exception) -> None:
@@ -139,3 +128,48 @@ class EmbeddingWorker:
             "max_pictures": self._settings.max_batch_pictures,
             "num_threads": self._settings.picture_threads,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """What becomes of a window.
+
+    Args:
+        rows: its readable rows.
+        refused: rows of the log without a vector.
+        cut: contents whose prompt was truncated.
+    """
+
+    rows: list[dict[str, Any]]
+    refused: list[dict[str, Any]]
+    cut: set[int]
+
+    @classmethod
+    def of(cls, window: pa.Table) -> _Results:
+        """Rows whose picture could not be reached are left out: they stay without an entry in the log."""
+        window = window.filter(pc.invert(window["is_pending"]))
+        rows = window.filter(pc.is_null(window["reason"])).to_pylist()
+        refused = window.filter(pc.is_valid(window["reason"])).select(["content", "reason", "detail"]).to_pylist()
+        return cls(rows, refused, set())
+
+    def refuse(self, place: int, reason: str, detail: str) -> None:
+        self.refused.append({"content": self.rows[place]["content"], "reason": reason, "detail": detail})
+
+    def table(self, numbers: Sequence[int], vector_ND: np.ndarray) -> pa.Table:
+        """The rows of the log.
+
+        Args:
+            numbers: the contents that the vectors are of.
+        """
+        schema = vector_schema(vector_ND.shape[1])
+        embedded = pa.table(
+            {
+                "content": pa.array(numbers, pa.int64()),
+                "embedding": pa.FixedSizeListArray.from_arrays(vector_ND.ravel(), vector_ND.shape[1]),
+                "reason": pa.nulls(len(numbers), pa.string()),
+                "detail": pa.nulls(len(numbers), pa.string()),
+                "is_cut": pa.array([number in self.cut for number in numbers], pa.bool_()),
+            },
+            schema=schema,
+        )
+        return pa.concat_tables([embedded, pa.Table.from_pylist(self.refused, schema)])

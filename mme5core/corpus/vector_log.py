@@ -28,6 +28,7 @@ def vector_schema(dimension: int) -> pa.Schema:
             ("embedding", pa.list_(pa.float32(), dimension)),
             ("reason", pa.string()),
             ("detail", pa.string()),
+            ("is_cut", pa.bool_()),  # its prompt was longer than the limit
         ]
     )
 
@@ -65,6 +66,14 @@ class VectorLog:
             if len(group):
                 result[group] = self._matrix(int(files[group[0]]))[places[group] & 0xFFFFFFFF]
         return result
+
+    def num_cut(self, places: np.ndarray) -> int:
+        """How many of the places hold the vector of a truncated prompt."""
+        files, num_cut = places >> 32, 0
+        for number in np.unique(files):
+            is_cut = np.asarray(pc.fill_null(self.table(int(number))["is_cut"], False))
+            num_cut += int(is_cut[places[files == number] & 0xFFFFFFFF].sum())
+        return num_cut
 
     def refusal(self, place: int) -> tuple[str, str]:
         """The reason and the detail of a place of a content that has no vector."""

@@ -84,7 +84,7 @@ def places_of_rows(contents: Contents, places: np.ndarray, start: int, stop: int
 
 @dataclass(frozen=True, slots=True)
 class WriteVectors:
-    """The task: writes one part, and counts the rows that are "kept" and "pending".
+    """The task: writes one part, and counts the rows that are "kept", "pending", and kept though their prompt is "cut".
 
     Args:
         places: file of the places of all contents (`VectorPlaces`).
@@ -103,7 +103,7 @@ class WriteVectors:
 
     def __call__(self, item: Item) -> Iterator[Item]:
         places = self._places(item)
-        num_kept = num_pending = 0
+        num_kept = num_pending = num_cut = 0
         rows_per_group = max(1, SLICE_BYTES // (4 * self.vector_format.width))
         with NewPart(self.folder, self.schema) as part:
             for rows, table in self.index.tables(["id", "source"], usable=True, within=(item["start"], item["stop"])):
@@ -115,11 +115,12 @@ class WriteVectors:
                 num_pending += int((own < 0).sum())
                 table, own = table.filter(pa.array(has_vector)), own[has_vector]
                 num_kept += len(table)
+                num_cut += self.log.num_cut(own)
                 for start in range(0, len(table), rows_per_group):
                     part.writer.write_table(
                         self._with_vectors(table.slice(start, rows_per_group), own[start : start + rows_per_group])
                     )
-            yield item | {"kept": num_kept, "pending": num_pending} | part.close()
+            yield item | {"kept": num_kept, "pending": num_pending, "cut": num_cut} | part.close()
 
     def _places(self, item: Item) -> np.ndarray:
         """The places of the part's rows, once this node sees what the driver has written."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from mme5core.backbones import Backbone
-from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, without_pixels
+from mme5core.backbones.protocol import Features, PictureInputs, PictureSize, cut_rows, without_pixels
 from mme5core.batching import plan_batches
 from mme5core.images import BadImage, image_hash, load_rgb, picture_size
 from mme5core.types import Content
@@ -83,6 +83,7 @@ def prepare_batches(
     share_pictures: bool = False,
     num_threads: int = 1,
     on_bad: OnBad | None = None,
+    on_cut: Callable[[int], None] | None = None,
 ) -> Iterator[PreparedBatch]:
     """The forward passes for `contents`: one modality each, sorted by length, prepared one at a time.
 
@@ -95,6 +96,7 @@ def prepare_batches(
         num_threads: threads that decode pictures.
         on_bad: called for a picture that cannot be read, a text that contains the picture token, and a content of
             more pictures than the family takes; the row is left out. None: they raise.
+        on_cut: called with the place of each content whose prompt is truncated.
 
     Raises:
         ValueError: a content that cannot be embedded, without `on_bad`.
@@ -114,7 +116,9 @@ def prepare_batches(
     if not good:
         return
     key_of = {row: keys[row] or () for row in good}
-    ids = backbone.token_ids([prompts[row] for row in good], [sizes[row] or () for row in good], max_tokens=max_tokens)
+    ids = _token_ids(
+        backbone, good, [prompts[row] for row in good], [sizes[row] or () for row in good], max_tokens, on_cut
+    )
     ids_of = dict(zip(good, ids, strict=True))
     plan = plan_batches(
         [len(ids_of[row]) for row in good],
@@ -124,13 +128,41 @@ def prepare_batches(
         pictures=[key_of[row] for row in good],
         max_pictures=max_pictures,
     )
+    batches = [[good[place] for place in places] for places in plan]
+    yield from _prepared(backbone, reading, batches, ids_of, key_of, share=share, num_threads=num_threads)
+
+
+def _prepared(
+    backbone: Backbone,
+    reading: _Reading,
+    batches: Sequence[Sequence[int]],
+    ids_of: Mapping[int, list[int]],
+    key_of: Mapping[int, Sequence[Hashable]],
+    *,
+    share: bool,
+    num_threads: int,
+) -> Iterator[PreparedBatch]:
     with ThreadPoolExecutor(num_threads) as threads:
-        for places in plan:
-            chosen = [good[place] for place in places]
-            pictures = _decode(backbone, reading, {row: key_of[row] for row in chosen}, threads)
-            chosen = [row for row in chosen if row not in reading.bad_rows]
+        for rows in batches:
+            pictures = _decode(backbone, reading, {row: key_of[row] for row in rows}, threads)
+            chosen = [row for row in rows if row not in reading.bad_rows]
             if chosen:
                 yield _batch(backbone, chosen, ids_of, [key_of[row] for row in chosen], pictures, share=share)
+
+
+def _token_ids(
+    backbone: Backbone,
+    rows: Sequence[int],
+    prompts: Sequence[str],
+    sizes: Sequence[Sequence[PictureSize]],
+    max_tokens: int,
+    on_cut: Callable[[int], None] | None,
+) -> list[list[int]]:
+    ids = backbone.token_ids(prompts, sizes, max_tokens=max_tokens)
+    if on_cut is not None:
+        for place in cut_rows(backbone, prompts, sizes, ids, max_tokens=max_tokens):
+            on_cut(rows[place])
+    return ids
 
 
 def batch_kind(backbone: Backbone, content: Content) -> int:

@@ -171,7 +171,7 @@ class WriteParts:
             num_kept=sum(part.report["kept"] for part in parts),
             refused=counts,
             pending=num_pending,
-            extra_counters={"distinct": int(has_vector.sum())},
+            extra_counters={"distinct": int(has_vector.sum()), "cut": sum(part.report.get("cut", 0) for part in parts)},
             details={"dimension": self._format.dim},
             described=[part.entry for part in parts],
         )

@@ -141,6 +141,7 @@ def test_a_window_that_comes_after_another_run_took_over_changes_nothing(
             corpus.settings,
             AS_IT_IS,
             Placement(1.0, 0.0),
+            labels=[""],
             num_workers=1,
             load=lambda settings: None,
             check_owner=check,
