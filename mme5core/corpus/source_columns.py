@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,4 +83,13 @@ def _one_of(kinds: set[str]) -> str:
 def _as(kind: str, entry: Any) -> Any:
     if kind == "float" and entry is not None:
         return float(entry)  # an integer too large for it would be refused
-    return json.dumps(entry, ensure_ascii=False) if kind == "json" and entry is not None else entry
+    return json.dumps(_finite(entry), ensure_ascii=False) if kind == "json" and entry is not None else entry
+
+
+def _finite(entry: Any) -> Any:
+    """The entry with null for NaN and infinity, which JSON does not have."""
+    if isinstance(entry, float) and not math.isfinite(entry):
+        return None
+    if isinstance(entry, dict):
+        return {name: _finite(own) for name, own in entry.items()}
+    return [_finite(own) for own in entry] if isinstance(entry, list) else entry

@@ -104,7 +104,7 @@ def prepare_batches(
     reading, rows = _Reading(contents, on_bad), range(len(contents))
     share = share_pictures and backbone.knows_tower
     for row in rows:
-        reading.attempt(partial(_check_text, backbone), row)
+        reading.attempt(partial(_check_prompt, backbone, prompts[row]), row)
     sizes = [reading.attempt(partial(sizes_of, backbone), row) for row in rows]
     keys: list[tuple[Hashable, ...] | None] = [
         reading.attempt(partial(picture_keys, backbone), row)
@@ -208,14 +208,14 @@ def picture_keys(backbone: Backbone, content: Content) -> tuple[Hashable, ...]:
     )
 
 
-def _check_text(backbone: Backbone, content: Content) -> None:
-    """Refuse a text that the model would misread.
+def _check_prompt(backbone: Backbone, prompt: str, content: Content) -> None:
+    """Refuse a text or an instruction that the model would misread.
 
     Raises:
-        BadImage: the text contains the backbone's picture token, and the model would read it as a picture.
+        BadImage: it contains the backbone's picture token, and the model would read it as a picture.
     """
     token = getattr(backbone, "image_token", None)
-    if token and content.text and token in content.text:
+    if token and prompt.count(token) > backbone.image_prefix.count(token) * len(content.images):
         raise BadImage("picture_token_in_text", token)
 
 

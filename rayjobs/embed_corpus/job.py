@@ -102,7 +102,7 @@ def _nothing_usable(folder: JobFolder, index: Index, output: str) -> Outcome:
     detail = next(index.refused()).detail
     counts = folder.write_quarantine(index.refused())
     counters = folder.finish(unit="corpus rows", num_read=len(index), num_kept=0, refused=counts, pending=0)
-    return nothing_kept(counters, output, detail=detail, code=BAD_INPUT)
+    return nothing_kept(counters, output, detail=detail, code=BAD_INPUT, what="nothing in the input can be embedded")
 
 
 class WriteParts:

@@ -287,7 +287,14 @@ class JobFolder:
         return not (is_owned_now(self.work) or is_locked_by_old_version(self.work))
 
 
-def nothing_kept(counters: Mapping[str, Any], output: str, *, detail: str = "", code: int = FAILED) -> Outcome:
+def nothing_kept(
+    counters: Mapping[str, Any],
+    output: str,
+    *,
+    detail: str = "",
+    code: int = FAILED,
+    what: str = "nothing was kept",
+) -> Outcome:
     """How a job ends that has refused all that it read.
 
     Args:
@@ -296,7 +303,7 @@ def nothing_kept(counters: Mapping[str, Any], output: str, *, detail: str = "", 
     refused = sorted(counters["refused"].items(), key=lambda entry: (-entry[1], entry[0]))
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in refused)
     example = f" ({_short(detail)})" if detail else ""
-    return Outcome(dict(counters), code, f"nothing was kept: {reasons}{example}; see {output}/{QUARANTINE_FOLDER}")
+    return Outcome(dict(counters), code, f"{what}: {reasons}{example}; see {output}/{QUARANTINE_FOLDER}")
 
 
 def _short(text: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mme5core import images
 from mme5core.images import BadImage, image_bytes, image_hash, load_rgb, picture_size, to_jpeg
 
 
@@ -198,3 +199,86 @@ def test_the_size_by_the_header_is_that_of_the_loaded_picture(orientation: int) 
     assert picture_size(buffer.getvalue()) == load_rgb(buffer.getvalue()).size
     with pytest.raises(BadImage, match="not_an_image"):
         picture_size(b"no picture")
+
+
+def turned_by(orientation: int, file_format: str, **options: Any) -> bytes:
+    """`noise(40, 20)`, stored so that the orientation gives it back."""
+    ways = {6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180, 8: Image.Transpose.ROTATE_270}
+    back = ways.get(orientation)
+    picture = noise(40, 20) if back is None else noise(40, 20).transpose(back)
+    if file_format == "TIFF":
+        return encoded(picture, file_format, tiffinfo={274: orientation}, **options)
+    exif = Image.Exif()
+    exif[274] = orientation
+    return encoded(picture, file_format, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})],
+)
+def test_a_picture_is_the_same_in_every_container_and_turned_once(
+    file_format: str, options: dict[str, Any], orientation: int
+) -> None:
+    data = turned_by(orientation, file_format, **options)
+    assert picture_size(data) == (40, 20)
+    assert load_rgb(data).tobytes() == noise(40, 20).tobytes()
+
+
+def with_metadata(file_format: str) -> bytes:
+    """A good picture, turned by EXIF, with a megabyte of zipped text or a comment that its decoder chokes on."""
+    data = turned_by(6, file_format)
+    if file_format == "PNG":
+        text = b"Comment\0\0" + zlib.compress(b"x" * 5_000_000)
+        chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+        return data[:33] + chunk + data[33:]
+    return data[:2] + b"\xff\xe2" + struct.pack(">H", 20) + b"ICC_PROFILE\0\x01\x00bad!" + data[2:]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_metadata_that_cannot_be_read_cost_neither_the_picture_nor_its_orientation(file_format: str) -> None:
+    data = with_metadata(file_format)
+    assert picture_size(data) == load_rgb(data).size == (40, 20)
+    assert load_rgb(data).tobytes() == load_rgb(turned_by(6, file_format)).tobytes()
+
+
+def test_damaged_exif_is_ignored() -> None:
+    whole = turned_by(6, "JPEG")
+    start = whole.index(b"Exif\0\0") + 6
+    for place in range(start, start + 18):
+        damaged = whole[:place] + b"\xff\xff\xff\xff" + whole[place + 4 :]
+        assert picture_size(damaged) == load_rgb(damaged).size
+
+
+def test_what_a_decoder_raises_is_a_broken_picture() -> None:
+    y, x = np.mgrid[0:160, 0:240]
+    slopes = np.dstack([x * 3 % 256, y * 5 % 256, (x + y) % 256]).astype(np.uint8)
+    avif = encoded(Image.fromarray(slopes), "AVIF")
+    assert load_rgb(avif).size == (240, 160)
+    assert reason_of(avif[: len(avif) // 2] + bytes(len(avif) - len(avif) // 2)) == "broken_image"
+
+
+def test_a_format_that_runs_a_program_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n%%EOF\n"
+    assert reason_of(eps) == "not_an_image"
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_a_file_above_the_limit_of_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(noise(5, 3), "PNG"))
+    size = (tmp_path / "a.png").stat().st_size
+    monkeypatch.setattr(images, "MAX_PICTURE_BYTES", size - 1)
+    assert reason_of(tmp_path / "a.png") == "too_many_bytes"
+    monkeypatch.setattr(images, "MAX_PICTURE_BYTES", size)
+    assert load_rgb(tmp_path / "a.png").size == (5, 3)
+
+
+def test_an_open_picture_that_is_rgb_already_stays_the_callers(tmp_path: Path) -> None:
+    picture = noise(5, 3)
+    load_rgb(picture).putpixel((0, 0), (1, 2, 3))
+    assert picture.tobytes() == noise(5, 3).tobytes()

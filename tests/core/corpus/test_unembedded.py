@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from mme5core import web
 from mme5core.corpus import index as index_module
 from mme5core.corpus import unembedded
 from mme5core.corpus.contents import Contents, number_contents
@@ -115,3 +119,102 @@ def test_a_reading_task_that_is_tried_again_yields_the_windows_of_the_first_try(
     places.add(append(rows, table))
     assert places.num_done == 2
     assert [window.to_pylist() for window in read.windows(items)] == first
+
+
+class PictureServer:
+    """Serves `/N.png` as a picture of N, counts what is asked, and fails for the names in `away`."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.away: set[str] = set()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.asked.append(self.path)
+                self.send_response(503 if self.path in server.away else 404 if "gone" in self.path else 200)
+                self.end_headers()
+                self.wfile.write(f"pixels of {self.path}".encode())
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=self.http.serve_forever, daemon=True).start()
+        self.address = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[PictureServer]:
+    monkeypatch.setattr(web, "_WAITS_S", ())
+    running = PictureServer()
+    yield running
+    running.http.shutdown()
+
+
+def windows_of(
+    folder: Path, shard: Path, options: ReadOptions, *, refuses_unreachable: bool = False, scan_only: bool = False
+) -> list[dict[str, Any]]:
+    """What both passes over one shard give."""
+    index = indexed(folder, [shard], KEY_OF, options=options)
+    if scan_only:
+        return []
+    contents = number_contents(index, folder)
+    np.zeros(len(contents), np.bool_).tofile(folder / "done")
+    read = ReadUnembedded(
+        index.folder, index.starts, contents, folder / "done", KEY_OF, 100, options, refuses_unreachable
+    )
+    windows = read.windows([{"shard": 0, "path": str(shard), "label": ""}])
+    return [row for window in windows for row in window.to_pylist()]
+
+
+def test_a_picture_at_a_server_is_fetched_once_and_kept_in_order(server: PictureServer, tmp_path: Path) -> None:
+    lines = [{"id": str(n), "image": f"{server.address}/{n % 30}.png"} for n in range(40)]
+    lines.insert(7, {"id": "text", "image": None, "text": "between"})
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ReadOptions(allow_hosts=("127.0.0.1",), fetch=False)
+    rows = windows_of(tmp_path, tmp_path / "a.jsonl", options)
+    assert sorted(server.asked) == sorted(f"/{n}.png" for n in range(30))
+    assert [row["content"] for row in rows] == list(range(31)) and rows[7]["text"] == "between"
+    assert [row["image"] for row in rows[:7]] == [f"pixels of /{n}.png".encode() for n in range(7)]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_what_a_server_does_not_give_now_is_pending_and_what_it_does_not_have_refused(
+    refuses: bool, server: PictureServer, tmp_path: Path
+) -> None:
+    server.away = {"/1.png"}
+    names = ("0.png", "1.png", "gone.png")
+    lines = [json.dumps({"id": name, "image": f"{server.address}/{name}"}) for name in names]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    options = ReadOptions(allow_hosts=("127.0.0.1",), fetch=False)
+    rows = windows_of(tmp_path, tmp_path / "a.jsonl", options, refuses_unreachable=refuses)
+    outcomes = [(row["reason"], row["is_pending"]) for row in rows]
+    assert outcomes == [(None, False), ("unreachable_image", not refuses), ("missing_image", False)]
+    assert server.address in rows[1]["detail"] and "503" in rows[1]["detail"]
+
+
+def test_nothing_is_fetched_while_a_corpus_is_scanned(server: PictureServer, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"id": "a", "image": f"{server.address}/a.png"}))
+    windows_of(tmp_path, tmp_path / "a.jsonl", ReadOptions(fetch=False), scan_only=True)
+    assert not server.asked
+
+
+def test_a_folder_may_grow_and_shrink_between_the_passes(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in "bcde":
+        (pictures / f"{name}.png").write_bytes(name.encode())
+    index = indexed(tmp_path, [pictures], KEY_OF)
+    contents = number_contents(index, tmp_path)
+    np.zeros(len(contents), np.bool_).tofile(tmp_path / "done")
+    (pictures / "a.png").write_bytes(b"new")
+    (pictures / "c.png").unlink()
+    (pictures / "d.png").write_bytes(b"other")
+    read = ReadUnembedded(index.folder, index.starts, contents, tmp_path / "done", KEY_OF, 100, ReadOptions())
+    (window,) = read.windows([{"shard": 0, "path": str(pictures), "label": ""}])
+    assert [(row["image"], row["reason"]) for row in window.to_pylist()] == [
+        (b"b", None),
+        (None, "missing_image"),
+        (None, "changed_since_scan"),
+        (b"e", None),
+    ]

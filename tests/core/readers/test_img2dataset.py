@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mme5core.readers import CorpusRow, read_rows
+from mme5core.readers import CorpusRow, ReadOptions, read_rows
 from mme5core.readers.img2dataset import read_picture
 from mme5core.schemas import IMG2DATASET
 
@@ -170,3 +170,92 @@ def test_a_tar_with_no_members_is_whole_and_its_failed_rows_are_refused(tmp_path
     assert outcomes(shard) == []
     sidecar_of(shard, [("000000", "failed_to_download", "timed out")])
     assert outcomes(shard) == [("000000", "failed_to_download")]
+
+
+def rows_by_id(shard: Path) -> dict[str, str | bytes | None]:
+    return dict(outcomes(shard))
+
+
+def test_keys_are_paths_without_their_last_suffix_below_the_tars_folder(tmp_path: Path) -> None:
+    names = [
+        "22.05.jpg",
+        "Mr.Smith.jpg",
+        "0001.input.jpg",
+        "0001.target.jpg",
+        "train/0001.jpg",
+        "./val/0001.jpg",
+        "a.AVIF",
+    ]
+    shard = tar_of(tmp_path / "00000.tar", [(name, ONE) for name in names])
+    keys = ["22.05", "Mr.Smith", "0001.input", "0001.target", "train/0001", "val/0001", "a"]
+    assert [row.id for row in read_rows(shard)] == keys
+    label = ReadOptions(label="part1/00000.tar")
+    assert [row.id for row in read_rows(shard, label)] == [f"part1/{key}" for key in keys]
+
+
+def test_a_member_that_is_neither_a_picture_nor_its_text_is_refused_by_name(tmp_path: Path) -> None:
+    shard = tar_of(
+        tmp_path / "00000.tar", [("a.jpg", ONE), ("a.cls", b"7"), ("b.mp4", TWO), ("c", TWO), ("d.tar", TWO)]
+    )
+    assert outcomes(shard) == [("a", ONE)] + [(name, "unknown_suffix") for name in ("b.mp4", "c", "d.tar")]
+
+
+def test_a_second_archive_in_the_file_is_read_too(tmp_path: Path) -> None:
+    first = tar_of(tmp_path / "1.tar", [("a.jpg", ONE)]).read_bytes()
+    second = tar_of(tmp_path / "2.tar", [("b.jpg", TWO), ("c.jpg", THREE)]).read_bytes()
+    both = tmp_path / "both.tar"
+    both.write_bytes(first + second)
+    rows = list(read_rows(both))
+    assert [outcome(row) for row in rows] == [("a", ONE), ("b", TWO), ("c", THREE)]
+    assert [read_picture(both, row.offset, len(ONE)) for row in rows] == [ONE, TWO, THREE]
+    both.write_bytes(first + b"rubbish" * 100)
+    assert outcomes(both) == [("a", ONE), ("both.tar", "broken_shard")]
+
+
+def header(name: str, size_field: bytes) -> bytes:
+    """A header whose checksum is right, with this in the field of its size."""
+    raw = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    raw[124:136] = size_field
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw)
+    return bytes(raw)
+
+
+@pytest.mark.parametrize(
+    "size_field", [b"\xff" * 10 + b"\xfe\x00", b"\x80" + b"\x00" * 3 + b"\x01" + b"\x00" * 7, b"\xff" * 12]
+)
+def test_a_header_of_an_impossible_size_ends_the_shard_and_not_the_memory(tmp_path: Path, size_field: bytes) -> None:
+    shard = tar_of(tmp_path / "00000.tar", [("a.jpg", ONE)])
+    shard.write_bytes(shard.read_bytes()[:PICTURE_BYTES] + header("b.jpg", size_field) + bytes(2 * BLOCK))
+    kept, *refused = outcomes(shard)
+    assert kept == ("a", ONE) and refused[-1] == ("00000.tar", "broken_shard") and len(refused) <= 2
+
+
+def test_a_sparse_member_is_refused_without_being_filled(tmp_path: Path) -> None:
+    shard = tmp_path / "00000.tar"
+    petabyte = str(1 << 50)
+    sparse = {
+        "major": "0",
+        "minor": "1",
+        "name": "b.png",
+        "size": petabyte,
+        "realsize": petabyte,
+        "map": f"{petabyte},0",
+    }
+    with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in (("a.png", ONE), ("b.png", None), ("c.png", TWO)):
+            info = tarfile.TarInfo(name)
+            if data is None:
+                info.pax_headers = {f"GNU.sparse.{key}": entry for key, entry in sparse.items()}
+            else:
+                info.size = len(data)
+            tar.addfile(info, io.BytesIO(data or b""))
+    assert outcomes(shard) == [("a", ONE), ("b.png", "not_a_regular_file"), ("c", TWO)]
+
+
+def test_keys_of_the_parquet_may_be_numbers_or_bytes(tmp_path: Path) -> None:
+    shard = tar_of(tmp_path / "00000.tar", [("000000001.jpg", ONE)])
+    for keys in ([1, 2], [b"000000001", b"2"]):
+        table = pa.table({"key": keys, "status": [b"success", b"failed_to_download"], "error_message": [None, 404]})
+        pq.write_table(table, shard.with_suffix(".parquet"))
+        assert outcomes(shard) == [("000000001", ONE), ("2", "failed_to_download")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mme5core.readers import CorpusRow, read_rows
+from mme5core.readers import CorpusRow, jsonl, read_rows
 
 
 def rows_of(tmp_path: Path, *lines: bytes, end: bytes = b"\n") -> list[CorpusRow]:
@@ -92,3 +92,45 @@ def test_the_title_of_a_beir_corpus_is_the_beginning_of_its_text(tmp_path: Path)
         ("d2", "No title."),
         ("d3", "Its own text."),
     ]
+
+
+def test_a_mark_of_utf_8_is_passed_over_and_another_encoding_refuses_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    text = '{"text": "Straße"}\n{"text": "b"}\n'
+    file.write_bytes(text.encode("utf-8-sig"))
+    assert [row.text for row in read_rows(file)] == ["Straße", "b"]
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        file.write_bytes(text.encode(encoding))
+        (row,) = read_rows(file)
+        assert row.refused is not None and (row.id, row.refused.reason) == ("a.jsonl", "broken_shard")
+    file.write_bytes(text.encode("latin-1"))
+    bad, good = read_rows(file)
+    assert bad.refused is not None and bad.refused.detail.startswith("not UTF-8") and good.text == "b"
+
+
+def test_deep_nesting_and_a_key_named_twice_cost_their_line_alone(tmp_path: Path) -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    rows = rows_of(
+        tmp_path,
+        b'{"text": "a"}',
+        b'{"text": "b", "meta": ' + deep + b"}",
+        b'{"text": "c", "text": "d"}',
+        b'{"text": "e"}',
+    )
+    assert [row.refused.reason if row.refused else row.text for row in rows] == ["a", "not_json", "not_json", "e"]
+
+
+def test_a_line_above_the_limit_is_refused_and_the_next_one_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 20)
+    rows = rows_of(tmp_path, b'{"text": "' + b"x" * 70 + b'"}', b'{"text": "ok"}')
+    assert [row.refused.reason if row.refused else row.text for row in rows] == ["not_json", "ok"]
+    assert [row.id for row in rows] == ["a.jsonl:0", "a.jsonl:1"]
+
+
+def test_metadata_of_an_image_folder_name_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"pixels")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a cat"}')
+    (row,) = read_rows(tmp_path / "metadata.jsonl")
+    assert (row.text, row.image) == ("a cat", b"pixels")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mme5core.readers import AS_IT_IS, CorpusRow, read_picture, read_rows
+from mme5core.readers import AS_IT_IS, CorpusRow, ReadOptions, parquet_rows, read_picture, read_rows
 from mme5core.readers.picture_at import SUFFIXES_WITH_PICTURES
 from mme5core.readers.rows import READERS
 from mme5core.readers.shards import SUFFIXES
@@ -166,3 +168,111 @@ def test_a_single_picture_is_read_again_from_the_column_that_has_it(tmp_path: Pa
 def test_what_is_no_list_of_pictures_is_refused(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, {"id": ["a"], "images": ["p.jpg"]})
     assert reasons(rows) == [("a", "not_an_image")]
+
+
+def test_strings_without_their_annotation_are_read_as_text(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG pixels")
+    rows = rows_of(
+        tmp_path,
+        {
+            "id": [b"x", "é".encode(), b"\xff"],
+            "text": [b"one", b"\xff", b"two"],
+            "image_path": [b"a.png", None, b"gone.png"],
+        },
+    )
+    assert rows[0] == CorpusRow("x", "one", b"\x89PNG pixels", offset=0)
+    assert reasons(rows[1:]) == [("é", "text_not_unicode"), ("\\xff", "missing_image")]
+
+
+def test_bytes_of_a_picture_are_never_taken_for_a_path(tmp_path: Path) -> None:
+    for data in (b"\x00\x01a.png", b"\xff\xd8\xff", b"GIF89a\x01\x00"):
+        (row,) = rows_of(tmp_path, {"image": [data]})
+        assert row.image == data
+
+
+def test_a_date_beyond_the_calendar_keeps_its_row(tmp_path: Path) -> None:
+    until = pa.array([0, 9223371331200000000, None], pa.int64()).cast(pa.timestamp("us"))
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "text": ["x", "y", "z"], "until": until}), tmp_path / "a.parquet")
+    rows = list(read_rows(tmp_path / "a.parquet", ReadOptions(columns=("until",))))
+    assert [row.text for row in rows] == ["x", "y", "z"]
+    assert ["1970" in (row.source or "") for row in rows] == [True, False, False]
+    assert "9223371331200000000" in (rows[1].source or "")
+
+
+def test_failed_downloads_of_img2dataset_are_refused_by_their_status_and_not_embedded_by_their_caption(
+    tmp_path: Path,
+) -> None:
+    rows = rows_of(
+        tmp_path,
+        {
+            "key": ["0", "1", "2"],
+            "caption": ["a cat", "a dog", "a cow"],
+            "jpg": [b"\x00pixels", None, None],
+            "status": ["success", "failed_to_download", "failed_to_resize"],
+            "error_message": [None, "HTTP 404", None],
+        },
+    )
+    assert reasons(rows) == [("0", None), ("1", "failed_to_download"), ("2", "failed_to_resize")]
+    assert rows[1].refused is not None and rows[1].refused.detail == "HTTP 404"
+    # A column of that name alone means nothing.
+    assert reasons(rows_of(tmp_path, {"key": ["0"], "text": ["a"], "status": ["sold"]})) == [("0", None)]
+
+
+def test_two_columns_of_one_name_refuse_the_file_if_they_are_read(tmp_path: Path) -> None:
+    texts = pa.array(["a"])
+    for names, reason in ((["text", "text"], "broken_shard"), (["text", "x", "x"], None)):
+        pq.write_table(pa.Table.from_arrays([texts] * len(names), names=names), tmp_path / "a.parquet")
+        (row,) = read_rows(tmp_path / "a.parquet")
+        assert (row.refused.reason if row.refused else None) == reason
+
+
+def test_batches_are_small_where_rows_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_rows, "BYTES_AT_ONCE", 10_000)
+    rng = np.random.default_rng(0)
+    pictures = [{"bytes": rng.bytes(3_000), "path": f"{n}"} for n in range(20)]
+    pq.write_table(pa.table({"image": pictures, "other": [b"x" * 9_000] * 20}), tmp_path / "a.parquet")
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    assert parquet_rows.rows_at_once(file, 0, ["image"]) == 3
+    assert [row.image for row in read_rows(tmp_path / "a.parquet")] == [picture["bytes"] for picture in pictures]
+
+
+def test_a_batch_that_arrow_cannot_give_is_read_in_smaller_ones_from_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"text": [str(n) for n in range(40)]}), tmp_path / "a.parquet")
+    asked: list[int] = []
+    batches = parquet_rows._batches
+
+    def limited(file: Any, group: int, columns: Any, rows: int, *, skip: int) -> Any:
+        asked.append(rows)
+        for number, batch in enumerate(batches(file, group, columns, rows, skip=skip)):
+            if (rows > 4 and number == 1) or rows == 256:
+                raise pa.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")
+            yield batch
+
+    monkeypatch.setattr(parquet_rows, "_batches", limited)
+    assert [row.text for row in read_rows(tmp_path / "a.parquet")] == [str(n) for n in range(40)]
+    assert asked == [256, 32, 4]
+
+
+def test_whatever_a_reader_raises_ends_its_shard_after_the_good_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(shard: Path, options: ReadOptions) -> Iterator[CorpusRow]:
+        yield CorpusRow("a", "good")
+        raise MemoryError("a surprise")
+
+    monkeypatch.setitem(READERS, ".parquet", broken)
+    assert reasons(list(read_rows(tmp_path / "a.parquet"))) == [("a", None), ("a.parquet", "broken_shard")]
+
+
+def test_whatever_a_row_raises_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd(ReadOptions):
+        def source(self, record: Any) -> str | None:
+            if record["text"] == "b":
+                raise RecursionError("too deep")
+            return None
+
+    pq.write_table(pa.table({"id": ["1", "2"], "text": ["b", "c"]}), tmp_path / "a.parquet")
+    rows = list(read_rows(tmp_path / "a.parquet", Odd()))
+    assert reasons(rows) == [("1", "unreadable_row"), ("2", None)]
