@@ -14,6 +14,10 @@ class WorkFailed(RuntimeError):
     """Work that failed for a reason that a person can act on; the message is one line."""
 
 
+class WorkPending(RuntimeError):
+    """Work that could not be ended now, and that the same command may end later; the message is one line."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; of one without message its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mme5core.corpus.fetched_pictures import FetchPictures
 from mme5core.corpus.index import DUPLICATES, INDEX, ROWS_PER_GROUP, Index, id_key, index_file, rows_of
 from mme5core.corpus.out_of_core import first_of_equal, keys_of, save_array
 from mme5core.durable import sync_file, wait_until_seen, write_json
-from mme5core.errors import InputError, WorkFailed, first_line
+from mme5core.errors import InputError, WorkFailed, WorkPending, first_line
 from mme5core.images import BadImage
 from mme5core.progress import Progress
 from mme5core.readers import AS_IT_IS, CorpusRow, ReadOptions, read_rows
@@ -50,6 +51,7 @@ def scan(
 
     Raises:
         InputError: there is not one row in all of the input.
+        WorkPending: pictures could not be reached.
         WorkFailed: the index cannot be written, or was begun by a version that read corpora otherwise.
     """
     folder = task.folder
@@ -60,6 +62,8 @@ def scan(
         starts = np.cumsum([0] + [_num_rows(index_file(folder, number)) for number in range(len(shards))])
         if not starts[-1]:
             raise InputError(f"no rows in the input ({', '.join(path.name for path in shards[:3])})")
+        if task.fetches and not task.refuses_unreachable:
+            _check_reached(folder, starts)
         find_duplicates(folder, starts)
         write_json(folder / TOTALS, {"starts": starts.tolist(), "usable": count_usable(folder, starts)})
     totals = json.loads((folder / TOTALS).read_text())
@@ -118,12 +122,18 @@ class ScanShard:
     """The task: reads a shard and writes its file of the index.
 
     It reports the `rows` of each part as they come, and at the end of the shard their `total`.
+
+    Args:
+        fetches: fetch pictures that are at servers, and keep them beside the index.
+        refuses_unreachable: refuse those whose server does not answer; else a scan with such pictures ends unfinished.
     """
 
     folder: Path
     key_of: KeyOf
     limit: int | None = None
     options: ReadOptions = AS_IT_IS
+    fetches: bool = False
+    refuses_unreachable: bool = False
 
     def __call__(self, item: Item) -> Iterator[Item]:
         """
@@ -134,11 +144,16 @@ class ScanShard:
         temporary = self.folder / f".{uuid.uuid4().hex}"
         total = 0
         try:
-            with pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer:
-                for table in _records(read_rows(locate(item["path"]), options), self.key_of, self.limit):
+            with (
+                FetchPictures(self.folder, item["shard"]) as fetched,
+                pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer,
+            ):
+                rows = islice(read_rows(locate(item["path"]), options), self.limit)
+                for table in _records(fetched.rows(rows) if self.fetches else rows, self.key_of):
                     writer.write_table(table)
                     total += len(table)
                     yield {"shard": item["shard"], "rows": len(table)}
+                fetched.close()
             sync_file(temporary)
             temporary.rename(index_file(self.folder, item["shard"]))
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -147,10 +162,10 @@ class ScanShard:
         yield {"shard": item["shard"], "total": total}
 
 
-def _records(rows: Iterator[CorpusRow], key_of: KeyOf, limit: int | None) -> Iterator[pa.Table]:
+def _records(rows: Iterator[CorpusRow], key_of: KeyOf) -> Iterator[pa.Table]:
     group: list[Item] = []
     num_bytes = 0
-    for row in islice(rows, limit):
+    for row in rows:
         group.append(_record(row, key_of))
         num_bytes += len(row.source or "")
         if len(group) >= ROWS_PER_GROUP or num_bytes >= BYTES_PER_GROUP:
@@ -210,6 +225,28 @@ def count_usable(folder: Path, starts: np.ndarray) -> int:
     if num_broken > BROKEN_FILES_SHOWN:
         print(f"... and {num_broken - BROKEN_FILES_SHOWN:,} more files", file=sys.stderr)
     return num_usable
+
+
+def _check_reached(folder: Path, starts: np.ndarray) -> None:
+    """
+    Raises:
+        WorkPending: pictures could not be reached; their shards are scanned again by the next run.
+    """
+    num_unreached, example = 0, ""
+    for shard, start in enumerate(starts[:-1]):
+        if starts[shard + 1] == start:
+            continue
+        table = pq.read_table(index_file(folder, shard), columns=["reason", "detail"])
+        unreached = table.filter(pc.equal(table["reason"], "unreachable_image"))
+        if len(unreached):
+            num_unreached += len(unreached)
+            example = example or unreached["detail"][0].as_py()
+            index_file(folder, shard).unlink()
+    if num_unreached:
+        raise WorkPending(
+            f"{num_unreached:,} pictures could not be reached ({example}): start the same command again, or go on "
+            "without them by unreachable=refuse"
+        )
 
 
 def _num_rows(file: Path) -> int:

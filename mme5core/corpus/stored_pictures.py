@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from mme5core.corpus.fetched_pictures import is_fetched, read_fetched
 from mme5core.readers import ReadOptions, read_picture
 from mme5core.storage import locate
 
@@ -18,11 +20,13 @@ class StoredPictures:
         shards: of the corpus, by the number that a picture's place names.
         labels: of the shards, see `readers.shards.labels`.
         options: of reading them.
+        index: the folder of the index, which has the pictures that the scan has fetched.
     """
 
     shards: tuple[str, ...]
     labels: tuple[str, ...]
     options: ReadOptions
+    index: Path
 
     def read(self, place: Mapping[str, Any]) -> bytes:
         """The encoded bytes of a picture.
@@ -33,6 +37,8 @@ class StoredPictures:
         Raises:
             OSError: naming the shard.
         """
+        if is_fetched(place["offset"]):
+            return read_fetched(self.index, place["shard"], place["offset"], place["num_bytes"])
         shard = locate(self.shards[place["shard"]])
         options = replace(self.options, label=self.labels[place["shard"]])
         return read_picture(shard, place["id"], place["offset"], place["num_bytes"], options)

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import yaml
 
-from mme5core.errors import InputError, WorkFailed, first_line
+from mme5core.errors import InputError, WorkFailed, WorkPending, first_line
 from mme5core.storage import without_credentials
 from rayjobs.command.config import JobConfig, resolve_paths
 from rayjobs.command.help import help_text
@@ -72,6 +72,8 @@ def _run(job: Job, argv: list[str]) -> tuple[Outcome, str]:
         return outcome, outcome.output or output
     except InputError as error:
         return _end(job, BAD_INPUT, str(error)), output
+    except WorkPending as error:
+        return _end(job, RESUMABLE, str(error)), output
     except WorkFailed as error:
         return _end(job, FAILED, str(error)), output
     except (Stopped, KeyboardInterrupt):

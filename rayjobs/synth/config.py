@@ -45,6 +45,9 @@ class SynthConfig(InputJobConfig):
     filters: FilterSettings = key(FilterSettings(), "which pictures to use")
     pairs: PairsConfig = key(PairsConfig(), "which neighbours become positives and hard negatives")
     allow_hosts: list[str] | None = key(None, ALLOW_HOSTS, rows=False)
+    unreachable: Literal["pending", "refuse"] = key(
+        "pending", "pictures whose server does not answer: wait for the next run, or refuse them", rows=False
+    )
     pictures: str | None = key(
         None, "folder or address that paths of pictures start from; null: the Parquet's", path="existing"
     )

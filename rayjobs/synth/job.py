@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mme5core.asking.answer_log import Survey
 from mme5core.asking.known_form import remembered_form
@@ -44,7 +45,14 @@ def run(config: SynthConfig) -> Outcome:
         make_shared_cache(config.teacher, TEACHER)
         places = tuple(labels(shards, config.input))
         with connected():
-            task = ScanShard(folder.work / "index", PictureKey(config.filters), config.limit, read_options(config))
+            task = ScanShard(
+                folder.work / "index",
+                PictureKey(config.filters),
+                config.limit,
+                replace(read_options(config), fetch=False),
+                fetches=True,
+                refuses_unreachable=config.unreachable == "refuse",
+            )
             index = scan(shards, places, task, job="synth", run=run_on_ray)
             plan = make_plan(
                 index,
@@ -54,7 +62,7 @@ def run(config: SynthConfig) -> Outcome:
                 num_workers=config.num_workers,
                 run=run_on_ray,
             )
-            pictures = StoredPictures(plan.shards, places, read_options(config))
+            pictures = StoredPictures(plan.shards, places, read_options(config), folder.work / "index")
             question = Synthesis(pictures, config.num_negatives, config.min_self_evaluation)
             stop = ask_all(
                 question,

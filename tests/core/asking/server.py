@@ -176,7 +176,7 @@ class Work:
         limits = {name: setting for name, setting in (budget or {}).items() if name != "price"}
         max_in_flight = 4 * (server.calls_per_batch or 1) + num_with_server(self.root)
         self.limiter = RateLimiter(max_in_flight=max_in_flight, used=used, **limits)
-        pictures = StoredPictures(self.plan.shards, ("",), AS_IT_IS)
+        pictures = StoredPictures(self.plan.shards, ("",), AS_IT_IS, Path("no index"))
         asking = Asking(
             server,
             "teacher",

@@ -22,7 +22,7 @@ from mme5core.corpus.picture_filters import FilterSettings, PictureKey
 from mme5core.corpus.stored_pictures import StoredPictures
 from mme5core.errors import InputError
 from mme5core.images import to_jpeg
-from mme5core.readers import AS_IT_IS
+from mme5core.readers import AS_IT_IS, ReadOptions
 from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath
 from mme5core.synthesis import neighbour_pairs, planning
@@ -92,7 +92,7 @@ def test_every_picture_of_a_sample_is_found_again(corpus: tuple[Index, dict[str,
     keys = [key for key in images if key != "b1"]
     pairs = neighbours(tmp_path, *((query, other, rank + 1) for query in keys for rank, other in enumerate(keys)))
     plan = planned(index, tmp_path, pairs, samples_per_image=30, num_negatives=2, pairs=PairRules((1, 3), (3, 9)))
-    pictures = StoredPictures(plan.shards, ("", ""), AS_IT_IS)
+    pictures = StoredPictures(plan.shards, ("", ""), AS_IT_IS, Path("no index"))
     combinations = set()
     for row in records_of(plan):
         combinations.add(row["modality_combination"])
@@ -249,7 +249,8 @@ def test_filters_refuse_what_they_do_not_let_pass(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     filters = FilterSettings(nsfw=["UNLIKELY"], max_punsafe=0.5, min_similarity=0.3, min_side=32, max_aspect_ratio=3)
-    index = indexed(tmp_path, [tmp_path / "a.parquet"], PictureKey(filters), columns=("NSFW", "punsafe", "similarity"))
+    options = ReadOptions(columns=("NSFW", "punsafe", "similarity"))
+    index = indexed(tmp_path, [tmp_path / "a.parquet"], PictureKey(filters), options=options)
     assert {r.id: r.reason for r in index.refused()} == {
         "nsfw": "filtered_nsfw",
         "unsafe": "filtered_punsafe",

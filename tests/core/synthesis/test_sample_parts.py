@@ -48,7 +48,7 @@ class Parts:
 
     def write(self, run: Runner = backwards) -> list[Part]:
         """As a run does it, which then takes them to the output."""
-        pictures = StoredPictures(self.work.plan.shards, ("",), AS_IT_IS)
+        pictures = StoredPictures(self.work.plan.shards, ("",), AS_IT_IS, Path("no index"))
         task = WriteSamples(self.work.plan, Synthesis(pictures, 1), None, self.folder)
         items = part_items(self.work.plan, self.work.answers, self.work.survey())
         files = PartFiles(self.folder, self.output)
