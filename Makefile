@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 
-.PHONY: venv demo test test-slow check bench emoji clean
+.PHONY: venv demo test test-slow test-matrix check bench emoji clean
 
 venv: $(VENV)/.installed
 
@@ -33,6 +33,10 @@ test: venv emoji
 test-slow: venv emoji
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,engines]'
 	$(BIN)/python -m pytest -m slow
+
+# The tests of library and jobs with torchvision, at the lowest and at the newest versions: half an hour.
+test-matrix: venv
+	$(BIN)/python -m tests.matrix $(MATRIX)
 
 check: venv
 	$(BIN)/ruff format --check .

@@ -63,8 +63,8 @@ def place(stage: Stage, num_workers: int, *, gpus_per_worker: float = 0.0) -> Pl
     num_gpus = cluster_gpus()
     if gpus * num_workers > num_gpus:
         raise InputError(
-            f"num_workers={num_workers} need {'a GPU' if gpus == 1 else f'{gpus:g} of a GPU'} each; the cluster has "
-            f"{num_gpus:g}"
+            f"num_workers={num_workers}: each worker needs {'a GPU' if gpus == 1 else f'{gpus:g} of a GPU'}, and the "
+            f"cluster has {num_gpus:g}"
         )
     import ray
 

@@ -80,7 +80,7 @@ def outcomes(num_gpus: int, file: Path) -> tuple[list[Outcome], str]:
 
 
 def test_each_worker_has_a_gpu_or_a_set_fraction_and_what_the_cluster_lacks_is_refused(tmp_path: Path) -> None:
-    lacks = "num_workers=3 need a GPU each; the cluster has 2"
+    lacks = "num_workers=3: each worker needs a GPU, and the cluster has 2"
     results, stderr = outcomes(2, tmp_path / "stderr")
     assert results == [
         (1.0, 1.0),
@@ -98,7 +98,7 @@ def test_each_worker_has_a_gpu_or_a_set_fraction_and_what_the_cluster_lacks_is_r
 
 def test_a_cluster_without_gpus_computes_on_cpus_and_says_so_unless_gpus_are_asked_for(tmp_path: Path) -> None:
     results, stderr = outcomes(0, tmp_path / "stderr")
-    assert results == [(1.0, 0.0), "num_workers=1 need a GPU each; the cluster has 0", (0.1, 0.0)]
+    assert results == [(1.0, 0.0), "num_workers=1: each worker needs a GPU, and the cluster has 0", (0.1, 0.0)]
     assert stderr.count("embed-corpus: the cluster has no GPU: embedding on CPUs (device=cuda would refuse)") == 1
 
 

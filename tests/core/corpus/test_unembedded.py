@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from mme5core import web
 from mme5core.corpus import index as index_module
 from mme5core.corpus import unembedded
 from mme5core.corpus.contents import Contents, number_contents
@@ -23,6 +19,7 @@ from mme5core.corpus.vector_log import VectorPlaces, append, vector_schema
 from mme5core.embedding_settings import InstructionSettings
 from mme5core.readers import ReadOptions
 from tests.core.corpus.indexes import indexed
+from tests.core.corpus.picture_server import PictureServer
 
 KEY_OF = EmbeddingKey(InstructionSettings())
 
@@ -119,36 +116,6 @@ def test_a_reading_task_that_is_tried_again_yields_the_windows_of_the_first_try(
     places.add(append(rows, table))
     assert places.num_done == 2
     assert [window.to_pylist() for window in read.windows(items)] == first
-
-
-class PictureServer:
-    """Serves `/N.png` as a picture of N, counts what is asked, and fails for the names in `away`."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.away: set[str] = set()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                server.asked.append(self.path)
-                self.send_response(503 if self.path in server.away else 404 if "gone" in self.path else 200)
-                self.end_headers()
-                self.wfile.write(f"pixels of {self.path}".encode())
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.http.serve_forever, daemon=True).start()
-        self.address = f"http://127.0.0.1:{self.http.server_address[1]}"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[PictureServer]:
-    monkeypatch.setattr(web, "_WAITS_S", ())
-    running = PictureServer()
-    yield running
-    running.http.shutdown()
 
 
 def windows_of(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +36,25 @@ def test_a_rows_embedding_does_not_depend_on_its_batch_mates(encoder: Encoder) -
     assert np.abs(alone[4] - alone[5]).max() > 1e-2
 
 
+WITHOUT_TORCHVISION = """
+import sys
+sys.modules["torchvision"] = None
+import numpy as np
+from mme5core import Content, Encoder
+from tests.core.contents import picture
+np.save(sys.argv[2], Encoder.load(sys.argv[1]).embed([Content(image=picture(n)) for n in range(3)]))
+"""
+
+
+def test_a_pictures_vector_does_not_depend_on_whether_torchvision_is_installed(
+    encoder: Encoder, base: Path, tmp_path: Path
+) -> None:
+    # It can differ only where torchvision is installed; `make test-matrix` runs it there.
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCHVISION, str(base), str(tmp_path / "v.npy")], check=True)
+    vectors = encoder.embed([Content(image=picture(n)) for n in range(3)])
+    assert vectors.tobytes() == np.load(tmp_path / "v.npy").tobytes()
+
+
 def test_vectors_are_float32_of_unit_length_in_the_callers_order(encoder: Encoder) -> None:
     vectors = encoder.embed(mixed())
     assert vectors.dtype == np.float32 and vectors.shape == (len(mixed()), encoder.dimension)
@@ -52,7 +73,7 @@ def test_the_tokens_are_those_that_the_published_processor_makes(encoder: Encode
 
 
 def test_the_embedding_is_the_normed_last_state_of_the_whole_published_model(encoder: Encoder, base: Path) -> None:
-    processor = AutoProcessor.from_pretrained(base)
+    processor = AutoProcessor.from_pretrained(base, backend="pil")  # torchvision's rounds otherwise
     model = AutoModelForImageTextToText.from_pretrained(base).eval()
     inputs = processor(
         text="<|image|><|begin_of_text|>Represent the given image.\n", images=picture(2), return_tensors="pt"

@@ -1,0 +1,78 @@
+"""Tests of a scan that fetches: each picture once, found again beside the index, and none refused for an outage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mme5core.corpus.index import Index
+from mme5core.corpus.scan import ScanShard, scan
+from mme5core.corpus.stored_pictures import StoredPictures
+from mme5core.errors import WorkPending
+from mme5core.readers import CorpusRow, ReadOptions
+from tests.core.corpus.picture_server import PictureServer
+
+OPTIONS = ReadOptions(allow_hosts=("127.0.0.1",), fetch=False)
+
+
+def key_of(row: CorpusRow) -> bytes:
+    assert isinstance(row.image, bytes)
+    return row.image[-16:].rjust(16)
+
+
+def scanned(folder: Path, file: Path, *, refuses_unreachable: bool = False) -> Index:
+    task = ScanShard(folder / "index", key_of, options=OPTIONS, fetches=True, refuses_unreachable=refuses_unreachable)
+    return scan([file], [file.name], task, job="test")
+
+
+def corpus(folder: Path, server: PictureServer, *names: str) -> Path:
+    pictures = [f"{server.address}/{name}" for name in names]
+    pq.write_table(pa.table({"id": list(names), "image": pictures}), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def places(index: Index) -> list[dict[str, object]]:
+    tables = index.tables(["id", "offset", "num_bytes"], usable=True)
+    return [row | {"shard": 0} for _, table in tables for row in table.to_pylist()]
+
+
+def test_a_scan_fetches_each_picture_once_and_it_is_read_again_from_the_disk(
+    server: PictureServer, tmp_path: Path
+) -> None:
+    names = [f"{n}.png" for n in range(50)]
+    file = corpus(tmp_path, server, *names)
+    index = scanned(tmp_path, file)
+    pictures = StoredPictures((str(file),), ("a.parquet",), OPTIONS, tmp_path / "index")
+    asked = len(server.asked)
+    assert asked == 50 and index.num_usable == 50
+    assert [pictures.read(place) for place in places(index)] == [server.picture(f"/{name}") for name in names]
+    assert scanned(tmp_path, file).num_usable == 50 and len(server.asked) == asked
+
+
+def test_a_scan_with_servers_that_are_away_ends_unfinished_and_goes_on_later(
+    server: PictureServer, tmp_path: Path
+) -> None:
+    file = corpus(tmp_path, server, "0.png", "1.png", "gone.png")
+    server.away = {"/1.png"}
+    with pytest.raises(WorkPending, match=r"1 pictures could not be reached \(.*1\.png.*503.*unreachable=refuse"):
+        scanned(tmp_path, file)
+    server.away = set()
+    index = scanned(tmp_path, file)
+    assert index.num_usable == 2
+    assert [(row.id, row.reason) for row in index.refused()] == [("gone.png", "missing_image")]
+
+
+def test_or_goes_on_without_them(server: PictureServer, tmp_path: Path) -> None:
+    server.away = {"/1.png"}
+    index = scanned(tmp_path, corpus(tmp_path, server, "0.png", "1.png"), refuses_unreachable=True)
+    assert index.num_usable == 1
+    assert [(row.id, row.reason) for row in index.refused()] == [("1.png", "unreachable_image")]
+
+
+def test_where_nothing_is_fetched_no_file_of_pictures_is_made(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "image": [b"\x00pixels"]}), tmp_path / "a.parquet")
+    index = scanned(tmp_path, tmp_path / "a.parquet")
+    assert index.num_usable == 1 and not list((tmp_path / "index").glob("*.pictures"))
