@@ -70,7 +70,10 @@ def layer(name: str) -> Path:
 
 def run(name: str) -> str:
     """Runs the tests; the summary's line."""
-    python, begun = layer(name), time.monotonic()
+    try:
+        python, begun = layer(name), time.monotonic()
+    except subprocess.CalledProcessError:
+        return f"{name}: FAILED, its packages cannot be installed together"
     ended = subprocess.run(
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
         cwd=ROOT,
