@@ -140,7 +140,7 @@ class Client:
             is_shown=form is not None and fixed_form in (None, form),
             is_fixed=fixed_form is not None,
         )
-        self._has_answer = has_answer or form is not None
+        self._has_answer = has_answer
         self._base_url, self._on_note = base_url, on_note
         self._watch = TokenWatch(role)
         self._client: openai.AsyncOpenAI | None = None

@@ -9,6 +9,7 @@ from typing import Any
 MOST_STARTS = 200  # places at which an object is looked for
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _THINKING = re.compile(r"^.*</(think|thinking|thought|reasoning)>|^.*◁/think▷", re.DOTALL | re.IGNORECASE)
+_BRACES = re.compile(r'"(?:\\.|[^"\\])*"|[{}]', re.DOTALL)
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n?(.*?)```", re.DOTALL)
 
 
@@ -73,19 +74,29 @@ def _object_within(text: str, error: ValueError) -> dict[str, Any]:
 
 
 def _longest_object(text: str) -> dict[str, Any] | None:
-    decoder, start, longest, length = json.JSONDecoder(), text.find("{"), None, 1
+    """The longest object in the text; none that lies in braces which are no JSON, as of a broken answer."""
+    decoder, start, longest, length = json.JSONDecoder(), text.find("{"), None, 2  # `{}` is no answer
     for _ in range(MOST_STARTS):
         if start < 0:
             break
         try:
             decoded, end = decoder.raw_decode(text, start)
         except ValueError:
-            start = text.find("{", start + 1)
-            continue
-        if isinstance(decoded, dict) and end - start > length + 1:  # `{}` is no answer
+            decoded, end = None, _end_of_braces(text, start)
+        if isinstance(decoded, dict) and end - start > length:
             longest, length = decoded, end - start
         start = text.find("{", end)
     return longest
+
+
+def _end_of_braces(text: str, start: int) -> int:
+    """Where the braces that open at `start` are closed; the text's end where they never are."""
+    depth = 0
+    for match in _BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if not depth:
+            return match.end()
+    return len(text)
 
 
 def _as_object(decoded: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import zlib
 
 from mme5core.synthesis.labels import leaked_label
 
+# Dots, or a line to write on. A lone "-" or "?" may be a right answer.
+_DOTS, _LINES, _QUOTES = frozenset(".·。・"), frozenset("-–—_*?"), frozenset("\"'“”«»„‘’")
 # As a whole answer. "none" and "string" may be right answers, "N/A" and what is in brackets of a form are not.
 _PLACEHOLDER = re.compile(
     r"^\W*(n/a|n\.a\.?|null|undefined|nan|todo|tbd|tba|xxx+|lorem ipsum.{0,400}|placeholder( text)?|to be determined"
@@ -78,10 +80,13 @@ def defect_of(text: str) -> tuple[str, str] | None:
 
 
 def _is_placeholder(text: str) -> bool:
-    signs = [sign for sign in text if not sign.isspace()]
-    if all(unicodedata.category(sign).startswith("P") for sign in signs):
-        return True
-    return bool(_PLACEHOLDER.match(text) or _SLOT.match(text))
+    return _is_blank(text) or bool(_PLACEHOLDER.match(text) or _SLOT.match(text))
+
+
+def _is_blank(text: str) -> bool:
+    signs = "".join(unicodedata.normalize("NFKC", text).split())
+    signs = "".join(sign for sign in signs if sign not in _QUOTES)
+    return signs in ("", ".") or (len(signs) > 1 and (set(signs) <= _DOTS or set(signs) <= _LINES))
 
 
 def _is_refusal_of_a_field(text: str) -> bool:
