@@ -9,7 +9,7 @@ from typing import Any
 from mme5core.synthesis.prompts import CRITERIA, HIGHEST_SCORE, LOWEST_SCORE
 
 OTHER_SCALE = 10  # that models fall back to, whatever they are asked for
-_NUMBER = re.compile(r"^\W*(\d+(?:[.,]\d+)?)\s*(?:(?:/|out of|von|sur|de)\s*(\d+))?\D*$", re.IGNORECASE)
+_NUMBER = re.compile(r"^\D*(\d+(?:[.,]\d+)?)\s*(?:(?:/|out of|von|sur|de)\s*(\d+))?\D*$", re.IGNORECASE)
 
 
 def self_evaluation(answer: Any) -> dict[str, float]:
