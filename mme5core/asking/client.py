@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import aiohttp
 import openai
@@ -25,56 +25,18 @@ from mme5core.asking.failures import (
     wrong_key,
 )
 from mme5core.asking.few_tokens import TokenWatch
+from mme5core.asking.permits import Gate, OpenGate
 from mme5core.asking.request import FORMS, MAX_TOKENS, SCHEMA, Request, Sampling
 from mme5core.asking.server_words import body_of, server_words, without_key
 from mme5core.asking.token_usage import Tokens, tokens_of
 from mme5core.errors import first_line
 from mme5core.progress import duration
 
+__all__ = ["Client", "Gate", "OpenGate", "backoff_s"]
+
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 LONG_WAIT_S = 60.0  # people are told why
 ERROR_WITHOUT_STATUS = 500  # an error inside status 200 that names no status of its own
-
-
-class Gate(Protocol):
-    """What every request passes, over all workers: the budget, the rates, the ceiling of calls in flight."""
-
-    async def enter(self) -> bool:
-        """Wait for a permit to send one request; False when the budget is spent."""
-        ...
-
-    async def pause(self, seconds: float) -> None:
-        """Wait before a request is tried again; ends early when no request may enter any more."""
-        ...
-
-    def leave(
-        self,
-        *,
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
-        retry_after_s: float | None = None,
-        was_called: bool = True,
-    ) -> None:
-        """The request has ended.
-
-        Args:
-            retry_after_s: where the server said that it was too much (0: not for how long).
-            was_called: False where it was never made, and costs nothing.
-        """
-        ...
-
-
-class OpenGate:
-    """Lets everything through."""
-
-    async def enter(self) -> bool:
-        return True
-
-    async def pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    def leave(self, **_: Any) -> None:
-        pass
 
 
 @dataclass(slots=True)

@@ -121,11 +121,11 @@ def _check_equality(
     if "query" in wanted and comparable(revision["query"]) == positive:
         return Rejected(plan.id, "query_equals_positive", revision["positive"][:80])
     instruction = f" {comparable(revision['instruction'])} "
-    told = _without_article(positive)
-    is_told = sum(map(str.isalpha, told)) >= LEAST_TOLD and f" {told} " in instruction
+    answer_words = _without_article(positive)
+    is_told = sum(map(str.isalpha, answer_words)) >= LEAST_TOLD and f" {answer_words} " in instruction
     # One that lists what to choose from tells nothing.
     others = (_without_article(comparable(negative)) for negative in negatives)
-    if is_told and told not in _CHOICES and not any(f" {other} " in instruction for other in others):
+    if is_told and answer_words not in _CHOICES and not any(f" {other} " in instruction for other in others):
         return Rejected(plan.id, "instruction_tells_answer", f"{revision['positive']!r}: {instruction.strip()!r}"[:160])
     return None
 

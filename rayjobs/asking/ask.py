@@ -110,7 +110,7 @@ def _ask(
                     progress.say(f"{job}: {note}")
             progress.update(
                 num_done + counts[KEPT] + counts[REFUSED],
-                _how_it_stands(state, asking.role),
+                how_it_stands(state, asking.role),
                 is_paused=state.paused_s > SHORT_PAUSE_S,
             )
             if is_to_stop.is_set():
@@ -127,7 +127,7 @@ def _ask(
     return stop
 
 
-def _how_it_stands(state: LimiterState, role: str) -> str:
+def how_it_stands(state: LimiterState, role: str) -> str:
     """What stands behind the progress line."""
     parts = [f"{state.counts[REFUSED]:,} refused, {state.counts[PENDING]:,} pending"]
     parts += [f"{state.usd:,.2f} USD"] if state.usd else []

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from mme5core.asking.answer import Answer
-from mme5core.asking.client import Client, Gate, OpenGate
+from mme5core.asking.client import Client
 from mme5core.asking.failures import RequestRejected, ServerMisconfigured, ServerUnavailable
+from mme5core.asking.permits import Gate, OpenGate
 from mme5core.asking.request import SCHEMA, Request
 from mme5core.demo.teacher import MODEL, DemoTeacher, Entry, Faults, Knowledge, write_answer
 from mme5core.images import load_rgb, to_jpeg
