@@ -98,10 +98,8 @@ def answer_of(completion: dict[str, Any], model: str, *, calls: int = 1, form: s
 def _text(message: dict[str, Any]) -> str:
     """The answer's text, in whatever field a server has put it."""
     content = _joined(message.get("content"))
-    if holds_json(content):
-        return content
     called = [arguments for arguments in _arguments(message) if holds_json(arguments)]
-    if called:
+    if called and not holds_json(content):
         return called[0]
     if content.strip():
         return content
