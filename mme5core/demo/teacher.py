@@ -147,8 +147,8 @@ class DemoTeacher(ThreadingHTTPServer):
             return 400, _error(f"cannot read the request: {error}"), {}
         text = json.dumps(answer, ensure_ascii=False)
         finish_reason = "stop"
-        # Drawn for each request, not each attempt: a retry gets the same bad answer.
-        fate = random.Random(name)
+        # Drawn for each question, not each attempt: a retry gets the same bad answer, in whatever form it is asked for.
+        fate = random.Random(f"{request.get('seed')} {prompt}")
         if fate.random() < faults.rate_cut_off:
             text, finish_reason = text[: len(text) // 2], "length"
         elif fate.random() < faults.rate_malformed:
