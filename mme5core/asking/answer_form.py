@@ -32,6 +32,8 @@ class AnswerForm:
         limit: the server's name for the limit of an answer's tokens.
         is_shown: an answer has shown the form.
         is_fixed: the user has set it.
+        num_unshown: answers that have shown no form, each the last of its record.
+        have_all_failed: a server has failed on every form, so that its failures say nothing of one.
     """
 
     name: str = SCHEMA
@@ -39,13 +41,13 @@ class AnswerForm:
     is_shown: bool = False
     is_fixed: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _num_unshown: int = 0
-    _all_have_failed: bool = False
+    num_unshown: int = 0
+    have_all_failed: bool = False
 
     @property
     def is_sought(self) -> bool:
         """Whether requests go one by one still, because it is not known in which form the server answers."""
-        return not (self.is_shown or self.is_fixed) and self._num_unshown < MOST_UNSHOWN
+        return not (self.is_shown or self.is_fixed) and self.num_unshown < MOST_UNSHOWN
 
     def notice(self, answer: Answer) -> None:
         """An answer with an object in it shows its form."""
@@ -60,12 +62,7 @@ class AnswerForm:
         """Whether a failure that persists (5xx) may be a refusal of the form: until all forms have failed once."""
         if error.status is None or error.status < 500:
             return False
-        return not self._all_have_failed or bool(_OF_THE_FORM.search(error.words))
-
-    def none_was_shown(self, *, has_failed: bool) -> None:
-        """All forms were tried for one record, and none was shown by an answer."""
-        self._num_unshown += not has_failed
-        self._all_have_failed |= has_failed
+        return not self.have_all_failed or bool(_OF_THE_FORM.search(error.words))
 
     def read_rejection(self, words: str, *, is_of_the_limit: bool) -> None:
         """Learn the limit's other name from a rejection: OpenAI says so of its reasoning models.

@@ -181,18 +181,18 @@ class Client:
                     refused = error
                     continue
                 except ServerUnavailable as error:
+                    if not self._form.may_be_refused_by(error):
+                        raise
                     refused = error
-                    if self._form.may_be_refused_by(error):
-                        continue
-                    break
+                    continue
                 if self._form.is_shown or not self._form.is_ignored_by(answer):
                     break
-            if answer is not None:
-                self._form.none_was_shown(has_failed=False)
-                return answer
-            self._form.none_was_shown(has_failed=True)
-            assert refused is not None
-            raise refused
+            if answer is None:
+                assert refused is not None
+                self._form.have_all_failed |= isinstance(refused, ServerUnavailable)
+                raise refused
+            self._form.num_unshown += 1
+            return answer
         finally:
             if not self._form.is_shown:
                 self._form.name = first

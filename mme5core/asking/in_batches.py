@@ -79,7 +79,7 @@ class InBatches:
         self._calls_per_batch, self._poll_s = calls_per_batch, poll_s
         self._learning_form = asyncio.Lock()
         self._sending = asyncio.Lock()  # the client holds a whole file in memory
-        self._num_with_server = 0
+        self._num_with_server, self._has_asked_one = 0, False
 
     async def work_through(self, file: LogFile) -> None:
         """Ask about every record of a file that has no answer."""
@@ -118,10 +118,15 @@ class InBatches:
     async def _learn_form(self, file: LogFile, missing: list[int]) -> list[int]:
         """Ask about single records until the server has answered one; returns those that are left."""
         async with self._learning_form:
-            while missing and self._client.is_form_sought and self._patience.stop is None:
+            while missing and self._is_untested and self._patience.stop is None:
                 await self._single.ask(file, missing[0])
-                missing = missing[1:]
+                missing, self._has_asked_one = missing[1:], True
         return missing
+
+    @property
+    def _is_untested(self) -> bool:
+        """Whether one more record is asked about by itself: to test key and model, and until a form is shown."""
+        return self._client.form is None and (self._client.is_form_sought or not self._has_asked_one)
 
     @contextlib.contextmanager
     def _halting(self, file: LogFile, number: int) -> Iterator[None]:

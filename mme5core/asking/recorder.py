@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from mme5core.asking.log_file import LogFile, OpenLogFiles
 from mme5core.asking.patience import Patience
 from mme5core.asking.pricing import Price
 from mme5core.asking.question import Question, Retry, verdict_of
+from mme5core.asking.request import SEED, TEMPERATURE
 from mme5core.asking.token_usage import Tokens
 from mme5core.errors import BAD_INPUT
 from mme5core.images import BadImage
@@ -23,6 +25,7 @@ AGAIN = "again"
 """Its answer says nothing of the record: ask once more."""
 
 NOTHING = Tokens()
+_OMITTABLE = re.compile(rf"\b({SEED}|{TEMPERATURE})\b")
 
 
 class Recorder:
@@ -90,7 +93,8 @@ class Recorder:
         self._rejects_all |= all_are or not self._patience.has_answer
         if self._rejects_all:
             detail = self._held[0][1].answer["detail"]
-            self._patience.halt(BAD_INPUT, f"the {self._patience.role} rejects every request ({detail})")
+            hint = _hint(detail, self._patience.role)
+            self._patience.halt(BAD_INPUT, f"the {self._patience.role} rejects every request ({detail}){hint}")
         held, self._held = self._held, []
         for file, entry in held:
             if self._rejects_all:
@@ -130,3 +134,9 @@ class Recorder:
     def _note(self, file: LogFile, entry: Entry) -> None:
         if entry.calls:
             file.write(entry)
+
+
+def _hint(detail: str, role: str) -> str:
+    """The way out where a server names a field of ours that it does not take."""
+    match = _OMITTABLE.search(detail)
+    return f"; {role}.omit=[{match[1]}] leaves that field out" if match else ""

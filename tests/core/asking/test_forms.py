@@ -151,3 +151,34 @@ def test_a_server_that_counts_what_was_expected_is_not_suspected(work: Work, ser
     enough = completion(json.dumps(GOOD)) | {"usage": {"prompt_tokens": 900, "completion_tokens": 9}}
     work.ask(serve(lambda request, n: (200, enough, {})).base_url)
     assert work.notes == ()
+
+
+def test_a_field_that_a_server_rejects_is_said_with_the_way_out(work: Work, serve: Any) -> None:
+    rejected: Reply = (422, {"detail": [{"loc": ["body", "seed"], "msg": "seed: extra inputs are not permitted"}]}, {})
+    _, stop = work.ask(serve(lambda request, n: rejected).base_url)
+    assert stop.code == BAD_INPUT and stop.reason.endswith("teacher.omit=[seed] leaves that field out")
+
+
+def test_a_failure_before_the_form_is_known_does_not_hide_that_a_form_is_refused(
+    work: Work, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mme5core.asking.client.FIRST_WAIT_S", 0.01)
+
+    def reply(request: dict[str, Any], n: int) -> Reply:
+        if n == 1:
+            return 429, {"error": "busy"}, {"retry-after": "0"}
+        return (500, {"error": "broke"}, {}) if form_of(request) == "json_schema" else ANSWER
+
+    served = serve(reply)
+    counts, _ = work.ask(served.base_url, max_attempts=1)
+    assert counts == {"kept": NUM_PICTURES - 1, "pending": 1}
+    assert forms_of(served) == {"json_schema": 2, "json_object": NUM_PICTURES - 1}
+
+
+def test_one_record_tests_key_and_model_before_batches_go_out_though_the_form_is_set(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: (401, {"error": "no"}, {}))
+    _, stop = work.ask(served.base_url, set_form="plain", calls_per_batch=20)
+    assert stop.code == BAD_INPUT and served.online == 1 and len(served.requests) == 1
+    served.reply = lambda request, n: ANSWER
+    counts, _ = work.ask(served.base_url, set_form="plain", calls_per_batch=20)
+    assert counts == {"kept": NUM_PICTURES} and served.online == 2
