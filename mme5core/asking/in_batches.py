@@ -256,14 +256,14 @@ class InBatches:
         while self._patience.stop is None or self._patience.stop.code == RESUMABLE:
             try:
                 state = await self._batches.state(record.batch_id)
-                if state.status == "failed":
+                if state.status == "failed" and not state.output_file:
                     calls.were_sent = False
                     record.remove(self._folder)
                     await self._batches.forget(state)
                     if state.is_queue_full:
                         return state.problem
                     if state.is_unpaid:
-                        raise OutOfMoney(self._patience.role, 400)
+                        raise OutOfMoney(self._patience.role, 400, words=state.problem)
                     raise ServerMisconfigured(f"the {self._patience.role} refuses a batch ({state.problem})")
                 if state.is_over:
                     answers = await self._batches.replies(state)

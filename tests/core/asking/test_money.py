@@ -263,3 +263,11 @@ def test_polls_for_a_file_end(work: Work, serve: Any, monkeypatch: pytest.Monkey
     started = time.monotonic()
     work.ask(served.base_url, calls_per_batch=50)
     assert time.monotonic() - started < 30
+
+
+def test_answers_of_a_batch_that_failed_are_taken_where_there_are_any(work: Work, serve: Any) -> None:
+    served = serve(lambda request, n: ANSWER)
+    rename(served, completed={"status": "failed", "errors": ["stopped half-way"]})
+    change_answers(served, lambda lines: lines[:20])
+    counts, _ = work.ask(served.base_url, calls_per_batch=50)
+    assert counts == {"kept": 21, "pending": NUM_PICTURES - 21} and not num_with_server(work.root)
