@@ -50,15 +50,24 @@ class Progress:
         self._first_done = self._done = done
         self._started = time.monotonic()
         self._shown = -1e9
-        self._extra = ""
+        self._extra, self._is_paused = "", False
 
-    def update(self, done: int, extra: str = "") -> None:
-        """`done` counts from the start, earlier runs included; `extra` is shown behind the line."""
-        self._done, self._extra = done, extra
+    def update(self, done: int, extra: str = "", *, is_paused: bool = False) -> None:
+        """`done` counts from the start, earlier runs included; `extra` is shown behind the line.
+
+        Args:
+            is_paused: nothing is done for a while, so that nobody can tell how long the rest takes.
+        """
+        self._done, self._extra, self._is_paused = done, extra, is_paused
         now = time.monotonic()
         if now - self._shown >= (REDRAW_EVERY_S if self._is_terminal else LOG_EVERY_S):
             self._shown = now
             self._show(self.line())
+
+    def say(self, text: str) -> None:
+        """Print a line of its own; the moving line comes again below it."""
+        self._stream.write(f"\r\x1b[K{text}\n" if self._is_terminal else f"{text}\n")
+        self._stream.flush()
 
     def restart(self, done: int) -> None:
         """Count speed from here: `done` were done before."""
@@ -76,7 +85,11 @@ class Progress:
         if rate > 0:
             text += f", {rate:,.1f}/s"
             # Of the first few nobody can tell how long the others take.
-            if self.total > self._done and self._done - self._first_done >= min(FEWEST_FOR_ESTIMATE, self.total / 10):
+            if (
+                not self._is_paused
+                and self.total > self._done
+                and self._done - self._first_done >= min(FEWEST_FOR_ESTIMATE, self.total / 10)
+            ):
                 text += f", {duration((self.total - self._done) / rate)} left"
         return text + (f", {self._extra}" if self._extra else "")
 

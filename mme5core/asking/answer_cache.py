@@ -62,7 +62,7 @@ class AnswerCache:
             temporary = folder / f".{file.name}"
             try:
                 with temporary.open("wb") as stream:
-                    stream.writelines(line for _, line in whole_lines(file) if Head.of(line).usage.num_answered)
+                    stream.writelines(line for _, line in whole_lines(file) if Head.of(line).is_paid_answer)
                     stream.flush()
                     os.fsync(stream.fileno())
                 os.utime(temporary, ns=(written, written))

@@ -22,6 +22,8 @@ from mme5core.tasks import Item, Runner, run_here
 
 ANSWERED, REJECTED, FAILED = "answered", "rejected", "failed"
 """There is an answer; there will never be one; there was none this time (kept for what it cost)."""
+UNREADABLE = "unreadable_answer"
+"""Why an answer that was paid for settles nothing, or, the second time, refuses its record."""
 
 BYTES_PER_TASK = 1 << 26
 PLACE_SHIFT = 40  # a place is the number of the file x 2^40 + the offset of the line in it
@@ -93,6 +95,17 @@ def settled(folder: Path, plan_file: int) -> set[int]:
     """The records of a file that have an answer, or never will, whoever asked about them."""
     heads = (Head.of(line) for file in folder.glob(f"{plan_file:06d}-*.answers") for _, line in whole_lines(file))
     return {head.number for head in heads if head.is_settled}
+
+
+def unreadable(folder: Path, plan_file: int) -> set[int]:
+    """The records of a file that were answered in a way that could not be read, whoever asked about them."""
+    numbers = set()
+    for file in folder.glob(f"{plan_file:06d}-*.answers"):
+        for _, line in whole_lines(file):
+            head = Head.of(line)
+            if not head.is_settled and entry_of(line).answer.get("reason") == UNREADABLE:
+                numbers.add(head.number)
+    return numbers
 
 
 def entries_of(files: Sequence[Path]) -> dict[int, Entry]:
@@ -197,6 +210,11 @@ class Head(NamedTuple):
         is_paid = status == ANSWERED.encode() and int(calls) > 0  # else it came out of a cache
         usage = Usage(int(calls), int(is_paid), int(prompt_tokens), int(completion_tokens), float(usd))
         return cls(int(number), status.decode(), usage, key.decode())
+
+    @property
+    def is_paid_answer(self) -> bool:
+        """Whether it is an answer that this run has paid for, not one out of a cache."""
+        return bool(self.usage.num_answered)
 
     @property
     def is_settled(self) -> bool:

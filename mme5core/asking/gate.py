@@ -11,7 +11,10 @@ from dataclasses import replace
 from mme5core.asking.pricing import Price
 from mme5core.asking.rates import Grant, Report, Usage
 
-REPORT_EVERY_S, ASK_EVERY_S, HEARTBEAT_S = 0.2, 0.002, 5.0
+REPORT_EVERY_S, ASK_EVERY_S = 0.2, 0.002
+HEARTBEAT_S = 1.0  # so often a worker that waits hears whether the job was told to stop
+
+MOST_NOTES = 20
 
 Exchange = Callable[[str, Report, Mapping[str, int], int], Awaitable[Grant]]
 """Sends a worker's report to the rate limiter and brings its grant: (worker, report, counts, permits wanted)."""
@@ -43,6 +46,7 @@ class SharedGate:
         self._num_reuses = self._num_left = 0
         self._task: asyncio.Task[None] | None = None
         self._somebody_waits = asyncio.Event()
+        self._num_pausing, self._is_over = 0, asyncio.Event()
         self._exchanging = asyncio.Lock()  # a report that overtook a grant would not count its calls
 
     async def enter(self) -> bool:
@@ -60,9 +64,26 @@ class SharedGate:
         self._start()
         return await waiter
 
+    async def pause(self, seconds: float) -> None:
+        """Wait before a request is tried again; ends early when no request may enter any more."""
+        self._num_pausing += 1
+        self._start()
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_over.wait(), seconds)
+        finally:
+            self._num_pausing -= 1
+
+    def note(self, text: str) -> None:
+        """Tell the people who watch the job; it travels with the reports."""
+        if text not in self._report.notes:
+            self._report.notes = (*self._report.notes, text)[:MOST_NOTES]
+            self._start()
+
     def close(self) -> None:
         """Let no request in any more, and wake those that wait; requests inside may leave."""
         self._is_closed, self._num_reuses = True, 0
+        self._is_over.set()
         while self._waiting:
             waiter, _ = self._waiting.popleft()
             if not waiter.done():
@@ -126,11 +147,13 @@ class SharedGate:
     async def _exchange(self) -> None:
         """Ask while somebody waits; else report now and then what has ended, as a heartbeat while calls are out."""
         try:
-            while self._waiting or self._has_news or self._report.num_in_flight:
+            while self._waiting or self._has_news or self._report.num_in_flight or self._num_pausing:
                 if not self._waiting:
                     self._somebody_waits.clear()
+                    is_idle = not self._has_news and not self._report.num_in_flight
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._somebody_waits.wait(), REPORT_EVERY_S)
+                        wait_s = HEARTBEAT_S if is_idle else REPORT_EVERY_S
+                        await asyncio.wait_for(self._somebody_waits.wait(), wait_s)
                 grant = await self.report()
                 if self._waiting:
                     wait_s = ASK_EVERY_S if grant.count else max(grant.wait_s, self._least_wait_s)
@@ -155,6 +178,8 @@ class SharedGate:
 
     def _let_in(self, grant: Grant) -> None:
         left, self._num_reuses = grant.count, 0 if self._is_closed else grant.reuses
+        if grant.is_spent:
+            self._is_over.set()
         while self._waiting and (left or grant.is_spent):
             waiter, wanted = self._waiting.popleft()
             if waiter.done():  # cancelled while it waited

@@ -9,10 +9,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mme5core.asking.answer import NOT_OF_THE_PROTOCOL, answer_of
-from mme5core.asking.batch_api import CLOCKS_DIFFER_S, MAX_FILE_BYTES, BatchClient, Reply, batch_line
+from mme5core.asking.answer import NOT_OF_THE_PROTOCOL, answer_of, error_in, is_completion
+from mme5core.asking.batch_api import (
+    CLOCKS_DIFFER_S,
+    MAX_FILE_BYTES,
+    BatchClient,
+    BatchState,
+    Replies,
+    Reply,
+    batch_line,
+)
 from mme5core.asking.batch_record import BatchRecord
-from mme5core.asking.client import Client
+from mme5core.asking.calls_in_flight import CallsInFlight
+from mme5core.asking.client import ERROR_WITHOUT_STATUS, Client
+from mme5core.asking.error_status import ErrorReply
 from mme5core.asking.failures import (
     BudgetSpent,
     NotThere,
@@ -20,49 +30,19 @@ from mme5core.asking.failures import (
     RequestFailed,
     ServerMisconfigured,
     ServerUnavailable,
-    is_unpaid,
-    may_pass,
+    wrong_key,
 )
 from mme5core.asking.gate import SharedGate
 from mme5core.asking.log_file import LogFile
 from mme5core.asking.one_by_one import OneByOne, Preparer
 from mme5core.asking.patience import Patience
 from mme5core.asking.recorder import AGAIN, PENDING, Recorder
-from mme5core.asking.request import SCHEMA
+from mme5core.asking.token_usage import Tokens, tokens_of
 from mme5core.errors import BAD_INPUT, RESUMABLE
 
 LEAST_WAIT_S, LONGEST_PAUSE_S = 1.0, 600.0
 FAILED_POLLS_IN_A_ROW = 3
-
-
-class CallsInFlight:
-    """Calls of one batch: whatever happens to them, each leaves the gate exactly once.
-
-    Attributes:
-        were_sent: whether those that are open at the end have been paid for.
-    """
-
-    def __init__(self, gate: SharedGate, num_calls: int, *, were_sent: bool) -> None:
-        self._gate, self._num_open, self.were_sent = gate, num_calls, were_sent
-
-    def end(self, prompt_tokens: int = 0, completion_tokens: int = 0) -> None:
-        """One has ended, and was paid for."""
-        self._num_open -= 1
-        self._gate.leave(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-
-    def give_back(self, num_calls: int) -> None:
-        """So many will not be made."""
-        self._num_open -= num_calls
-        for _ in range(num_calls):
-            self._gate.leave(was_called=False)
-
-    def __enter__(self) -> CallsInFlight:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        while self._num_open:
-            self._num_open -= 1
-            self._gate.leave(was_called=self.were_sent)
+POLLS_FOR_A_FILE = 5  # that is not there yet, though its batch is over
 
 
 class InBatches:
@@ -99,7 +79,7 @@ class InBatches:
         self._calls_per_batch, self._poll_s = calls_per_batch, poll_s
         self._learning_form = asyncio.Lock()
         self._sending = asyncio.Lock()  # the client holds a whole file in memory
-        self._num_with_server = 0
+        self._num_with_server, self._has_asked_one = 0, False
 
     async def work_through(self, file: LogFile) -> None:
         """Ask about every record of a file that has no answer."""
@@ -138,10 +118,15 @@ class InBatches:
     async def _learn_form(self, file: LogFile, missing: list[int]) -> list[int]:
         """Ask about single records until the server has answered one; returns those that are left."""
         async with self._learning_form:
-            while missing and self._client.form is None and self._patience.stop is None:
+            while missing and self._is_untested and self._patience.stop is None:
                 await self._single.ask(file, missing[0])
-                missing = missing[1:]
+                missing, self._has_asked_one = missing[1:], True
         return missing
+
+    @property
+    def _is_untested(self) -> bool:
+        """Whether one more record is asked about by itself: to test key and model, and until a form is shown."""
+        return self._client.form is None and (self._client.is_form_sought or not self._has_asked_one)
 
     @contextlib.contextmanager
     def _halting(self, file: LogFile, number: int) -> Iterator[None]:
@@ -198,7 +183,7 @@ class InBatches:
         self, file: LogFile, numbers: Sequence[int], calls: CallsInFlight
     ) -> tuple[BatchRecord | None, int]:
         """Send the first of some records, as many as fit into a file; returns the batch, and how many are settled."""
-        form = self._client.form or SCHEMA
+        form = self._client.form_asked
         async with self._sending:
             with tempfile.NamedTemporaryFile(suffix=".jsonl") as lines:
                 sent, num_written = await self._write_lines(file, numbers, form, lines)
@@ -267,28 +252,34 @@ class InBatches:
 
     async def _result(self, file: LogFile, record: BatchRecord, calls: CallsInFlight) -> str | None:
         assert record.batch_id is not None
-        num_failed = 0
+        num_failed = num_incomplete = 0
         while self._patience.stop is None or self._patience.stop.code == RESUMABLE:
             try:
                 state = await self._batches.state(record.batch_id)
-                if state.status == "failed":
+                if state.status == "failed" and not state.output_file:
                     calls.were_sent = False
                     record.remove(self._folder)
                     await self._batches.forget(state)
                     if state.is_queue_full:
                         return state.problem
                     if state.is_unpaid:
-                        raise OutOfMoney(self._patience.role, 400)
+                        raise OutOfMoney(self._patience.role, 400, words=state.problem)
                     raise ServerMisconfigured(f"the {self._patience.role} refuses a batch ({state.problem})")
                 if state.is_over:
-                    self._take(file, record, await self._batches.replies(state), calls)
-                    await file.sync()  # before the record goes, with which they would be fetched again
-                    record.remove(self._folder)
-                    await self._batches.forget(state)
-                    return None
+                    answers = await self._batches.replies(state)
+                    num_incomplete += bool(answers.missing)
+                    if not answers.missing or num_incomplete == POLLS_FOR_A_FILE:
+                        await self._end(file, record, state, answers, calls)
+                        return None
+                elif not state.is_known:
+                    self._gate.note(f"batch {state.id} has the status {state.status!r}, which is not known; it waits")
                 num_failed = 0
             except OutOfMoney:
                 raise
+            except NotThere:
+                num_failed += 1
+                if num_failed == FAILED_POLLS_IN_A_ROW:
+                    raise
             except ServerUnavailable as error:
                 num_failed += 1
                 if num_failed == FAILED_POLLS_IN_A_ROW:
@@ -297,13 +288,29 @@ class InBatches:
             await asyncio.sleep(self._poll_s)
         return None
 
+    async def _end(
+        self, file: LogFile, record: BatchRecord, state: BatchState, answers: Replies, calls: CallsInFlight
+    ) -> None:
+        """Take the answers that are there; the record of a batch stays while its file of answers is missing."""
+        self._take(file, record, answers.replies, calls)
+        await file.sync()  # before the record goes, with which they would be fetched again
+        if answers.lost_file:
+            self._gate.note(
+                f"the file {answers.lost_file} of batch {state.id} is not there: its samples are pending; run again "
+                f"later, or remove {record.path(self._folder)} to pay for them again"
+            )
+            return
+        record.remove(self._folder)
+        await self._batches.forget(state)
+
     def _take(self, file: LogFile, record: BatchRecord, replies: Sequence[Reply], calls: CallsInFlight) -> None:
         """Write the answers of a batch; a run that was killed here has written some of them already."""
         calls.were_sent = False  # what is open at the end: expired, cancelled, or written before
         waiting = set(record.numbers) & set(file.missing())
         for reply in replies:
-            number = int(reply.custom_id.partition("-")[0])
-            if number in waiting:
+            name = reply.custom_id.partition("-")[0]
+            number = int(name) if name.isascii() and name.isdigit() else -1
+            if number in waiting and reply.custom_id.count("-") >= 2:
                 waiting.remove(number)
                 status = self.write_reply(file, record.mode, reply, calls)
                 self._recorder.counts[PENDING if status == AGAIN else status] += 1
@@ -315,30 +322,36 @@ class InBatches:
         number = int(name)
         if not reply.status_code:
             return PENDING
-        if reply.status_code == 200:
-            try:
-                answer = answer_of(reply.body, self._client.model, form=form)
-            except NOT_OF_THE_PROTOCOL:
-                return self._unanswered(file, number, "an answer that is not of the protocol", calls)
-            answer = answer.with_tokens(lambda: int(prompt_tokens))
-            calls.end(answer.prompt_tokens, answer.completion_tokens)
-            if not seed_and_hash:  # a batch of version 0.1
-                request = self._preparer.request(file, number)
-                seed_and_hash = [str(request.seed), request.prompt_sha256()]
-            seed, prompt_sha256 = seed_and_hash
-            return self._recorder.answered(file, number, key, answer, prompt_sha256=prompt_sha256, seed=int(seed))
-        error = reply.body.get("error")
-        problem = error if isinstance(error, dict) else {"message": error}
-        detail = f"{reply.status_code}: {str(problem.get('message'))[:200]}"
-        if is_unpaid(reply.status_code, problem.get("code")):
-            unpaid = OutOfMoney(self._patience.role, reply.status_code)
-            self._patience.failed(unpaid, is_form_known=True)
-            return self._unanswered(file, number, detail, calls)
-        if may_pass(reply.status_code):
-            return self._unanswered(file, number, detail, calls)
-        calls.end()
-        return self._recorder.rejected(file, number, key, detail, 1)
+        tokens, answer = tokens_of(reply.body), None
+        is_error = reply.status_code != 200 or error_in(reply.body) is not None
+        if not is_error:
+            with contextlib.suppress(*NOT_OF_THE_PROTOCOL):
+                answer = answer_of(reply.body, self._client.model, form=form).with_tokens(lambda: int(prompt_tokens))
+                tokens = answer.tokens
+        calls.end(tokens.prompt, tokens.completion)
+        if is_error:
+            return self._failed(file, number, key, reply, tokens)
+        if answer is None:
+            note = self._recorder.unreadable if is_completion(reply.body) else self._recorder.unanswered
+            return note(file, number, "an answer that is not of the protocol", 1, tokens, key=key)
+        if not seed_and_hash:  # a batch of version 0.1
+            request = self._preparer.request(file, number)
+            seed_and_hash = [str(request.seed), request.prompt_sha256()]
+        seed, prompt_sha256 = seed_and_hash
+        return self._recorder.answered(file, number, key, answer, prompt_sha256=prompt_sha256, seed=int(seed))
 
-    def _unanswered(self, file: LogFile, number: int, detail: str, calls: CallsInFlight) -> str:
-        calls.end()
-        return self._recorder.unanswered(file, number, detail, 1)
+    def _failed(self, file: LogFile, number: int, key: str, reply: Reply, tokens: Tokens) -> str:
+        """Write the error that one request of a batch came to; the server has answered before, or there were none."""
+        error = ErrorReply.of_line(reply.status_code, reply.body)
+        if reply.status_code == 200:
+            error = ErrorReply.inside(reply.body, None)
+        status = ERROR_WITHOUT_STATUS if error.status is None else error.status
+        detail = f"{status}: {error.words}"
+        role = self._patience.role
+        if error.is_unpaid:
+            self._patience.failed(OutOfMoney(role, status, words=error.words), is_form_known=True)
+        elif status == 401:
+            self._patience.failed(wrong_key(role, status, has_key=True, words=error.words), is_form_known=True)
+        elif not error.may_pass(has_answer=True):
+            return self._recorder.rejected(file, number, key, detail, 1, tokens)
+        return self._recorder.unanswered(file, number, detail, 1, tokens)

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mme5core.asking.answer_log import AnswerWriter, Entry, settled
+from mme5core.asking.answer_log import AnswerWriter, Entry, settled, unreadable
 from mme5core.asking.question import Record, Records
 from mme5core.durable import sync
 
@@ -30,6 +30,7 @@ class LogFile:
         self._writer = AnswerWriter(log, number, worker)
         self._syncing = asyncio.Lock()
         self._sync_error: OSError | None = None
+        self._unreadable: set[int] | None = None  # read when it is first needed
 
     def __enter__(self) -> LogFile:
         return self
@@ -44,6 +45,14 @@ class LogFile:
         """The records without an answer, as the log says now: another worker may have died over this file."""
         have = settled(self.folder, self.number)
         return [n for n in range(self._start, self._start + len(self._records)) if n not in have]
+
+    def is_second_unreadable(self, number: int) -> bool:
+        """Whether an answer about the record could not be read before, in this run or an earlier one."""
+        if self._unreadable is None:
+            self._unreadable = unreadable(self.folder, self.number)
+        is_second = number in self._unreadable
+        self._unreadable.add(number)
+        return is_second
 
     def record(self, number: int) -> Record:
         return self._records[number - self._start]

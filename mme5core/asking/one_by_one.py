@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mme5core.asking.answer_cache import AnswerCache
 from mme5core.asking.client import Client
-from mme5core.asking.failures import RequestFailed, RequestRejected
+from mme5core.asking.failures import AnswerUnreadable, RequestFailed, RequestRejected
 from mme5core.asking.log_file import LogFile
 from mme5core.asking.patience import Patience
 from mme5core.asking.question import Question
@@ -105,13 +105,18 @@ class OneByOne:
             try:
                 answer = await self._client.ask(request)
             except RequestRejected as error:
-                return self._recorder.rejected(file, number, key, str(error), error.calls)
+                return self._recorder.rejected(file, number, key, str(error), error.calls, error.tokens)
+            except AnswerUnreadable as error:
+                status = self._recorder.unreadable(file, number, error.detail, error.calls, error.tokens, key=key)
+                if status == AGAIN:
+                    continue
+                return status
             status = self._recorder.answered(
                 file, number, key, answer, prompt_sha256=request.prompt_sha256(), seed=request.seed
             )
             if self._known_form != self._client.form:
                 self._known_form = self._client.form
-                self._on_form(answer.form)
+                self._on_form(self._client.form or answer.form)
             if status != AGAIN:
                 return status
         return PENDING

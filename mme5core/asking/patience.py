@@ -20,6 +20,8 @@ REJECTED_IN_A_ROW, REJECTED_AFTER_AN_ANSWER = 16, 64
 # So many answers in a row of which none can be kept, before a worker's first that can and after one, are the fault of
 # the model or a setting, and each is paid for. Of a recipe that keeps one in twenty, one worker in 700 begins so.
 USELESS_IN_A_ROW, USELESS_AFTER_A_ROW = 128, 512
+# So many answers in a row that say nothing of their records (broken off by the server, say), each of them paid for.
+WITHOUT_VERDICT_IN_A_ROW = 64
 BUDGET_SPENT = "the budget is spent; raise budget.calls or budget.usd to go on"
 
 
@@ -52,7 +54,7 @@ class Patience:
         self.stop: Stop | None = None
         self.has_answer = has_answer
         self._concurrency, self._close = concurrency, close
-        self._num_unavailable = 0
+        self._num_unavailable = self._num_without_verdict = 0
         self._has_row = False
         self._useless: Counter[str] = Counter()  # refused answers since the last that gave a row, by reason
 
@@ -79,18 +81,29 @@ class Patience:
         if isinstance(error, BudgetSpent):
             self.halt(RESUMABLE, BUDGET_SPENT, is_budget_spent=True)
         elif isinstance(error, ServerMisconfigured):
-            self.halt(BAD_INPUT, f"{error}: {self.role}.base_url={self.base_url}")
+            self.halt(BAD_INPUT, f"{error}: {self.role}.base_url={self.base_url}{_said(error)}")
         elif isinstance(error, OutOfMoney):
-            self.halt(RESUMABLE, f"{error} at {self.base_url}; pay in, then run again")
+            self.halt(RESUMABLE, f"{error} at {self.base_url}; pay in, then run again{_said(error)}")
         elif isinstance(error, ServerUnavailable):
             self._num_unavailable += 1
             is_hopeless = error.unreachable or not is_form_known
             most = UNAVAILABLE_IN_A_ROW if is_hopeless else max(UNAVAILABLE_IN_A_ROW, self._concurrency)
             if self._num_unavailable >= most:
-                self.halt(RESUMABLE, f"{error} at {self.base_url}; run again when it is there")
+                self.halt(RESUMABLE, f"{error} at {self.base_url}; run again when it is there{_said(error)}")
+
+    def asked_again(self, reason: str) -> None:
+        """An answer said nothing of its record. Each is paid for, so that many in a row are too many."""
+        self._num_without_verdict += 1
+        if self._num_without_verdict >= WITHOUT_VERDICT_IN_A_ROW:
+            self.halt(
+                RESUMABLE,
+                f"{WITHOUT_VERDICT_IN_A_ROW} answers of the {self.role} in a row were of no use ({reason}) at "
+                f"{self.base_url}; run again when it is well",
+            )
 
     def judged(self, refused: Rejected | None) -> None:
         """An answer gave rows (None) or was refused."""
+        self._num_without_verdict = 0
         if refused is None:
             self._has_row = True
             self._useless.clear()
@@ -105,3 +118,7 @@ class Patience:
                 f"of {most} answers in a row none could be kept ({reasons}; the last: {last}): is it the right model, "
                 f"is {self.role}.max_answer_tokens enough?",
             )
+
+
+def _said(error: RequestFailed) -> str:
+    return f"; it says: {error.words}" if error.words else ""

@@ -52,13 +52,14 @@ class Usage:
 class Report:
     """What a worker has done since it began: totals, so that a report that comes twice or not at all does no harm.
 
-    `retry_after_s` is the longest pause that the server has asked for since the last report.
+    `retry_after_s` is the longest pause that the server has asked for since the last report. `notes` are for people.
     """
 
     num_in_flight: int = 0
     used: Usage = Usage()
     num_throttled: int = 0
     retry_after_s: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,11 @@ class RateLimiter:
     @property
     def in_flight(self) -> int:
         return sum(self._in_flight.values())
+
+    @property
+    def paused_s(self) -> float:
+        """For how long nothing is granted yet, because a server has asked to wait."""
+        return max(0.0, self._paused_until - self._now())
 
     def exchange(self, worker: str, report: Report, wanted: int) -> Grant:
         """Take a worker's report and grant it at most `wanted` permits; those of its last grant end with this."""

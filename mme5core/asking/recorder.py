@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
 from mme5core.asking.answer import Answer
-from mme5core.asking.answer_log import ANSWERED, FAILED, REJECTED, Entry
+from mme5core.asking.answer_log import ANSWERED, FAILED, REJECTED, UNREADABLE, Entry
 from mme5core.asking.failures import RequestFailed
 from mme5core.asking.log_file import LogFile, OpenLogFiles
 from mme5core.asking.patience import Patience
 from mme5core.asking.pricing import Price
 from mme5core.asking.question import Question, Retry, verdict_of
+from mme5core.asking.request import SEED, TEMPERATURE
+from mme5core.asking.token_usage import Tokens
 from mme5core.errors import BAD_INPUT
 from mme5core.images import BadImage
 from mme5core.types import Rejected
@@ -20,6 +23,9 @@ KEPT, REFUSED, PENDING = "kept", "refused", "pending"
 """What a record has come to."""
 AGAIN = "again"
 """Its answer says nothing of the record: ask once more."""
+
+NOTHING = Tokens()
+_OMITTABLE = re.compile(rf"\b({SEED}|{TEMPERATURE})\b")
 
 
 class Recorder:
@@ -48,6 +54,7 @@ class Recorder:
         self._patience.answered()
         self.settle_rejections()
         if isinstance(verdict, Retry):
+            self._patience.asked_again(verdict.reason)
             return AGAIN
         refused = verdict if isinstance(verdict, Rejected) else None
         self._patience.judged(refused)
@@ -71,10 +78,10 @@ class Recorder:
         file.write(Entry(number, REJECTED, 0, 0, 0, 0.0, "-", line))
         return REFUSED
 
-    def rejected(self, file: LogFile, number: int, key: str, detail: str, calls: int) -> str:
+    def rejected(self, file: LogFile, number: int, key: str, detail: str, calls: int, tokens: Tokens = NOTHING) -> str:
         """Hold a rejection back until the next answer: many without one are the server's or the recipe's fault."""
         line = {"reason": f"{self._patience.role}_rejected", "detail": detail}
-        self._held.append((file, Entry(number, REJECTED, calls, 0, 0, 0.0, key, line)))
+        self._held.append((file, self._entry(number, REJECTED, calls, tokens, key, line)))
         if len(self._held) > self._patience.most_rejections:
             self.settle_rejections(all_are=True)
         return PENDING
@@ -86,7 +93,8 @@ class Recorder:
         self._rejects_all |= all_are or not self._patience.has_answer
         if self._rejects_all:
             detail = self._held[0][1].answer["detail"]
-            self._patience.halt(BAD_INPUT, f"the {self._patience.role} rejects every request ({detail})")
+            hint = _hint(detail, self._patience.role)
+            self._patience.halt(BAD_INPUT, f"the {self._patience.role} rejects every request ({detail}){hint}")
         held, self._held = self._held, []
         for file, entry in held:
             if self._rejects_all:
@@ -100,15 +108,35 @@ class Recorder:
 
     def failed(self, file: LogFile, number: int, error: RequestFailed, *, is_form_known: bool) -> None:
         """Note what was paid for without an answer, and what the failure means for the requests after it."""
-        self.unanswered(file, number, str(error), error.calls)
+        self.unanswered(file, number, error.detail, error.calls, error.tokens)
         self._patience.failed(error, is_form_known=is_form_known)
 
-    def unanswered(self, file: LogFile, number: int, detail: str, calls: int) -> str:
+    def unanswered(self, file: LogFile, number: int, detail: str, calls: int, tokens: Tokens, *, key: str = "-") -> str:
         """Note what was paid for without an answer; the record is left to the next run."""
         line = {"reason": f"{self._patience.role}_unavailable", "detail": detail}
-        self._note(file, Entry(number, FAILED, calls, 0, 0, 0.0, "-", line))
+        self._note(file, self._entry(number, FAILED, calls, tokens, key, line))
         return PENDING
+
+    def unreadable(self, file: LogFile, number: int, detail: str, calls: int, tokens: Tokens, *, key: str = "-") -> str:
+        """An answer that cannot be read is asked for once more, in this run or the next; the second one settles."""
+        line = {"reason": UNREADABLE, "detail": detail}
+        if file.is_second_unreadable(number):
+            file.write(self._entry(number, REJECTED, calls, tokens, key, line))
+            self._patience.judged(Rejected("", UNREADABLE, detail))
+            return REFUSED
+        self._note(file, self._entry(number, FAILED, calls, tokens, key, line))
+        return AGAIN
+
+    def _entry(self, number: int, status: str, calls: int, tokens: Tokens, key: str, line: dict[str, str]) -> Entry:
+        usd = 0.0 if self._price is None else self._price.of(tokens.prompt, tokens.completion)
+        return Entry(number, status, calls, tokens.prompt, tokens.completion, usd, key, line)
 
     def _note(self, file: LogFile, entry: Entry) -> None:
         if entry.calls:
             file.write(entry)
+
+
+def _hint(detail: str, role: str) -> str:
+    """The way out where a server names a field of ours that it does not take."""
+    match = _OMITTABLE.search(detail)
+    return f"; {role}.omit=[{match[1]}] leaves that field out" if match else ""

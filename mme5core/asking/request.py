@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mme5core.asking.pricing import prompt_tokens
@@ -16,6 +16,7 @@ from mme5core.images import load_rgb, picture_size, to_jpeg
 SCHEMA, JSON_MODE, PLAIN = FORMS = ("json_schema", "json_object", "plain")
 # The names of the limit of an answer's tokens: everybody's, and that of OpenAI's reasoning models.
 MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
+TEMPERATURE, SEED = "temperature", "seed"
 
 _SENT_AS_THEY_ARE = (b"\xff\xd8\xff", b"\x89PNG")
 
@@ -26,14 +27,20 @@ class Sampling:
 
     Args:
         max_answer_tokens: of one answer at most.
+        extra: further fields of the request, as the server documents them.
+        omit: names of fields that the server does not take: `OMITTABLE`.
     """
 
     temperature: float = 1.0
     max_answer_tokens: int = 2048
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    omit: Sequence[str] = ()
 
     def fields(self, limit: str = MAX_TOKENS) -> dict[str, Any]:
         """The fields of a chat completion; `limit` is the server's name for the limit of tokens."""
-        return {"temperature": self.temperature, limit: self.max_answer_tokens}
+        fields = {TEMPERATURE: self.temperature, MAX_TOKENS: self.max_answer_tokens}
+        kept = {name: setting for name, setting in fields.items() if name not in self.omit}
+        return {(limit if name == MAX_TOKENS else name): setting for name, setting in kept.items()} | dict(self.extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,8 @@ class Request:
 
     Args:
         images: encoded bytes (JPEG, PNG or WebP), shown after the user's text; see `sendable`.
-        schema: JSON schema of the answer; `schema_in_words` says the same for servers that take no schema.
+        schema: JSON schema of the answer; `schema_in_words` says the same in every form, since servers take a schema
+            and ignore it.
         seed: for the server's sampling. It is a part of the request's key: equal prompts with other seeds are other
             requests.
         completion_tokens: to expect of the answer, for estimates of the cost.
@@ -59,14 +67,14 @@ class Request:
 
     def body(self, model: str, sampling: Sampling, *, form: str = SCHEMA, limit: str = MAX_TOKENS) -> dict[str, Any]:
         """The body of a chat completion."""
-        user = self.user if form == SCHEMA else f"{self.user}\n\n{self.schema_in_words}"
-        content: list[dict[str, Any]] = [{"type": "text", "text": user}]
+        content: list[dict[str, Any]] = [{"type": "text", "text": f"{self.user}\n\n{self.schema_in_words}"}]
         content += [{"type": "image_url", "image_url": {"url": data_url(data)}} for data in self.images]
         body = {
             "model": model,
             "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": content}],
-            "seed": self.seed,
         } | sampling.fields(limit)
+        if SEED not in sampling.omit:
+            body.setdefault(SEED, self.seed)
         if form == SCHEMA:
             schema = {"name": self.schema_name, "strict": True, "schema": self.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -88,7 +96,8 @@ class Request:
 
     def estimated_prompt_tokens(self, model: str) -> int:
         """A rule of thumb, for servers that count no tokens and before anything is sent."""
-        return prompt_tokens(self.system + self.user, [picture_size(data) for data in self.images], model)
+        text = self.system + self.user + self.schema_in_words
+        return prompt_tokens(text, [picture_size(data) for data in self.images], model)
 
 
 def prompt_hash(system: str, user: str) -> str:
@@ -96,15 +105,22 @@ def prompt_hash(system: str, user: str) -> str:
     return hashlib.sha256(f"{system}\n{user}".encode()).hexdigest()
 
 
-def sendable(data: bytes) -> bytes:
+def sendable(data: bytes, max_side: int | None = None) -> bytes:
     """The picture as servers take it: JPEG, PNG and WebP as they are, other formats (GIF, BMP, TIFF) as JPEG.
+
+    Args:
+        max_side: pixels; a picture with a longer side is scaled down to it.
 
     Raises:
         BadImage: it cannot be read.
     """
-    if data.startswith(_SENT_AS_THEY_ARE) or data[8:12] == b"WEBP":
+    is_large = max_side is not None and max(picture_size(data)) > max_side
+    if not is_large and (data.startswith(_SENT_AS_THEY_ARE) or data[8:12] == b"WEBP"):
         return data
-    return to_jpeg(load_rgb(data), quality=95)
+    picture = load_rgb(data)
+    if max_side is not None and is_large:
+        picture.thumbnail((max_side, max_side))
+    return to_jpeg(picture, quality=95)
 
 
 def data_url(data: bytes) -> str:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from mme5core.asking.pricing import Price, price_of
 from mme5core.asking.request import Sampling
 from mme5core.errors import InputError
 from mme5core.settings import Section, key
+
+OURS = {"model", "messages", "n", "stream", "response_format"}
+OURS |= {"seed", "temperature", "max_tokens", "max_completion_tokens"}
+"""Fields of a request that `extra` may not set."""
 
 
 class ServerSettings(Section):
@@ -32,6 +37,21 @@ class ServerSettings(Section):
     tokens_per_minute: float | None = key(
         None, "of prompts and answers, over all workers; null: no limit but 429", rows=False, gt=0
     )
+    form: Literal["json_schema", "json_object", "plain"] | None = key(
+        None, "form in which answers are asked for; null: found out, the strictest that works", rows=False
+    )
+    extra: dict[str, Any] = key(
+        {}, "further fields of each request, as {chat_template_kwargs: {enable_thinking: false}}", added_later=True
+    )
+    omit: list[Literal["seed", "temperature", "max_tokens"]] = key(
+        [], "fields of a request that the server rejects, and that are left out", rows=False
+    )
+    max_picture_side: int | None = key(
+        None,
+        "pictures with a longer side are scaled down to it before they are sent, pixels; null: sent as they are",
+        added_later=True,
+        ge=1,
+    )
     cache: str | None = key(
         None,
         "folder of answers that runs share: what was asked before, to the letter, is not asked again",
@@ -41,7 +61,7 @@ class ServerSettings(Section):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.max_answer_tokens)
+        return Sampling(self.temperature, self.max_answer_tokens, self.extra, tuple(self.omit))
 
     def price(self, prices: PriceSettings) -> Price | None:
         """What the model costs; through the Batch API, where the user gives no price, half of the list price."""
@@ -53,7 +73,8 @@ class ServerSettings(Section):
             section: the name of these settings in the recipe, for messages.
 
         Raises:
-            InputError: no endpoint or model, a password in the address, or a budget in money without prices.
+            InputError: no endpoint or model, a password in the address, a field of our own in `extra`, or a budget in
+                money without prices.
         """
         if not self.base_url or not self.model:
             missing = "base_url" if not self.base_url else "model"
@@ -66,6 +87,11 @@ class ServerSettings(Section):
             raise InputError(f"{section}.cache {self.cache!r} is not a folder")
         if "@" in self.base_url.partition("://")[2].partition("/")[0]:
             raise InputError(f"'{section}.base_url' holds a name or a password: put a key into OPENAI_API_KEY instead")
+        if taken := sorted(OURS & self.extra.keys()):
+            raise InputError(
+                f"'{section}.extra' cannot set {taken[0]!r}: the job sets it, and {section}.form, {section}.omit, "
+                f"{section}.temperature and {section}.max_answer_tokens change what can be changed"
+            )
         if budget.usd is not None and self.price(prices) is None:
             raise InputError(
                 f"'budget.usd' needs 'prices.prompt' and 'prices.completion' (USD per million tokens): the price of "

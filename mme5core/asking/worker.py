@@ -88,6 +88,9 @@ class Worker:
             gate=self._gate,
             form=asking.known.form,
             limit=asking.known.limit,
+            fixed_form=server.form,
+            has_answer=asking.has_answer,
+            on_note=self._gate.note,
         )
         self._strategy = self._make_strategy(api_key)
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 from mme5core.demo.batches import DemoBatches, Reply
 from mme5core.demo.instructions import INSTRUCTIONS
+from mme5core.synthesis.comparable import comparable
 
 MODEL = "demo-teacher"
 THUMBNAIL = 16
@@ -86,9 +87,10 @@ class Knowledge:
 
     def siblings(self, entry: Entry, language: str) -> list[Entry]:
         """Other entries of the same subgroup, or of all if they are too few, with a different name in the language."""
-        name = entry.names.get(language)
+        name = _folded(entry.names.get(language, ""))
         for pool in (self._by_subgroup[entry.subgroup], self.entries):
-            siblings = [e for e in pool if e.key != entry.key and e.names.get(language) not in (None, name)]
+            named = (e for e in pool if e.key != entry.key and language in e.names)
+            siblings = [e for e in named if _folded(e.names[language]) != name]
             if len(siblings) >= 4:
                 return siblings
         return siblings
@@ -145,8 +147,8 @@ class DemoTeacher(ThreadingHTTPServer):
             return 400, _error(f"cannot read the request: {error}"), {}
         text = json.dumps(answer, ensure_ascii=False)
         finish_reason = "stop"
-        # Drawn for each request, not each attempt: a retry gets the same bad answer.
-        fate = random.Random(name)
+        # Drawn for each question, not each attempt: a retry gets the same bad answer, in whatever form it is asked for.
+        fate = random.Random(f"{request.get('seed')} {prompt}")
         if fate.random() < faults.rate_cut_off:
             text, finish_reason = text[: len(text) // 2], "length"
         elif fate.random() < faults.rate_malformed:
@@ -226,9 +228,11 @@ def _sample(
     if "T" in query_side:
         about = query or positive
         if task == "vqa":
-            sample["query"] = f"{_keyword(about, code, random_)}?"
+            sample["query"] = f"{_keyword(about, positive, code, random_)}?"
         elif "T" in document_side and query is not None:
-            sample["query"] = _keyword(about, code, random_)  # a hint, not the answer itself
+            sample["query"] = _keyword(about, positive, code, random_)  # a hint, not the answer itself
+        elif "T" in document_side:
+            sample["query"] = _keyword(about, positive, code, random_, most=2)
         else:
             sample["query"] = _text(about, code, random_)
     if "T" in document_side:
@@ -257,9 +261,26 @@ def _text(entry: Entry, code: str, random_: random.Random) -> str:
     return _name(entry, code)
 
 
-def _keyword(entry: Entry, code: str, random_: random.Random) -> str:
-    others = [word for word in entry.keywords.get(code, []) if word != entry.names.get(code)]
-    return random_.choice(others) if others else entry.subgroup.replace("-", " ")
+def _keyword(entry: Entry, positive: Entry, code: str, random_: random.Random, *, most: int = 1) -> str:
+    """Keywords, at most so many, that are neither the picture's name nor the positive's, which the query would be."""
+    names = {_folded(_name(one, code)) for one in (entry, positive)}
+    others = [word for word in entry.keywords.get(code, []) if _folded(word) not in names and _has_letters(word)]
+    chosen = ", ".join(random_.sample(others, min(most, len(others))))
+    if chosen and _folded(chosen) not in names:
+        return chosen
+    kind = entry.subgroup.replace("-", " ")
+    return kind if _folded(kind) not in names else f"kind of {kind}"
+
+
+@lru_cache(maxsize=1 << 18)
+def _folded(name: str) -> str:
+    """As texts are held against each other."""
+    return comparable(name)
+
+
+def _has_letters(word: str) -> bool:
+    """Whether it is more than a sign: nobody could tell a lone "-" from an empty field."""
+    return any(sign.isalnum() for sign in word)
 
 
 def _name(entry: Entry, code: str) -> str:

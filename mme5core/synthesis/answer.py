@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mme5core.asking.finish_reasons import ending_of
+from mme5core.asking.json_in_text import read_json
+from mme5core.asking.question import Retry
+from mme5core.synthesis.comparable import comparable
 from mme5core.synthesis.plan import PlannedSample
-from mme5core.synthesis.prompts import CRITERIA, HIGHEST_SCORE, LOWEST_SCORE
-from mme5core.synthesis.text_checks import is_refusal, leaked_label, wrong_language
+from mme5core.synthesis.prompts import CRITERIA
+from mme5core.synthesis.scores import self_evaluation
+from mme5core.synthesis.text_checks import wrong_language, wrong_language_of_one
+from mme5core.synthesis.text_defects import defect_of, is_refusal
 from mme5core.types import Content, ImageRef, Rejected, Sample
+
+__all__ = ["Parsed", "parse_answer", "read_json", "self_evaluation"]
 
 IMAGE_DOCUMENT_INSTRUCTION = "Represent the given image."
 IMAGE_TEXT_DOCUMENT_INSTRUCTION = "Represent the given image together with its text:"
 
 _IMAGE_TOKEN = re.compile(r"<\|?image[_a-z0-9]*\|?>|<\|vision_\w+\|>")
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_0-9]+\|>")
-_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
+# Words that an instruction may have in common with a right answer without telling it.
+_CHOICES = frozenset(("yes", "no", "true", "false"))
+LEAST_TOLD = 3  # letters of a positive that an instruction can tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +46,25 @@ def parse_answer(
     *,
     num_negatives: int,
     min_self_evaluation: float | None = None,
-) -> Parsed | Rejected:
+    min_criterion_score: float | None = None,
+) -> Parsed | Rejected | Retry:
     """The revised sample of one answer; the draft is never used.
 
     Args:
         images: the pictures of the plan by id.
         min_self_evaluation: lowest accepted mean of the teacher's scores of its own draft, in [1, 5]; None: any.
+        min_criterion_score: lowest accepted score of each criterion, in [1, 5]; None: any.
 
     Returns:
-        A sample, or a rejection: `cut_off`, `refusal`, `not_json`, `missing_field`, `empty_field`, `not_unicode`,
-        `image_token`, `leaked_label`, `too_few_negatives`, `positive_equals_negative`, `instruction_not_english`,
-        `wrong_language` or `low_self_evaluation`.
+        A sample, or a rejection (docs/synth.md lists the reasons), or, where the server broke the answer off for a
+        reason of its own, that it must be asked for again.
     """
-    if finish_reason == "length":
+    ending = ending_of(finish_reason)
+    if ending == "unknown":
+        return Retry(f"the server ended the answer with {finish_reason!r}")
+    if ending == "cut":
         return Rejected(plan.id, "cut_off", f"the answer ended after {len(text)} characters")
-    if finish_reason == "content_filter" or not text.strip():
+    if ending == "filtered" or not text.strip():
         return Rejected(plan.id, "refusal", text.strip()[:80] or "the teacher gave no answer")
     try:
         answer, repaired = read_json(text)
@@ -62,6 +75,23 @@ def parse_answer(
     revision = answer.get("revision") if isinstance(answer, dict) else None
     if not isinstance(revision, dict):
         return Rejected(plan.id, "missing_field", "revision")
+    return _checked(answer, revision, repaired, plan, images, num_negatives, (min_self_evaluation, min_criterion_score))
+
+
+def _checked(
+    answer: dict[str, Any],
+    revision: dict[str, Any],
+    repaired: bool,
+    plan: PlannedSample,
+    images: Mapping[str, ImageRef],
+    num_negatives: int,
+    lowest: tuple[float | None, float | None],
+) -> Parsed | Rejected:
+    """The sample of a revision, each of its fields judged as a text, then held against each other.
+
+    Args:
+        lowest: mean of the scores, and score of each criterion.
+    """
     query_has_text, document_has_text = "T" in plan.query_modality, "T" in plan.document_modality
     wanted = ["instruction"] + ["query"] * query_has_text + ["positive"] * document_has_text
     for field in wanted:
@@ -75,49 +105,33 @@ def parse_answer(
             return checked
         negative_texts = checked
     texts = [revision[field] for field in wanted[1:]] + negative_texts
-    problem = _check_languages(revision["instruction"], texts, plan)
-    problem = problem or _check_scores(answer, plan, min_self_evaluation)
-    if problem:
-        return problem
-    return Parsed(_to_sample(revision, negative_texts, plan, images), repaired)
+    problem = _check_equality(revision, wanted, negative_texts, plan)
+    problem = problem or _check_languages(revision["instruction"], texts, plan)
+    problem = problem or _check_scores(answer, plan, *lowest)
+    return problem or Parsed(_to_sample(revision, negative_texts, plan, images), repaired)
 
 
-def read_json(text: str) -> tuple[Any, bool]:
-    """The JSON of an answer, and whether it had to be repaired.
-
-    It repairs the usual defects of servers without a schema: a Markdown fence or words around the object, and trailing
-    commas.
-
-    Raises:
-        ValueError: the text contains no JSON object.
-
-    >>> read_json('Here it is: ```json {"a": [1, 2,]} ``` Have fun!')
-    ({'a': [1, 2]}, True)
-    """
-    try:
-        try:
-            return json.loads(text), False
-        except ValueError:
-            start, end = text.find("{"), text.rfind("}")
-            if start < 0 or end < start:
-                raise
-            return json.loads(_TRAILING_COMMA.sub(r"\1", text[start : end + 1])), True
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+def _check_equality(
+    revision: dict[str, Any], wanted: Sequence[str], negatives: Sequence[str], plan: PlannedSample
+) -> Rejected | None:
+    """A query that is its positive teaches nothing, and neither does one whose instruction tells the answer."""
+    if "positive" not in wanted:
+        return None
+    positive = comparable(revision["positive"])
+    if "query" in wanted and comparable(revision["query"]) == positive:
+        return Rejected(plan.id, "query_equals_positive", revision["positive"][:80])
+    instruction = f" {comparable(revision['instruction'])} "
+    answer_words = _without_article(positive)
+    is_told = sum(map(str.isalpha, answer_words)) >= LEAST_TOLD and f" {answer_words} " in instruction
+    # One that lists what to choose from tells nothing.
+    others = (_without_article(comparable(negative)) for negative in negatives)
+    if is_told and answer_words not in _CHOICES and not any(f" {other} " in instruction for other in others):
+        return Rejected(plan.id, "instruction_tells_answer", f"{revision['positive']!r}: {instruction.strip()!r}"[:160])
+    return None
 
 
-def self_evaluation(answer: Any) -> dict[str, float]:
-    """The teacher's scores of its own draft by criterion; missing and invalid scores are left out."""
-    evaluation = answer.get("evaluation") if isinstance(answer, dict) else None
-    scores = {}
-    for name in CRITERIA:
-        judged = evaluation.get(name) if isinstance(evaluation, dict) else None
-        score = judged.get("score") if isinstance(judged, dict) else None
-        if isinstance(score, bool) or not isinstance(score, int | float):
-            continue
-        if LOWEST_SCORE <= score <= HIGHEST_SCORE:
-            scores[name] = float(score)
-    return scores
+def _without_article(text: str) -> str:
+    return re.sub(r"^(a|an|the) ", "", text)
 
 
 def _check_languages(instruction: str, texts: list[str], plan: PlannedSample) -> Rejected | None:
@@ -127,19 +141,31 @@ def _check_languages(instruction: str, texts: list[str], plan: PlannedSample) ->
     problem = wrong_language(texts, plan.language)
     if problem:
         return Rejected(plan.id, "wrong_language", f"{plan.language} expected, {problem}: {' '.join(texts)[:80]!r}")
+    for text in texts:
+        problem = wrong_language_of_one(text, plan.language)
+        if problem:
+            return Rejected(plan.id, "wrong_language", f"{plan.language} expected, {problem}: {text[:80]!r}")
     return None
 
 
-def _check_scores(answer: Any, plan: PlannedSample, lowest: float | None) -> Rejected | None:
-    if lowest is None:
+def _check_scores(
+    answer: dict[str, Any], plan: PlannedSample, lowest_mean: float | None, lowest_each: float | None
+) -> Rejected | None:
+    if lowest_mean is None and lowest_each is None:
         return None
     scores = self_evaluation(answer)
+    missing = [name for name in CRITERIA if name not in scores]
     if not scores:
         return Rejected(plan.id, "missing_field", "evaluation")
+    if lowest_each is not None and missing:
+        return Rejected(plan.id, "missing_field", f"evaluation.{missing[0]}")
     mean = sum(scores.values()) / len(scores)
-    if mean < lowest:
-        listed = ", ".join(f"{name} {score:g}" for name, score in scores.items())
+    listed = ", ".join(f"{name} {score:g}" for name, score in scores.items())
+    if lowest_mean is not None and mean < lowest_mean:
         return Rejected(plan.id, "low_self_evaluation", f"{mean:.2f} ({listed})")
+    worst = min(scores, key=lambda name: scores[name])
+    if lowest_each is not None and scores[worst] < lowest_each:
+        return Rejected(plan.id, "low_self_evaluation", f"{worst} {scores[worst]:g} ({listed})")
     return None
 
 
@@ -153,10 +179,8 @@ def _check_text(text: Any, field: str, sample_id: str) -> Rejected | None:
     # The model would read a picture token in a text as a picture.
     if _IMAGE_TOKEN.search(text) or _SPECIAL_TOKEN.search(text):
         return Rejected(sample_id, "image_token", f"{field}: {text[:80]!r}")
-    label = leaked_label(text)
-    if label:
-        return Rejected(sample_id, "leaked_label", f"{field}: {text[:80]!r}")
-    return None
+    defect = defect_of(text)
+    return Rejected(sample_id, defect[0], f"{field}: {defect[1]!r}") if defect else None
 
 
 def _check_negatives(revision: dict[str, Any], plan: PlannedSample, num_negatives: int) -> list[str] | Rejected:
@@ -167,9 +191,9 @@ def _check_negatives(revision: dict[str, Any], plan: PlannedSample, num_negative
         problem = _check_text(negative, "negatives", plan.id)
         if problem:
             return problem
-    distinct = list(dict.fromkeys(negative.strip() for negative in negatives))
+    distinct = list({comparable(negative): negative.strip() for negative in reversed(negatives)}.values())[::-1]
     # Documents with different pictures differ even if their texts are equal.
-    if not plan.positive_image and revision["positive"].strip().casefold() in {d.casefold() for d in distinct}:
+    if not plan.positive_image and comparable(revision["positive"]) in map(comparable, distinct):
         return Rejected(plan.id, "positive_equals_negative", revision["positive"][:80])
     if not plan.positive_image and len(distinct) < num_negatives:
         return Rejected(plan.id, "too_few_negatives", f"{len(distinct)} of {num_negatives}")

@@ -9,11 +9,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from mme5core.asking.json_in_text import read_json
 from mme5core.images import thumbnail_url
 from mme5core.languages import RIGHT_TO_LEFT, language_name
-from mme5core.synthesis.answer import read_json, self_evaluation
 from mme5core.synthesis.plan import PlannedSample
 from mme5core.synthesis.prompts import ASPECTS, CRITERIA
+from mme5core.synthesis.scores import self_evaluation
 
 PICTURE_SIDE = 240
 _FIELDS = ("instruction", "query", "positive", "negatives")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import defaultdict
 
+from mme5core.synthesis.comparable import comparable
 from mme5core.synthesis.plan import PlannedSample
 from mme5core.types import Rejected, Sample
 
@@ -30,7 +29,7 @@ class Seen:
         if self._threshold is None:
             return None
         parts = (sample.instruction, sample.query.text, sample.positive.text)
-        text = normalised(" \n ".join(part or "" for part in parts))
+        text = comparable(" \n ".join(part or "" for part in parts))
         same_kind = (plan.modality_combination, plan.language, plan.query_image, plan.positive_image)
         grams = trigrams(text)
         for other_id, other_text, other_grams in self._known[same_kind]:
@@ -41,15 +40,6 @@ class Seen:
                 return Rejected(sample.id, "near_duplicate_sample", f"{shared:.0%} similar to {other_id}")
         self._known[same_kind].append((sample.id, text, grams))
         return None
-
-
-def normalised(text: str) -> str:
-    """The text without differences of case, width, space and punctuation.
-
-    >>> normalised("Find:  THE cat!") == normalised("find the cat")
-    True
-    """
-    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def trigrams(text: str) -> _Grams:

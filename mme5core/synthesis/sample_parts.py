@@ -58,10 +58,11 @@ class WriteSamples:
             seen = Seen(self.near_duplicate)
             for number, record in enumerate(self.plan.rows(file), int(self.plan.starts[file])):
                 entry = entries.get(number)
-                sample = None if entry is None else self._sample(record, entry, seen)
-                if entry is None or sample is None:
+                if entry is None:
                     counts["pending"] += 1
-                elif isinstance(sample, Rejected):
+                    continue
+                sample = self._sample(record, entry, seen)
+                if isinstance(sample, Rejected):
                     refused.append(sample)
                 else:
                     counts["kept"] += 1
@@ -69,15 +70,15 @@ class WriteSamples:
                     images = {place["id"]: self.question.pictures.read(place) for place in record["pictures"]}
                     yield sample_row(sample.sample, planned(record), entry, images)
 
-    def _sample(self, record: dict[str, Any], entry: Entry, seen: Seen) -> Parsed | Rejected | None:
-        """The sample of an answer; None where it must be asked for again."""
+    def _sample(self, record: dict[str, Any], entry: Entry, seen: Seen) -> Parsed | Rejected:
+        """The sample of a settled entry of the log."""
         if entry.status != ANSWERED:
             return Rejected(record["id"], entry.answer["reason"], entry.answer["detail"])
         verdict = verdict_of(self.question, entry.answer, record)
         if isinstance(verdict, Rejected):
             return verdict
-        if isinstance(verdict, Retry):
-            return None
+        if isinstance(verdict, Retry):  # settled by an earlier version, which took it for the model's own answer
+            return Rejected(record["id"], "unfinished_answer", verdict.reason)
         (parsed,) = verdict
         return seen.check(parsed.sample, planned(record)) or parsed
 

@@ -13,7 +13,7 @@ from mme5core.asking.recorder import KEPT, PENDING, REFUSED
 from mme5core.asking.settings import BudgetSettings, PriceSettings, ServerSettings
 from mme5core.asking.worker import Asking
 from mme5core.errors import RESUMABLE
-from mme5core.progress import Progress
+from mme5core.progress import Progress, duration
 from rayjobs.asking.actors import AskActor
 from rayjobs.command.outcome import STOPPED
 from rayjobs.command.signals import stopping_softly
@@ -26,6 +26,7 @@ from rayjobs.on_ray.tasks import run_on_ray
 
 # For the calls that are in flight when the job is told to stop; `ray job stop` kills it after 3 seconds.
 GRACE_S, GRACE_OF_SUBMITTED_S = 10.0, 2.0
+SHORT_PAUSE_S = 2.0  # of which nobody need be told
 FILES_AT_ONCE = 2  # that a worker has open: the last calls of one go beside the first of the next
 
 
@@ -99,12 +100,19 @@ def _ask(
         Progress(job, int(sizes.sum()), unit, done=num_done) as progress,
         stopping_softly(0.0 if asking.in_batches else grace_s) as is_to_stop,  # nobody waits for a batch
     ):
+        said = set[str]()
 
         def show(state: LimiterState) -> None:
             counts = state.counts
-            extra = f"{counts[REFUSED]:,} refused, {counts[PENDING]:,} pending"
-            extra += f", {state.usd:,.2f} USD" if state.usd else ""
-            progress.update(num_done + counts[KEPT] + counts[REFUSED], extra)
+            for note in state.notes:
+                if note not in said:
+                    said.add(note)
+                    progress.say(f"{job}: {note}")
+            progress.update(
+                num_done + counts[KEPT] + counts[REFUSED],
+                how_it_stands(state, asking.role),
+                is_paused=state.paused_s > SHORT_PAUSE_S,
+            )
             if is_to_stop.is_set():
                 limiter.halt()  # what is in flight is paid for
 
@@ -117,3 +125,11 @@ def _ask(
     if is_to_stop.is_set() and (stop is None or stop.is_budget_spent):
         return Stop(RESUMABLE, STOPPED)
     return stop
+
+
+def how_it_stands(state: LimiterState, role: str) -> str:
+    """What stands behind the progress line."""
+    parts = [f"{state.counts[REFUSED]:,} refused, {state.counts[PENDING]:,} pending"]
+    parts += [f"{state.usd:,.2f} USD"] if state.usd else []
+    parts += [f"the {role} asks to wait {duration(state.paused_s)}"] if state.paused_s > SHORT_PAUSE_S else []
+    return ", ".join(parts)

@@ -21,11 +21,18 @@ KEY_POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class LimiterState:
-    """What of the records has been settled in this run, by what it came to, and what all runs have paid."""
+    """What of the records has been settled in this run, by what it came to, and what all runs have paid.
+
+    Args:
+        paused_s: for how long nothing is asked, because the server wants it so.
+        notes: of the workers, for people.
+    """
 
     counts: Counter[str]
     usd: float
     has_key: bool
+    paused_s: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 class RateLimiterActor:
@@ -45,6 +52,7 @@ class RateLimiterActor:
             used = Survey.of_folder(log).used_by_worker
         self._limiter = RateLimiter(used=used, **settings)
         self._counts: dict[str, Mapping[str, int]] = {}
+        self._notes: dict[str, None] = {}
         self._api_key: str | None = None
         self._has_key = False
 
@@ -57,11 +65,16 @@ class RateLimiterActor:
 
     def exchange(self, worker: str, report: Report, counts: Mapping[str, int], wanted: int) -> Grant:
         self._counts[worker] = counts
+        self._notes |= dict.fromkeys(report.notes)
         return self._limiter.exchange(worker, report, wanted)
 
     def state(self) -> LimiterState:
         return LimiterState(
-            sum(map(Counter, self._counts.values()), Counter[str]()), self._limiter.used.usd, self._has_key
+            sum(map(Counter, self._counts.values()), Counter[str]()),
+            self._limiter.used.usd,
+            self._has_key,
+            self._limiter.paused_s,
+            tuple(self._notes),
         )
 
     def halt(self) -> None:

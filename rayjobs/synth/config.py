@@ -36,6 +36,13 @@ class SynthConfig(InputJobConfig):
     min_self_evaluation: float | None = key(
         None, "lowest mean of the teacher's scores of its own draft, 1 to 5; null: any", ge=1, le=5
     )
+    min_criterion_score: float | None = key(
+        None,
+        "lowest score of each criterion of that evaluation, 1 to 5; null: any",
+        added_later=True,
+        ge=1,
+        le=5,
+    )
     near_duplicate: float | None = key(
         0.9,
         "share of character trigrams from which two samples of the same pictures are one; null: keep all",

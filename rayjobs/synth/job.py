@@ -63,7 +63,13 @@ def run(config: SynthConfig) -> Outcome:
                 run=run_on_ray,
             )
             pictures = StoredPictures(plan.shards, places, read_options(config), folder.work / "index")
-            question = Synthesis(pictures, config.num_negatives, config.min_self_evaluation)
+            question = Synthesis(
+                pictures,
+                config.num_negatives,
+                config.min_self_evaluation,
+                config.min_criterion_score,
+                config.teacher.max_picture_side,
+            )
             stop = ask_all(
                 question,
                 plan,

@@ -26,7 +26,7 @@ from mme5core.storage import AnyPath
 from mme5core.synthesis.gallery import prompt_page
 from mme5core.synthesis.plan import Neighbour, PlannedSample, PlanSettings, plan_image
 from mme5core.synthesis.planning import num_planned, what_is_not_drawn
-from mme5core.synthesis.prompts import build_prompt, expected_completion_tokens
+from mme5core.synthesis.prompts import build_prompt, expected_completion_tokens, schema_in_words
 from mme5core.tables import column_tables
 from rayjobs.asking.ask import api_key
 from rayjobs.folder import JobFolder
@@ -105,11 +105,19 @@ class FirstRows:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is left to ask for, and what that should take."""
+    """What is left to ask for, and what that should take; `num_measured` answers say so, else it is a guess."""
 
     calls: float
     prompt_tokens: float
     completion_tokens: float
+    num_measured: int = 0
+
+    def by(self, usage: Usage) -> Expected:
+        """The same calls at the mean of what an earlier run has paid for an answer, failed calls included."""
+        if not usage.num_answered or not usage.tokens:
+            return self
+        factor = self.calls / usage.num_answered
+        return Expected(self.calls, factor * usage.prompt_tokens, factor * usage.completion_tokens, usage.num_answered)
 
 
 def preview(config: SynthConfig) -> list[str]:
@@ -135,7 +143,7 @@ def preview(config: SynthConfig) -> list[str]:
         scale = earlier.num_left / max(1, len(plans))
     else:
         earlier = Earlier()
-    expected = _expected(config, plans, first.sizes, scale)
+    expected = _expected(config, plans, first.sizes, scale).by(earlier.usage)
     lines += [_cost_line(config, expected), *_budget_lines(config, expected, earlier)]
     return lines + _prompt_lines(config, plans, first.shown)
 
@@ -165,14 +173,21 @@ def _expected(
     config: SynthConfig, plans: Sequence[PlannedSample], sizes: Mapping[str, tuple[int, int]], scale: float
 ) -> Expected:
     num_prompt = num_completion = 0
+    most = config.teacher.max_picture_side
     for plan in plans:
-        _, user = build_prompt(plan, num_negatives=config.num_negatives)
+        system, user = build_prompt(plan, num_negatives=config.num_negatives)
         # A neighbour beyond the rows that were read is as large as its query.
         own = sizes[plan.image_ids[0]] if plan.image_ids[0] in sizes else next(iter(sizes.values()))
-        shown = [sizes.get(image_id, own) for image_id in plan.image_ids]
-        num_prompt += prompt_tokens(user, shown, config.teacher.model)
+        shown = [_as_sent(sizes.get(image_id, own), most) for image_id in plan.image_ids]
+        num_prompt += prompt_tokens(system + user + schema_in_words(plan), shown, config.teacher.model)
         num_completion += expected_completion_tokens(len(plan.image_ids))
     return Expected(len(plans) * scale, num_prompt * scale, num_completion * scale)
+
+
+def _as_sent(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    """The size of a picture that is scaled down to a longest side."""
+    scale = 1.0 if max_side is None else min(1.0, max_side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _would_refuse(config: SynthConfig) -> list[str]:
@@ -240,6 +255,8 @@ def _cost_line(config: SynthConfig, expected: Expected) -> str:
         f"cost expected: {expected.calls:,.0f} calls, about {expected.prompt_tokens / 1e6:,.2f} M prompt tokens and "
         f"{expected.completion_tokens / 1e6:,.2f} M completion tokens"
     )
+    if expected.num_measured:
+        line += f" (by the mean of {expected.num_measured:,} answers so far)"
     price = config.teacher.price(config.prices)
     if price is None:
         return (

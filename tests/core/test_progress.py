@@ -126,3 +126,15 @@ def test_what_is_looked_at_now_and_then_is_looked_at_once_more_at_the_end() -> N
                 break
             time.sleep(0.01)
     assert len(seen) > 4
+
+
+def test_a_step_that_is_paused_promises_no_time_and_says_lines_of_its_own(clock: Clock) -> None:
+    for stream in (io.StringIO(), Terminal()):
+        progress = Progress("synth", 2_000, "samples", stream=stream)
+        clock.now += 10
+        progress.update(100, "the teacher asks to wait 59 min 0 s", is_paused=True)
+        assert "left" not in progress.line() and progress.line().endswith("asks to wait 59 min 0 s")
+        progress.say("synth: a note")
+        assert "synth: a note\n" in stream.getvalue()
+        progress.update(100)
+        assert "3 min 10 s left" in progress.line()

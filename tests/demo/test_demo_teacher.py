@@ -6,17 +6,19 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from mme5core.asking.answer import Answer
-from mme5core.asking.client import Client, Gate, OpenGate
+from mme5core.asking.client import Client
 from mme5core.asking.failures import RequestRejected, ServerMisconfigured, ServerUnavailable
+from mme5core.asking.permits import Gate, OpenGate
 from mme5core.asking.request import SCHEMA, Request
-from mme5core.demo.teacher import MODEL, DemoTeacher, Entry, Faults, Knowledge
+from mme5core.demo.teacher import MODEL, DemoTeacher, Entry, Faults, Knowledge, write_answer
 from mme5core.images import load_rgb, to_jpeg
-from mme5core.synthesis.answer import parse_answer
+from mme5core.synthesis.answer import Parsed, parse_answer
 from mme5core.synthesis.plan import COMBINATIONS, PlannedSample
 from mme5core.synthesis.prompts import build_prompt
 from mme5core.synthesis.question import build_request
@@ -242,3 +244,32 @@ def test_a_question_that_cannot_be_answered_is_rejected_for_good(
 
     with DemoTeacher(knowledge) as server, pytest.raises(RequestRejected, match="400"):
         asyncio.run(once(server.base_url))
+
+
+@pytest.mark.parametrize(
+    ("task", "combination"), [(t, c) for t, cs in COMBINATIONS.items() if t != "fused" for c in cs]
+)
+@pytest.mark.parametrize("language", ["it", "zh", "hi"])
+def test_every_answer_passes_the_checks_and_no_query_is_its_positive(
+    task: str, combination: str, language: str, knowledge: Knowledge
+) -> None:
+    entries = {entry.key: entry for entry in knowledge.entries}
+
+    class ByKey(Knowledge):
+        """Pictures are their keys here."""
+
+        def __init__(self) -> None:
+            self.__dict__.update(knowledge.__dict__)
+
+        def recognise(self, picture: Any) -> Entry:
+            return entries[picture]
+
+    keys = [entry.key for entry in knowledge.entries]
+    for start in range(len(keys)):
+        plan = plan_for(combination, keys[start:] + keys[:start], task=task, language=language)
+        _, user = build_prompt(plan, num_negatives=2)
+        answer = write_answer(ByKey(), user, plan.image_ids, Faults())  # type: ignore[arg-type]
+        parsed = parse_answer(json.dumps(answer), "stop", plan, {key: key for key in plan.image_ids}, num_negatives=2)
+        assert isinstance(parsed, Parsed), parsed
+        sample = parsed.sample
+        assert sample.query.text is None or sample.query.text.strip("?") != sample.positive.text

@@ -281,6 +281,8 @@ def test_a_model_is_an_absolute_path_where_there_is_such_a_folder_and_else_a_hub
         "teacher.concurrency=3",
         "teacher.timeout_s=9",
         "teacher.max_attempts=2",
+        "teacher.form=plain",
+        "teacher.omit=[seed]",
         "input=moved",
     ],
 )
@@ -291,6 +293,7 @@ def test_what_does_not_change_rows_does_not_change_the_fingerprint(override: str
 def test_what_changes_rows_changes_the_fingerprint() -> None:
     changes = ["seed=1", "limit=5", "samples_per_image=2", "languages=[it]", "tasks={vqa: 1}", "num_negatives=2"]
     changes += ["teacher.model=m", "teacher.temperature=0.5", "teacher.max_tokens=99"]
+    changes += ["teacher.extra={top_p: 0.9}", "teacher.max_picture_side=512", "min_criterion_score=2"]
     prints = [print_of("synth", change, input="same") for change in changes]
     prints += [print_of("synth", input="same"), print_of("synth", input="other")]
     assert len(set(prints)) == len(changes) + 2

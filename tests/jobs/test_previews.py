@@ -121,7 +121,7 @@ def test_a_synthesis_is_told_with_what_an_earlier_run_has_left_of_it(tmp_path: P
 def test_what_a_killed_run_has_paid_for_is_told_though_it_left_no_manifest(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     config = synthesis(tmp_path)
-    whole = cost(dry_run_text(SYNTH, "", config))[1]
+    guess = cost(dry_run_text(SYNTH, "", config))[1]
     folder = synth_folder(config, corpus_shards(config))
     folder.open()
     (folder.work / "plan").mkdir()
@@ -130,12 +130,14 @@ def test_what_a_killed_run_has_paid_for_is_told_though_it_left_no_manifest(tmp_p
     for plan_file, numbers in enumerate((range(24), range(30, 36))):
         writer = AnswerWriter(folder.work / "answers", plan_file, "a")
         for number in numbers:
-            writer.write(Entry(number, ANSWERED, 2, 9, 9, 0.05, "-", {}))
+            writer.write(Entry(number, ANSWERED, 2, 2_000, 600, 0.05, "-", {}))
     writer.write(Entry(36, FAILED, 5, 0, 0, 0.0, "-", {}))
     folder.close()
     text = dry_run_text(SYNTH, "", config)
     assert "an earlier run has spent 65 calls, 1.50 USD; what follows is for what is left" in text
-    assert cost(text) == (10, pytest.approx(whole / 4, abs=0.01))
+    # The rest is reckoned at what an answer has cost so far, not at the guess before there were any.
+    assert cost(text) == (10, 0.5) and "by the mean of 30 answers so far" in text
+    assert guess / NUM_PICTURES != pytest.approx(0.05, rel=0.03)
 
 
 def test_what_is_with_the_server_in_batches_is_not_reckoned_again(tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ class Work:
         in_batches: bool = False,
         question: Any = None,
         owner: str | None = None,
+        set_form: str | None = None,
         **more: Any,
     ) -> tuple[Counter[str], Stop]:
         """Counts by status, and why it stopped (code 0: it did not).
@@ -168,10 +169,11 @@ class Work:
         Args:
             budget: "price", and settings of `RateLimiter`.
             in_batches: also where none are to be made, so that those of an earlier run are taken up.
+            form: known from an earlier run; `set_form` is the setting.
             more: settings of the server.
         """
         settings = {"model": "m", "concurrency": 4, "max_attempts": 2, "timeout_s": 5.0, "batch_poll_s": 0.02} | more
-        server = ServerSettings(base_url=base_url, **settings)
+        server = ServerSettings(base_url=base_url, form=set_form, **settings)
         used = self.survey().used_by_worker
         limits = {name: setting for name, setting in (budget or {}).items() if name != "price"}
         max_in_flight = 4 * (server.calls_per_batch or 1) + num_with_server(self.root)
@@ -196,6 +198,7 @@ class Work:
             return await worker.ask_file(0) or Stop(0, "")
 
         stop = asyncio.run(run())
+        self.notes = local.reports[-1].notes if local.reports else ()
         return +local.counts, stop
 
     def survey(self) -> Survey:

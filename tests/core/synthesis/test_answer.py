@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mme5core.asking.question import Retry
 from mme5core.synthesis.answer import (
     IMAGE_DOCUMENT_INSTRUCTION,
     IMAGE_TEXT_DOCUMENT_INSTRUCTION,
@@ -225,3 +226,79 @@ def test_a_draft_that_the_teacher_finds_poor_is_refused_below_the_threshold() ->
     assert judged(3.0, relevance=2, clarity=3) == "low_self_evaluation"
     # What cannot be judged is not passed.
     assert judged(3.0) == judged(3.0, relevance="good") == "missing_field"
+
+
+@pytest.mark.parametrize("query", ["gatto", "Gatto.", " GATTO ", "«gatto»"])
+@pytest.mark.parametrize("combination", ["IT2T", "T2IT", "IT2IT"])
+def test_a_query_that_is_its_positive_is_refused(query: str, combination: str) -> None:
+    assert reason_of(parsed(combination, query=query)) == "query_equals_positive"
+
+
+@pytest.mark.parametrize("negative", ["gatto.", "Gatto!", "ｇａｔｔｏ"])
+def test_a_negative_that_is_the_positive_plus_a_sign_is_refused(negative: str) -> None:
+    assert reason_of(parsed(negatives=["cane", negative])) == "positive_equals_negative"
+    assert reason_of(parsed(negatives=["cane", "Cane."])) == "too_few_negatives"
+
+
+@pytest.mark.parametrize(
+    ("instruction", "positive", "is_told"),
+    [
+        ("Find the picture of a red fox.", "red fox", True),
+        ("Identify the animal; it is a Red Fox!", "A red fox.", True),
+        ("Identify the animal.", "red fox", False),
+        ("Is it a red fox or a wolf?", "red fox", False),  # the choices are listed
+        ("Answer with yes if it is one.", "yes", False),
+        ("Find a description of the foxes.", "fox", False),
+    ],
+)
+def test_an_instruction_that_tells_the_answer_is_refused(instruction: str, positive: str, is_told: bool) -> None:
+    found = parsed(instruction=instruction, positive=positive, negatives=["wolf", "bear"])
+    assert isinstance(found, Rejected) == is_told
+    assert not is_told or reason_of(found) == "instruction_tells_answer"
+
+
+@pytest.mark.parametrize("field", ["instruction", "query", "positive", "negatives"])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("...", "placeholder"), ("I can't help with that.", "refusal"), ("see https://a.example", "address"),
+     ("Risposta: gatto", "leaked_label"), ("no " * 5000, "repetition")],
+)  # fmt: skip
+def test_each_field_is_judged_as_a_text(field: str, text: str, reason: str) -> None:
+    found = parsed(**{field: ["cane", text] if field == "negatives" else text})
+    assert reason_of(found) == reason and isinstance(found, Rejected) and found.detail.startswith(field)
+
+
+def test_one_text_in_the_wrong_language_is_noticed_beside_others_in_the_right_one() -> None:
+    english = "a photo of a small brown dog that lies on a red sofa"
+    italian = {
+        "query": "che cosa sta facendo l'animale che si vede in primo piano nella fotografia di questa pagina?",
+        "positive": "il gatto sta dormendo tranquillamente sul divano rosso vicino alla finestra del soggiorno",
+    }
+    assert isinstance(parsed(**italian), Sample)
+    assert reason_of(parsed(**italian, negatives=["il cane corre", english])) == "wrong_language"
+    # Of a few words nobody can tell: it may be a name.
+    assert isinstance(parsed(**italian, negatives=["il cane corre", "Hot Dog Deluxe"]), Sample)
+
+
+def test_one_criterion_below_its_own_threshold_refuses_the_sample() -> None:
+    def judged(lowest_each: float | None, **scores: object) -> str:
+        evaluation = {name: {"judgement": "so", "score": score} for name, score in scores.items()}
+        text = json.dumps({"evaluation": evaluation, "revision": REVISION})
+        found = parse_answer(text, "stop", planned("IT2T"), IMAGES, num_negatives=2, min_criterion_score=lowest_each)
+        return f"{found.reason}: {found.detail}" if isinstance(found, Rejected) else "kept"
+
+    good = {"relevance": 5, "plausibility": 1, "clarity": 5, "diversity": 5}
+    assert judged(None, **good) == "kept" == judged(1.0, **good)
+    assert judged(2.0, **good).startswith("low_self_evaluation: plausibility 1")
+    assert judged(2.0, relevance=5) == "missing_field: evaluation.plausibility"
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource"])
+def test_an_answer_that_the_server_broke_off_says_nothing_of_its_sample(reason: str) -> None:
+    assert isinstance(parse_answer("", reason, planned("IT2T"), IMAGES, num_negatives=1), Retry)
+
+
+@pytest.mark.parametrize("reason", ["MAX_TOKENS", "model_length"])
+def test_an_answer_that_was_cut_off_is_known_by_every_name(reason: str) -> None:
+    found = parse_answer("{", reason, planned("IT2T"), IMAGES, num_negatives=1)
+    assert isinstance(found, Rejected) and found.reason == "cut_off"

@@ -222,3 +222,16 @@ def test_parts_are_taken_when_this_machine_sees_them(parts: Parts, tmp_path: Pat
     parts.write(seen_late)
     assert parts.written == [1, 2]
     assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(25)]
+
+
+def test_an_answer_of_an_earlier_version_that_the_server_had_broken_off_is_refused_and_does_not_stay_pending(
+    parts: Parts,
+) -> None:
+    answer(parts.work, range(10))
+    writer = AnswerWriter(parts.work.answers, 10 * NUM_FILES // NUM_PICTURES, "a")
+    writer.write(Entry(10, ANSWERED, 1, 9, 9, 0.0, "-", VALUE | {"text": "", "finish_reason": "error"}))
+    writer.close()
+    written = parts.write()
+    assert _counts(written[1]) == (0, 9, 1)
+    (refused,) = pq.read_table(written[1].refusals).to_pylist()
+    assert refused["reason"] == "unfinished_answer" and "'error'" in refused["detail"]
