@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 from mme5core.asking.answer import Answer
@@ -21,6 +22,8 @@ from mme5core.types import Rejected
 
 KEPT, REFUSED, PENDING = "kept", "refused", "pending"
 """What a record has come to."""
+AWAY = frozenset(("missing_image", "unreachable_image"))
+"""Of a picture that was there when the corpus was read: its disk or server may be back for the next run."""
 AGAIN = "again"
 """Its answer says nothing of the record: ask once more."""
 
@@ -32,15 +35,23 @@ class Recorder:
     """
     Args:
         counts: of records by what they came to; shared with the gate, which reports them.
+        on_note: takes what people should know and what stops nothing.
     """
 
     def __init__(
-        self, question: Question, price: Price | None, patience: Patience, files: OpenLogFiles, counts: Counter[str]
+        self,
+        question: Question,
+        price: Price | None,
+        patience: Patience,
+        files: OpenLogFiles,
+        counts: Counter[str],
+        on_note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._question, self._price, self._patience = question, price, patience
         self._files, self.counts = files, counts
         self._held: list[tuple[LogFile, Entry]] = []  # rejections since the last answer
         self._rejects_all = False
+        self._on_note, self._num_away = on_note, 0
 
     def answered(self, file: LogFile, number: int, key: str, answer: Answer, *, prompt_sha256: str, seed: int) -> str:
         """Write an answer; returns what the record came to."""
@@ -73,7 +84,12 @@ class Recorder:
         return KEPT
 
     def unusable(self, file: LogFile, number: int, error: BadImage) -> str:
-        """Refuse a record whose picture cannot be shown, though its header was good."""
+        """Refuse a record whose picture cannot be shown, though its header was good; one that is away is waited for."""
+        if error.reason in AWAY:
+            if not self._num_away:
+                self._on_note(f"{error}: its samples are left to the next run")
+            self._num_away += 1
+            return PENDING
         line = {"reason": error.reason, "detail": str(error)}
         file.write(Entry(number, REJECTED, 0, 0, 0, 0.0, "-", line))
         return REFUSED

@@ -76,7 +76,9 @@ class Worker:
             close=self._gate.close,
         )
         self._files = OpenLogFiles(asking.records, asking.log, name, self._halt_on_file, self._check_owner)
-        self._recorder = Recorder(asking.question, asking.price, self._patience, self._files, self._gate.counts)
+        self._recorder = Recorder(
+            asking.question, asking.price, self._patience, self._files, self._gate.counts, self._gate.note
+        )
         self._client = Client(
             server.base_url,
             server.model,

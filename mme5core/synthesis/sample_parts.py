@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from mme5core.asking.answer_log import ANSWERED, Entry, entries_of
 from mme5core.asking.question import Retry, verdict_of
+from mme5core.images import BadImage
 from mme5core.parts import NewPart
 from mme5core.schemas import SAMPLES
 from mme5core.synthesis.answer import Parsed
@@ -28,6 +29,8 @@ ROWS_PER_GROUP = 256
 @dataclass(frozen=True, slots=True)
 class WriteSamples:
     """The task: writes the samples of some files of the plan, and counts "kept", "pending" and "repaired".
+
+    "away" are those among the pending whose answer is there, but not their picture any more.
 
     Args:
         near_duplicate: see `near_duplicates.Seen`.
@@ -50,7 +53,7 @@ class WriteSamples:
                     group.clear()
             if group:
                 part.writer.write_table(pa.Table.from_pylist(group, SAMPLES))
-            yield item | {name: counts[name] for name in ("kept", "pending", "repaired")} | part.close()
+            yield item | {name: counts[name] for name in ("kept", "pending", "repaired", "away")} | part.close()
 
     def _rows(self, item: Item, refused: list[Rejected], counts: Counter[str]) -> Iterator[dict[str, Any]]:
         for file, answers in zip(item["files"], item["answers"], strict=True):
@@ -64,11 +67,15 @@ class WriteSamples:
                 sample = self._sample(record, entry, seen)
                 if isinstance(sample, Rejected):
                     refused.append(sample)
-                else:
-                    counts["kept"] += 1
-                    counts["repaired"] += sample.repaired
+                    continue
+                try:
                     images = {place["id"]: self.question.pictures.read(place) for place in record["pictures"]}
-                    yield sample_row(sample.sample, planned(record), entry, images)
+                except BadImage:  # it was there when the teacher saw it, and may be back for the next run
+                    counts.update(("pending", "away"))
+                    continue
+                counts["kept"] += 1
+                counts["repaired"] += sample.repaired
+                yield sample_row(sample.sample, planned(record), entry, images)
 
     def _sample(self, record: dict[str, Any], entry: Entry, seen: Seen) -> Parsed | Rejected:
         """The sample of a settled entry of the log."""

@@ -136,7 +136,7 @@ def _write_parts(
     """The parts in their order; those whose answers are still the same are taken as they are."""
     files = PartFiles(folder.work / "parts", folder.path)
     items = part_items(plan, folder.work / "answers", survey)
-    parts = files.written(items)
+    parts = {number: part for number, part in files.written(items).items() if not part.report.get("away")}
     task = WriteSamples(plan, question, config.near_duplicate, folder.work / "parts")
     with Progress("synth: writing", len(items), "parts", done=len(parts)) as progress:
         for part in files.write(task, [item for item in items if item["part"] not in parts], run_on_ray):
