@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mme5core.asking.rates import Usage
+from mme5core.durable import wait_until_seen
 from mme5core.tasks import Item, Runner, run_here
 
 ANSWERED, REJECTED, FAILED = "answered", "rejected", "failed"
@@ -47,7 +48,7 @@ class AnswerWriter:
     """Appends to a file of its own: one worker's answers about one file of records."""
 
     def __init__(self, folder: Path, plan_file: int, worker: str) -> None:
-        self._path = folder / f"{plan_file:06d}-{worker}.answers"
+        self.path = folder / f"{plan_file:06d}-{worker}.answers"
         self._file: RawIOBase | None = None
         self._has_unsynced = False
 
@@ -72,7 +73,7 @@ class AnswerWriter:
             OSError: the disk is full.
         """
         if self._file is None:
-            self._file = self._path.open("ab", buffering=0)
+            self._file = self.path.open("ab", buffering=0)
         took = f"{entry.calls}\t{entry.prompt_tokens}\t{entry.completion_tokens}\t{entry.usd!r}"
         head = f"{entry.number}\t{entry.status}\t{took}\t{entry.key}"
         line = f"{head}\t{json.dumps(entry.answer, ensure_ascii=False)}\n".encode(errors="backslashreplace")
@@ -80,7 +81,7 @@ class AnswerWriter:
         self._has_unsynced = True
         if self._file.write(line) != len(line):
             os.ftruncate(self._file.fileno(), start)
-            raise OSError(28, "No space left on device", str(self._path))
+            raise OSError(28, "No space left on device", str(self.path))
 
 
 def log_files(folder: Path) -> dict[int, list[Path]]:
@@ -95,6 +96,30 @@ def settled(folder: Path, plan_file: int) -> set[int]:
     """The records of a file that have an answer, or never will, whoever asked about them."""
     heads = (Head.of(line) for file in folder.glob(f"{plan_file:06d}-*.answers") for _, line in whole_lines(file))
     return {head.number for head in heads if head.is_settled}
+
+
+def with_sizes(files: Sequence[Path]) -> list[tuple[str, int]]:
+    """(path, bytes) of files of the log, for a task on a node that may see them later."""
+    return [(str(file), file.stat().st_size) for file in files]
+
+
+def when_seen(files: Sequence[tuple[str, int]]) -> list[Path]:
+    """The paths, once this node sees as many bytes of each.
+
+    Raises:
+        WorkFailed: it never does.
+    """
+    paths = [Path(name) for name, _ in files]
+    if paths:
+        wait_until_seen(lambda: all(_size(Path(name)) >= size for name, size in files), paths[0].parent)
+    return paths
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def unreadable(folder: Path, plan_file: int) -> set[int]:
@@ -167,7 +192,7 @@ class SurveyLog:
         files, used = [], dict[str, Usage]()
         for number, names in item["files"]:
             settled_here, sizes = set(), []
-            for file in map(Path, names):
+            for file in when_seen(names):
                 sizes.append([file.name, file.stat().st_size])
                 for _, line in whole_lines(file):
                     head = Head.of(line)
@@ -182,13 +207,13 @@ class SurveyLog:
 
 def _groups(files: dict[int, list[Path]], num_files: int) -> Iterator[Item]:
     """Items of about BYTES_PER_TASK each."""
-    group: list[tuple[int, list[str]]] = []
+    group: list[tuple[int, list[tuple[str, int]]]] = []
     num_bytes = 0
     for number, own in files.items():
         if number >= num_files:  # of a plan that has been made anew
             continue
-        group.append((number, [str(file) for file in own]))
-        num_bytes += sum(file.stat().st_size for file in own)
+        group.append((number, with_sizes(own)))
+        num_bytes += sum(size for _, size in group[-1][1])
         if num_bytes >= BYTES_PER_TASK:
             yield {"files": group}
             group, num_bytes = [], 0

@@ -41,6 +41,12 @@ class LogFile:
     def close(self) -> None:
         self._writer.close()
 
+    @property
+    def size(self) -> tuple[str, int] | None:
+        """Name and bytes of this worker's file of the log; None where it has written nothing."""
+        file = self._writer.path
+        return (file.name, file.stat().st_size) if file.is_file() else None
+
     def missing(self) -> list[int]:
         """The records without an answer, as the log says now: another worker may have died over this file."""
         have = settled(self.folder, self.number)
@@ -83,6 +89,9 @@ class OpenLogFiles:
     Args:
         on_error: called where a file cannot be synced.
         every_second: called as often, while files are open.
+
+    Attributes:
+        written: bytes of each file of the log that this worker has closed.
     """
 
     def __init__(
@@ -96,6 +105,7 @@ class OpenLogFiles:
         self._records, self._log, self._worker = records, log, worker
         self._on_error, self._every_second = on_error, every_second
         self._open: set[LogFile] = set()
+        self.written: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
 
     def __contains__(self, file: LogFile) -> bool:
@@ -114,6 +124,9 @@ class OpenLogFiles:
                 yield file
             finally:
                 self._open.remove(file)
+                file.close()
+                if (own := file.size) is not None:
+                    self.written[own[0]] = own[1]
 
     async def _sync_while_open(self) -> None:
         while self._open:

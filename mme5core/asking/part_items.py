@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mme5core.asking.answer_log import Survey, log_files
+from mme5core.asking.answer_log import Survey, log_files, with_sizes
 from mme5core.asking.question import Records
 from mme5core.tasks import Item
 
@@ -19,7 +19,7 @@ def part_items(records: Records, log: Path, survey: Survey) -> list[Item]:
     for number in range(num_files):
         files.append(number)
         if starts[number + 1] - starts[files[0]] >= RECORDS_PER_PART or number + 1 == num_files:
-            answers = [[str(file) for file in files_of.get(own, ())] for own in files]
+            answers = [with_sizes(files_of.get(own, ())) for own in files]
             made_from = [survey.digests.get(own, "") for own in files]
             items.append({"part": len(items), "files": files, "answers": answers, "made_from": made_from})
             files = []

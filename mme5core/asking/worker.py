@@ -150,6 +150,11 @@ class Worker:
         await self._gate.report()
         return self._patience.stop
 
+    def take_written(self) -> dict[str, int]:
+        """Names and bytes of the files of the log that this worker has closed since the last call."""
+        written, self._files.written = self._files.written, {}
+        return written
+
     def _open_cache(self) -> AnswerCache | None:
         if self._asking.server.cache is None:
             return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mme5core.asking.answer_log import ANSWERED, Entry, entries_of
+from mme5core.asking.answer_log import ANSWERED, Entry, entries_of, when_seen
 from mme5core.asking.question import Retry, verdict_of
 from mme5core.images import BadImage
 from mme5core.parts import NewPart
@@ -57,7 +57,7 @@ class WriteSamples:
 
     def _rows(self, item: Item, refused: list[Rejected], counts: Counter[str]) -> Iterator[dict[str, Any]]:
         for file, answers in zip(item["files"], item["answers"], strict=True):
-            entries = entries_of([Path(name) for name in answers])
+            entries = entries_of(when_seen(answers))
             seen = Seen(self.near_duplicate)
             for number, record in enumerate(self.plan.rows(file), int(self.plan.starts[file])):
                 entry = entries.get(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -22,4 +23,5 @@ class AskActor:
             "code": [stop.code if stop else 0],
             "reason": [stop.reason if stop else ""],
             "is_budget_spent": [bool(stop and stop.is_budget_spent)],
+            "written": [json.dumps(self._worker.take_written())],
         }

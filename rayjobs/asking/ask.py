@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 
-from mme5core.asking.answer_log import Survey
+from mme5core.asking.answer_log import Survey, when_seen
 from mme5core.asking.batch_record import num_with_server
 from mme5core.asking.known_form import remembered_form
 from mme5core.asking.patience import Stop
@@ -95,6 +96,7 @@ def _ask(
     files_at_once = max(FILES_AT_ONCE, server.concurrency) if asking.in_batches else FILES_AT_ONCE
     pool = ActorPool(AskActor, (asking, limiter), num_workers, place(ASK, num_workers), calls_at_once=files_at_once)
     stop: Stop | None = None
+    written: dict[str, int] = {}
     grace_s = GRACE_OF_SUBMITTED_S if is_submitted() else GRACE_S
     with (
         Progress(job, int(sizes.sum()), unit, done=num_done) as progress,
@@ -118,10 +120,12 @@ def _ask(
 
         with limiter.watched(show, api_key=api_key()):
             for row in stream(items, pool, num_tasks=len(items)):
+                written |= json.loads(row.pop("written"))
                 if row["code"] and (stop is None or stop.code == RESUMABLE != row["code"]):
                     stop = Stop(**row)
                 if stop and stop.code != RESUMABLE:
                     limiter.halt()  # the calls that the other workers have out are paid for: they may end
+    when_seen([(str(asking.log / name), size) for name, size in written.items()])
     if is_to_stop.is_set() and (stop is None or stop.is_budget_spent):
         return Stop(RESUMABLE, STOPPED)
     return stop

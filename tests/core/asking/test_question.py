@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mme5core.asking.answer_log import ANSWERED, REJECTED, Survey, entries_of
+from mme5core.asking.answer_log import ANSWERED, REJECTED, Survey, entries_of, when_seen, with_sizes
 from mme5core.asking.question import Question, Record, Retry, Verdict, verdict_of
 from mme5core.asking.rates import RateLimiter
 from mme5core.asking.request import Request, sendable
@@ -185,3 +185,21 @@ def test_the_cache_of_one_job_serves_another_with_the_same_question(
     (job.work / "answers").mkdir()
     assert job.ask(served.base_url, cache=str(cache)) == {"kept": 12} and len(served.requests) == 12
     assert job.survey().usage.calls == 0 and len(job.captions()) == 12
+
+
+def test_a_task_waits_until_its_node_sees_what_the_driver_sees_of_the_log(
+    job: Captioning, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(lambda request, n: said("a cat"))
+    job.ask(served.base_url)
+    (first, *_) = sorted((job.work / "answers").glob("*.answers"))
+    whole, sizes = first.read_bytes(), with_sizes([first])
+    first.write_bytes(whole[:50])  # as another node may see it for a while
+    slept: list[float] = []
+
+    def arrive(seconds: float) -> None:
+        slept.append(seconds)
+        first.write_bytes(whole)
+
+    monkeypatch.setattr("mme5core.durable.time.sleep", arrive)
+    assert len(entries_of(when_seen(sizes))) == 4 and len(slept) == 1
