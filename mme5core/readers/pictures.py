@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from mme5core.readers.picture_places import RemotePicture, check_below
 from mme5core.readers.shards import pictures_in
 from mme5core.storage import AnyPath
 from mme5core.web import HostRule
+
+_ESCAPE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
 def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
@@ -32,7 +35,12 @@ def read_picture(folder: AnyPath, name: str, options: ReadOptions) -> bytes:
     Raises:
         BadImage: it is gone, or lies elsewhere by now.
     """
-    return _bytes_of(folder / (name.removeprefix(f"{options.label}/") if options.label else name), folder, options)
+    path = name.removeprefix(f"{options.label}/") if options.label else name
+    file = folder / path
+    if isinstance(file, Path) and not file.exists():
+        # In an id, what of a name is no UTF-8 stands as escapes.
+        file = folder / _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), path)
+    return _bytes_of(file, folder, options)
 
 
 def _bytes_of(file: AnyPath, folder: AnyPath, options: ReadOptions) -> bytes:

@@ -144,7 +144,8 @@ def input_identity(files: Mapping[str, str]) -> str:
 
 def _identity_of(shard: AnyPath) -> bytes:
     if shard.is_dir():
-        return "".join(f"{name}:{num_bytes(file)}\n" for name, file in pictures_in(shard)).encode()
+        names = "".join(f"{name}:{num_bytes(file)}\n" for name, file in pictures_in(shard))
+        return names.encode("utf-8", "surrogateescape")  # a name may be no UTF-8
     size = num_bytes(shard)
     head = f"{shard.name}:{size}\n".encode()
     with shard.open("rb") as stream:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from mme5core.readers import ReadOptions, read_rows
+from mme5core.readers import ReadOptions, input_files, read_rows
 from mme5core.readers.picture_places import RemotePicture
+from mme5core.readers.pictures import read_picture
 from tests.core.test_images import encoded, noise
 
 PNG = encoded(noise(4, 3), "PNG")
@@ -104,3 +106,12 @@ def test_an_address_is_left_at_its_server_until_it_is_fetched(corpus: Path) -> N
     assert isinstance(remote, RemotePicture) and remote.place.path == "http://example.org/my cat.png"
     assert outcome(corpus, "http://127.0.0.1:9/a.png") == "host_not_allowed"
     assert outcome(corpus, "http:///a.png") == "missing_image"
+
+
+def test_a_file_whose_name_is_no_utf_8_is_read_and_found_again_by_its_id(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff\xfe.png")).write_bytes(PNG)
+    (tmp_path / "a\nb.png").write_bytes(PNG)
+    rows = {row.id: row.image for row in read_rows(tmp_path)}
+    assert rows == {"a\nb.png": PNG, "\\udcff\\udcfe.png": PNG}
+    assert [read_picture(tmp_path, name, ReadOptions()) for name in rows] == [PNG, PNG]
+    assert len(input_files([tmp_path])) == 1
