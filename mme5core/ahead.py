@@ -12,6 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 U = TypeVar("U")
 _END = object()
+FETCHES_AT_ONCE, FETCHED_AHEAD = 16, 64
+"""Of `side_by_side`, for files that are fetched from servers."""
 
 
 def ahead(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:
@@ -73,10 +75,13 @@ def side_by_side(
         done = begun.popleft()
         return done[0] if isinstance(done, tuple) else done.result()
 
-    with ThreadPoolExecutor(at_once) as threads:
+    threads = ThreadPoolExecutor(at_once)
+    try:
         for item in items:
             begun.append(threads.submit(work, item) if is_slow(item) else (work(item),))
             while begun and (len(begun) >= waiting or isinstance(begun[0], tuple)):
                 yield first()
         while begun:
             yield first()
+    finally:
+        threads.shutdown(cancel_futures=True)  # where the caller stops early

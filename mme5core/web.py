@@ -9,6 +9,7 @@ import http.client
 import ipaddress
 import os
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -138,11 +139,15 @@ def fetch(url: str, rule: HostRule | None = None, *, within_s: float = FETCH_S, 
                 raise FileNotFoundError(problem) from None
         except (HostRefused, TooLarge):
             raise
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (ValueError, http.client.InvalidURL) as error:
+            raise FileNotFoundError(f"no address: {first_line(error)}") from None
+        except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", None)
             cause = cause if isinstance(cause, BaseException) else error
             if isinstance(cause, HostRefused):
                 raise cause from None
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise FileNotFoundError(first_line(cause)) from None
             if isinstance(cause, socket.gaierror) and cause.errno in (socket.EAI_NONAME, -5):  # -5: no address
                 raise FileNotFoundError("no such host") from None
             problem = first_line(cause)
@@ -203,7 +208,10 @@ class _Connections:
     def __init__(self, rule: HostRule | None, deadline: float) -> None:
         self._rule, self._deadline = rule, deadline
         self._sockets: list[socket.socket] = []
-        self._proxies = {urllib.parse.urlsplit(proxy).hostname for proxy in urllib.request.getproxies().values()}
+        self._proxies = {
+            urllib.parse.urlsplit(proxy if "://" in proxy else f"//{proxy}").hostname
+            for proxy in urllib.request.getproxies().values()
+        }
 
     def silence_s(self) -> float:
         return max(0.01, min(_SILENCE_S, self._deadline - time.monotonic()))

@@ -156,7 +156,11 @@ def cut_rows(
     """
     limit = min(max_tokens, backbone.max_text_tokens or max_tokens)
     # A token has at least a byte, so no shorter prompt reaches the limit.
-    rows = [row for row, prompt in enumerate(prompts) if prompt and len(prompt.encode()) >= limit - FEW_TOKENS]
+    rows = [
+        row
+        for row, prompt in enumerate(prompts)
+        if prompt and len(token_ids[row]) >= limit and len(prompt.encode()) >= limit - FEW_TOKENS
+    ]
     if not rows:
         return []
     if backbone.max_text_tokens is None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-from mme5core.ahead import side_by_side
+import pyarrow.parquet as pq
+
+from mme5core.ahead import FETCHED_AHEAD, FETCHES_AT_ONCE, side_by_side
+from mme5core.corpus.index import index_file
 from mme5core.durable import sync_file
 from mme5core.images import BadImage
 from mme5core.readers import CorpusRow
 from mme5core.readers.corpus_row import refuse
 from mme5core.readers.picture_places import RemotePicture
 
-FETCHES_AT_ONCE, FETCHED_AHEAD = 16, 64
+PICTURES_FILE = b"pictures"
+"""Key of the index's metadata: the name of the file of fetched pictures."""
 _FIRST = -2
 """The offset of the first byte of a shard's file; -1 means that a picture has no place of its own."""
 
@@ -30,22 +35,34 @@ def read_fetched(folder: Path, shard: int, offset: int, num_bytes: int) -> bytes
     Raises:
         OSError: the file cannot be read.
     """
-    with _file(folder, shard).open("rb") as file:
-        file.seek(_FIRST - offset)
-        return file.read(num_bytes)
+    file = folder / _name(index_file(folder, shard))
+    with file.open("rb") as pictures:
+        pictures.seek(_FIRST - offset)
+        data = pictures.read(num_bytes)
+    if len(data) < num_bytes:
+        raise OSError(0, "the file is cut", str(file))
+    return data
+
+
+@lru_cache(maxsize=1024)
+def _name(index: Path) -> str:
+    metadata = pq.read_metadata(index).metadata or {}
+    return metadata[PICTURES_FILE].decode()
 
 
 class FetchPictures:
     """Rows of a shard in, the same rows with the pictures that are at servers out.
 
     Args:
-        folder: of the index; a file is made there if any row has a picture at a server.
+        folder: of the index; a file is made there if any row has a picture at a server. It has a random name, which the
+            index holds: a task may run twice, and what is fetched may differ.
     """
 
-    def __init__(self, folder: Path, shard: int) -> None:
-        self._folder, self._shard = folder, shard
-        self._temporary = folder / f".{uuid.uuid4().hex}"
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / f"{uuid.uuid4().hex}.pictures"
         self._file: IO[bytes] | None = None
+        self._is_kept = False
 
     def __enter__(self) -> FetchPictures:
         return self
@@ -53,24 +70,27 @@ class FetchPictures:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
-        self._temporary.unlink(missing_ok=True)
+            if not self._is_kept:
+                self._path.unlink(missing_ok=True)
 
     def rows(self, rows: Iterator[CorpusRow]) -> Iterator[CorpusRow]:
         for row, has_fetched in side_by_side(
-            _with_pictures, rows, is_slow=_is_remote, at_once=FETCHES_AT_ONCE, waiting=FETCHED_AHEAD
+            _with_pictures, rows, is_slow=lambda row: row.is_remote, at_once=FETCHES_AT_ONCE, waiting=FETCHED_AHEAD
         ):
             yield replace(row, offset=self._keep(row)) if has_fetched and row.refused is None else row
 
-    def close(self) -> None:
-        """Make the file the shard's, before its index appears."""
-        if self._file is not None:
-            self._file.close()
-            sync_file(self._temporary)
-            self._temporary.rename(_file(self._folder, self._shard))
+    def close(self) -> dict[bytes, bytes]:
+        """End the file; returns what the index must hold in its metadata."""
+        if self._file is None:
+            return {}
+        self._file.close()
+        sync_file(self._path)
+        self._is_kept = True
+        return {PICTURES_FILE: self._path.name.encode()}
 
     def _keep(self, row: CorpusRow) -> int:
         if self._file is None:
-            self._file = self._temporary.open("wb")
+            self._file = self._path.open("wb")
         place = self._file.tell()
         for picture in row.pictures:
             assert isinstance(picture, bytes)
@@ -79,7 +99,7 @@ class FetchPictures:
 
 
 def _with_pictures(row: CorpusRow) -> tuple[CorpusRow, bool]:
-    if not _is_remote(row):
+    if not row.is_remote:
         return row, False
     try:
         pictures = tuple(picture.read() if isinstance(picture, RemotePicture) else picture for picture in row.pictures)
@@ -88,11 +108,3 @@ def _with_pictures(row: CorpusRow) -> tuple[CorpusRow, bool]:
     if row.image is not None:
         return replace(row, image=pictures[0]), True
     return replace(row, images=pictures), True
-
-
-def _is_remote(row: CorpusRow) -> bool:
-    return any(isinstance(picture, RemotePicture) for picture in row.pictures)
-
-
-def _file(folder: Path, shard: int) -> Path:
-    return folder / f"{shard:06d}.pictures"

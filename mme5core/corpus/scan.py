@@ -145,7 +145,7 @@ class ScanShard:
         total = 0
         try:
             with (
-                FetchPictures(self.folder, item["shard"]) as fetched,
+                FetchPictures(self.folder) as fetched,
                 pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer,
             ):
                 rows = islice(read_rows(locate(item["path"]), options), self.limit)
@@ -153,7 +153,7 @@ class ScanShard:
                     writer.write_table(table)
                     total += len(table)
                     yield {"shard": item["shard"], "rows": len(table)}
-                fetched.close()
+                writer.add_key_value_metadata(fetched.close())
             sync_file(temporary)
             temporary.rename(index_file(self.folder, item["shard"]))
         except (OSError, ValueError, pa.ArrowException) as error:

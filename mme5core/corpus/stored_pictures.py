@@ -36,6 +36,7 @@ class StoredPictures:
 
         Raises:
             OSError: naming the shard.
+            BadImage: the picture is gone.
         """
         if is_fetched(place["offset"]):
             return read_fetched(self.index, place["shard"], place["offset"], place["num_bytes"])

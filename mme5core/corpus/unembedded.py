@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mme5core.ahead import side_by_side
+from mme5core.ahead import FETCHED_AHEAD, FETCHES_AT_ONCE, side_by_side
 from mme5core.content_key import content_key
 from mme5core.corpus.contents import Contents
 from mme5core.corpus.index import rows_of
@@ -21,6 +21,7 @@ from mme5core.readers import CorpusRow, ReadOptions, read_rows
 from mme5core.readers.corpus_row import refuse
 from mme5core.readers.picture_places import Picture, RemotePicture
 from mme5core.readers.pictures import read_picture as read_from_folder
+from mme5core.readers.rows import READERS
 from mme5core.storage import AnyPath, locate
 from mme5core.tasks import Item
 from mme5core.types import Content
@@ -39,7 +40,7 @@ CONTENTS = pa.schema(
 )
 _GONE = {"missing_image", "outside_corpus", "too_many_bytes"}
 """What may have become of a row's picture since the scan. Other rows that cannot be read are left to a later run."""
-FETCHES_AT_ONCE, FETCHED_AHEAD = 16, 64
+FETCHED_BYTES = 1 << 17  # taken for the size of a picture that is at a server
 WINDOW_BYTES = 1 << 26
 
 
@@ -100,8 +101,7 @@ class ReadUnembedded:
             )
             for record in records:
                 window.append(record)
-                pictures = (record.get("image") or b"", *(record.get("images") or ()))
-                num_bytes += len(record.get("text") or "") + sum(map(len, pictures))
+                num_bytes += record.pop("num_bytes")
                 if len(window) >= self.window_rows or num_bytes >= WINDOW_BYTES:
                     yield pa.Table.from_pylist(window, CONTENTS)
                     window, num_bytes = [], 0
@@ -127,8 +127,8 @@ class ReadUnembedded:
 
     def _read(self, item: Item) -> Iterator[_Wanted]:
         shard, options = locate(item["path"]), replace(self.options, label=item["label"], fetch=False)
-        if shard.is_dir():
-            # By name: a picture that was added to the folder since must not move the others.
+        if shard.suffix.lower() not in READERS:
+            # A folder, by name: a picture that was added to the folder since must not move the others.
             for _, content, key, row_id in self._wanted(item["shard"]):
                 yield _Wanted(content, key, _in_folder(shard, row_id, options))
             return
@@ -144,8 +144,12 @@ class ReadUnembedded:
             target = next(wanted, None)
 
     def _record(self, wanted: _Wanted) -> dict[str, Any]:
-        record: dict[str, Any] = {"content": wanted.content, "is_pending": False}
         row = wanted.row
+        # Of a picture at a server a constant: a task that is tried again must yield the same windows.
+        num_bytes = len(row.text or "") + sum(
+            FETCHED_BYTES if isinstance(picture, RemotePicture) else len(picture) for picture in row.pictures
+        )
+        record: dict[str, Any] = {"content": wanted.content, "num_bytes": num_bytes, "is_pending": False}
         if row.refused is not None:
             return record | {"reason": row.refused.reason, "detail": row.refused.detail}
         if self.key_of(row) != wanted.key:
@@ -174,7 +178,7 @@ def _in_folder(folder: AnyPath, row_id: str, options: ReadOptions) -> CorpusRow:
 
 
 def _is_remote(wanted: _Wanted) -> bool:
-    return any(isinstance(picture, RemotePicture) for picture in wanted.row.pictures)
+    return wanted.row.is_remote
 
 
 def _stands_for(picture: Picture) -> bytes:

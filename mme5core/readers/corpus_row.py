@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mme5core.readers.picture_places import Picture, RemotePicture, picture_of
+from mme5core.readers.texts import as_text, writable
 from mme5core.storage import AnyPath
 from mme5core.types import Rejected
 from mme5core.web import HostRule
@@ -47,7 +48,7 @@ class ReadOptions:
 
     def name(self, shard: AnyPath) -> str:
         """The shard in the ids of its rows."""
-        return self.label or shard.name
+        return self.label or writable(shard.name)
 
     def prefix(self, shard: AnyPath) -> str:
         """What precedes the keys of a tar: its folder below the input, with a slash."""
@@ -59,7 +60,7 @@ class ReadOptions:
         if not self.columns:
             return None
         chosen = {name: record[name] for name in self.columns if name in record}
-        text = json.dumps(chosen, ensure_ascii=False, default=_shown)
+        text = json.dumps(chosen, ensure_ascii=False, default=as_text)
         # A lone surrogate is written out as text: as a JSON escape, decoding would restore it.
         return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):x}", text)
 
@@ -92,20 +93,16 @@ class CorpusRow:
         return sum(len(picture) for picture in self.pictures if isinstance(picture, bytes))
 
     @property
+    def is_remote(self) -> bool:
+        """Whether any of its pictures is still at a server."""
+        return any(isinstance(picture, RemotePicture) for picture in self.pictures)
+
+    @property
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures, in their order."""
         return self.images if self.image is None else (self.image,)
 
 
-def _shown(entry: Any) -> str:
-    return entry.decode("utf-8", "backslashreplace") if isinstance(entry, bytes) else str(entry)
-
-
 def refuse(row_id: str, reason: str, detail: str = "") -> CorpusRow:
     row_id, detail = writable(row_id), writable(detail)
     return CorpusRow(row_id, refused=Rejected(row_id, reason, detail))
-
-
-def writable(text: str) -> str:
-    """The text, with characters that UTF-8 cannot encode (lone surrogates) written out as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()

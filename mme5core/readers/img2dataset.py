@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from mme5core.errors import first_line
 from mme5core.images import MAX_PICTURE_BYTES
 from mme5core.picture_formats import IMAGE_SUFFIXES
-from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
 from mme5core.readers.tar_members import BrokenTar, members
+from mme5core.readers.texts import as_text, writable
 from mme5core.storage import AnyPath
 
 COMPANIONS = frozenset(
@@ -70,7 +70,7 @@ def _read_tar(shard: AnyPath, options: ReadOptions) -> Iterator[tuple[str, Corpu
                     continue
                 whole = f"{prefix}{writable(str(path))}"
                 if not member.is_file:
-                    yield whole, refuse(whole, "not_a_regular_file", member.kind)
+                    yield key, refuse(whole, "not_a_regular_file", member.kind)
                 elif path.suffix.lower() not in IMAGE_SUFFIXES:
                     yield (
                         whole,
@@ -126,10 +126,6 @@ def _not_in_tar(sidecar: AnyPath, in_tar: set[str], prefix: str) -> Iterator[Cor
     numbers = {int(key) for key in in_tar if key.isdecimal() and key.isascii()}
     for record in records:
         key, status = record["key"], record.get("status")
-        if _shown(key) not in in_tar and not (isinstance(key, int) and key in numbers):
-            reason = _shown(status) if status and status != "success" else "missing_from_tar"
-            yield refuse(f"{prefix}{_shown(key)}", reason, _shown(record.get("error_message") or ""))
-
-
-def _shown(entry: Any) -> str:
-    return entry.decode("utf-8", "backslashreplace") if isinstance(entry, bytes) else str(entry)
+        if as_text(key) not in in_tar and not (isinstance(key, int) and key in numbers):
+            reason = as_text(status) if status and status != "success" else "missing_from_tar"
+            yield refuse(f"{prefix}{as_text(key)}", reason, as_text(record.get("error_message") or ""))

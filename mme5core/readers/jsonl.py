@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from mme5core.errors import first_line
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
-from mme5core.readers.table import choose_columns, row_of
+from mme5core.readers.table import Columns, choose_columns, row_of
 from mme5core.storage import AnyPath
 
 MAX_LINE_BYTES = 1 << 28
@@ -50,7 +51,12 @@ def _row(line: bytes, name: str, shard: AnyPath, position: int, options: ReadOpt
         return refuse(name, "not_an_object", type(record).__name__)
     if isinstance(record, KeyTwice):
         return refuse(name, "not_json", "an object that names a key twice")
-    return row_of(record, choose_columns(list(record)), shard, position, options)
+    return row_of(record, _columns_of(tuple(record)), shard, position, options)
+
+
+@lru_cache(maxsize=256)
+def _columns_of(names: tuple[str, ...]) -> Columns:
+    return choose_columns(list(names))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

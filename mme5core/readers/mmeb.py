@@ -10,8 +10,9 @@ from typing import Any
 
 from mme5core.errors import first_line
 from mme5core.images import BadImage
-from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
 from mme5core.readers.parquet_rows import records_of
+from mme5core.readers.texts import writable
 from mme5core.storage import AnyPath, parquet_file
 
 COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")

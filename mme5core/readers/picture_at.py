@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from threading import Lock
@@ -10,8 +11,10 @@ from threading import Lock
 import pyarrow as pa
 
 from mme5core.errors import first_line
+from mme5core.images import BadImage
 from mme5core.readers.corpus_row import ReadOptions
 from mme5core.readers.img2dataset import read_picture as read_from_tar
+from mme5core.readers.parquet_rows import rows_at_once
 from mme5core.readers.picture_places import RemotePicture
 from mme5core.readers.pictures import read_picture as read_from_folder
 from mme5core.readers.table import choose_columns, image_of
@@ -40,7 +43,9 @@ def read_picture(shard: AnyPath, image_id: str, offset: int, num_bytes: int, opt
         return read_from_tar(shard, offset, num_bytes)
     if shard.suffix.lower() == ".parquet":
         return _in_parquet(shard, offset, options)
-    return read_from_folder(shard, image_id, options)
+    data = read_from_folder(shard, image_id, replace(options, fetch=True))
+    assert isinstance(data, bytes), "read_picture fetches"
+    return data
 
 
 def _in_parquet(shard: AnyPath, row: int, options: ReadOptions) -> bytes:
@@ -51,8 +56,10 @@ def _in_parquet(shard: AnyPath, row: int, options: ReadOptions) -> bytes:
             cells = [_row_group(shard, group, column)[row - starts[group]].as_py() for column in columns]
         # A row of one picture has it in the column of pictures, or alone in a list of them.
         stored = [cell[0] if isinstance(cell, list) else cell for cell in cells if cell not in (None, "", [])]
-        data = image_of(stored[0], shard, options) if stored else None
-    except (pa.ArrowInvalid, ValueError, IndexError) as error:
+        data = image_of(stored[0], shard, replace(options, fetch=True)) if stored else None
+    except BadImage:
+        raise
+    except (pa.ArrowException, ValueError, IndexError) as error:
         raise OSError(0, first_line(error), str(shard)) from None
     assert not isinstance(data, RemotePicture), "read_picture fetches"
     return data or b""
@@ -71,5 +78,21 @@ def _layout(shard: AnyPath) -> tuple[list[int], list[str]]:
 
 
 @lru_cache(maxsize=4)
-def _row_group(shard: AnyPath, number: int, column: str) -> pa.ChunkedArray:
-    return parquet_file(shard).read_row_group(number, columns=[column])[column]
+def _row_group(shard: AnyPath, number: int, column: str) -> Cells:
+    """The column in batches: Arrow cannot give nested columns of more than 2 GB in one."""
+    file = parquet_file(shard)
+    rows = rows_at_once(file, number, [column])
+    batches = [batch.column(0) for batch in file.iter_batches(rows, row_groups=[number], columns=[column])]
+    return Cells(batches, [0, *accumulate(len(batch) for batch in batches)])
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The cells of a column in batches; `starts` are the places of the batches' first cells, and the count."""
+
+    batches: list[pa.Array]
+    starts: list[int]
+
+    def __getitem__(self, place: int) -> pa.Scalar:
+        batch = bisect_right(self.starts, place) - 1
+        return self.batches[batch][place - self.starts[batch]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -66,9 +66,13 @@ def picture_of(text: str, folder: AnyPath, pictures: str | None, rule: HostRule)
         raise BadImage("missing_image", f"{text!r}: a NUL in a path")
     given, base = locate(text), locate(pictures) if pictures else folder
     if isinstance(given, Address):
-        if not given.is_web and not given.path.startswith(_HUB) and not _is_below_address(given, (base, folder)):
+        if given.is_web or given.path.startswith(_HUB):
+            return RemotePicture(given, rule)
+        root = _root_of(given, (base, folder))
+        if root is None:
             raise _outside(text, folder)
-        return RemotePicture(given, rule)
+        # The options say which server is asked with the user's keys: those of the user, never of a row.
+        return RemotePicture(replace(given, options=root.options), rule)
     place = base / str(given)
     if isinstance(place, Address):
         if ".." in given.parts or given.is_absolute():
@@ -107,9 +111,12 @@ def _real_root(folder: str) -> str:
     return root.rstrip("/") + "/"
 
 
-def _is_below_address(address: Address, folders: tuple[AnyPath, ...]) -> bool:
-    roots = [folder.path.rstrip("/") + "/" for folder in folders if isinstance(folder, Address)]
-    return ".." not in address.path.split("/") and any(address.path.startswith(root) for root in roots)
+def _root_of(address: Address, folders: tuple[AnyPath, ...]) -> Address | None:
+    """The first of the folders that an address lies below."""
+    if ".." in address.path.split("/"):
+        return None
+    roots = (folder for folder in folders if isinstance(folder, Address))
+    return next((root for root in roots if address.path.startswith(f"{root.path.rstrip('/')}/")), None)
 
 
 def _outside(text: str, folder: AnyPath) -> BadImage:

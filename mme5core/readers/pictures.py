@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mme5core.images import BadImage, image_bytes
-from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
-from mme5core.readers.picture_places import RemotePicture, check_below
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
+from mme5core.readers.picture_places import Picture, RemotePicture, check_below
 from mme5core.readers.shards import pictures_in
+from mme5core.readers.texts import writable
 from mme5core.storage import AnyPath
 from mme5core.web import HostRule
 
@@ -21,13 +22,13 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     for path, file in pictures_in(shard):
         name = f"{options.label}/{path}" if options.label else path
         try:
-            yield CorpusRow(writable(name), image=_bytes_of(file, shard, options))
+            yield CorpusRow(writable(name), image=_picture_of(file, shard, options))
         except BadImage as error:
             yield refuse(name, error.reason, error.detail)
 
 
-def read_picture(folder: AnyPath, name: str, options: ReadOptions) -> bytes:
-    """The bytes of one picture of the folder.
+def read_picture(folder: AnyPath, name: str, options: ReadOptions) -> Picture:
+    """One picture of the folder.
 
     Args:
         name: the id of its row.
@@ -40,12 +41,13 @@ def read_picture(folder: AnyPath, name: str, options: ReadOptions) -> bytes:
     if isinstance(file, Path) and not file.exists():
         # In an id, what of a name is no UTF-8 stands as escapes.
         file = folder / _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), path)
-    return _bytes_of(file, folder, options)
+    return _picture_of(file, folder, options)
 
 
-def _bytes_of(file: AnyPath, folder: AnyPath, options: ReadOptions) -> bytes:
+def _picture_of(file: AnyPath, folder: AnyPath, options: ReadOptions) -> Picture:
     if not isinstance(file, Path):
-        return RemotePicture(file, HostRule(options.allow_hosts)).read()
+        picture = RemotePicture(file, HostRule(options.allow_hosts))
+        return picture.read() if options.fetch else picture
     assert isinstance(folder, Path)
     check_below(file, folder, options.pictures)
     return image_bytes(file)

@@ -1,4 +1,4 @@
-"""One row of a corpus, and the reader of each format, chosen by the file's suffix."""
+"""The reader of each format, chosen by the file's suffix."""
 
 from __future__ import annotations
 

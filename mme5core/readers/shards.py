@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from mme5core.errors import InputError, first_line
 from mme5core.picture_formats import IMAGE_SUFFIXES
+from mme5core.readers.texts import writable
 from mme5core.storage import Address, AnyPath, entries, locate, num_bytes
 
 SUFFIXES = (".tar", ".parquet", ".jsonl")
@@ -43,7 +44,7 @@ def find_shards(
     shards: dict[AnyPath, AnyPath] = {}
     for text in inputs:
         try:
-            files = _files(text, suffixes, pictures, note, Path(without).absolute() if without else None)
+            files = _files(text, suffixes, pictures, note, os.path.realpath(without) if without else None)
         except OSError as error:
             raise InputError(f"input {text!r}: {first_line(error)}") from None
         if not files:
@@ -100,11 +101,12 @@ def labels(shards: Sequence[AnyPath], inputs: Sequence[str] = ()) -> list[str]:
             different = {own[number][-ends[number] :] for number in numbers}
             if len(different) == len(numbers) or all(ends[number] == len(own[number]) for number in numbers):
                 break
-    return ["/".join(parts[len(parts) - length :]) for parts, length in zip(own, ends, strict=True)]
+    return [writable("/".join(parts[len(parts) - length :])) for parts, length in zip(own, ends, strict=True)]
 
 
 def _parts(path: AnyPath) -> tuple[str, ...]:
-    return tuple(part for part in str(path.absolute()).split("?")[0].split("/") if part)
+    text = path.path if isinstance(path, Address) else str(path.absolute())
+    return tuple(part for part in text.split("/") if part)
 
 
 def _place(parts: tuple[str, ...], roots: Sequence[tuple[str, ...]]) -> int:
@@ -131,7 +133,7 @@ def input_files(shards: Sequence[AnyPath], inputs: Sequence[str] = ()) -> dict[s
     Of a file above 1 MB only both ends are hashed, to avoid reading the whole corpus; of a folder of pictures, names
     and sizes.
     """
-    names = [label or shard.name for label, shard in zip(labels(shards, inputs), shards, strict=True)]
+    names = [label or writable(shard.name) for label, shard in zip(labels(shards, inputs), shards, strict=True)]
     with ThreadPoolExecutor(16) as threads:  # a request to an object store is slow
         digests = threads.map(lambda shard: hashlib.sha256(_identity_of(shard)).hexdigest()[:16], shards)
         return dict(zip(names, digests, strict=True))
@@ -147,7 +149,7 @@ def _identity_of(shard: AnyPath) -> bytes:
         names = "".join(f"{name}:{num_bytes(file)}\n" for name, file in pictures_in(shard))
         return names.encode("utf-8", "surrogateescape")  # a name may be no UTF-8
     size = num_bytes(shard)
-    head = f"{shard.name}:{size}\n".encode()
+    head = f"{shard.name}:{size}\n".encode("utf-8", "surrogateescape")
     with shard.open("rb") as stream:
         if size <= 2 * END_BYTES:
             return head + stream.read()
@@ -169,9 +171,9 @@ def pictures_in(folder: AnyPath) -> Iterator[tuple[str, AnyPath]]:
 
 
 def files_below(
-    folder: AnyPath, *, hidden: tuple[str, ...], without: Path | None = None
+    folder: AnyPath, *, hidden: tuple[str, ...], without: str | None = None
 ) -> Iterator[tuple[str, AnyPath]]:
-    """(path below the folder, file) of every regular file, each once, in the order of their names.
+    """(path below the folder, file) of every regular file and link to one, in the order of their names.
 
     A link to a folder that lies below `folder` itself, or that contains it, is passed over: its files come by their own
     path, or not at all. Another one is followed once.
@@ -188,7 +190,7 @@ def files_below(
             if entry.name.startswith(hidden):
                 continue
             if entry.is_dir():
-                if entry == without:
+                if without is not None and os.path.realpath(str(entry)) == without:
                     continue
                 if isinstance(entry, Path) and entry.is_symlink():
                     real = os.path.realpath(entry)
@@ -212,7 +214,7 @@ def _is_picture(name: str) -> bool:
 
 
 def _files(
-    text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[str], None], without: Path | None
+    text: str, suffixes: Sequence[str], pictures: bool, note: Callable[[str], None], without: str | None
 ) -> list[AnyPath]:
     path = locate(text)
     matches: list[AnyPath] = []
@@ -245,7 +247,7 @@ def _files(
     return files
 
 
-def _data_in(folder: AnyPath, suffixes: Sequence[str], without: Path | None) -> tuple[list[AnyPath], list[str]]:
+def _data_in(folder: AnyPath, suffixes: Sequence[str], without: str | None) -> tuple[list[AnyPath], list[str]]:
     """The files to read in a folder and its subfolders, and the names of the others."""
     data: list[tuple[str, AnyPath]] = []
     others: list[str] = []

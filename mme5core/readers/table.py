@@ -9,11 +9,12 @@ from typing import Any
 from mme5core.errors import first_line
 from mme5core.images import BadImage
 from mme5core.picture_formats import IMAGE_SUFFIXES
-from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse, writable
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
 from mme5core.readers.mmeb import is_one as is_mmeb
 from mme5core.readers.mmeb import read as read_mmeb
 from mme5core.readers.parquet_rows import records_of
 from mme5core.readers.picture_places import Picture
+from mme5core.readers.texts import as_text
 from mme5core.storage import AnyPath, parquet_file
 
 # For each role, the first of these names that a file has, in upper or lower case.
@@ -83,7 +84,7 @@ def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: i
     try:
         fields = {role: record.get(name) if name else None for role, name in columns.items()}
         if fields["id"] not in (None, ""):
-            row_id = writable(_shown(fields["id"]))
+            row_id = as_text(fields["id"])
         return _row_of(record, fields, row_id, shard, position, options)
     except BadImage as error:
         return refuse(row_id, error.reason, error.detail)
@@ -99,7 +100,7 @@ def _row_of(
         BadImage: the row is refused for its reason.
     """
     if fields["status"] not in (None, "success"):
-        raise BadImage(_shown(fields["status"]), _shown(fields["error"] or ""))
+        raise BadImage(as_text(fields["status"]), as_text(fields["error"] or ""))
     text, instruction = _text_of(fields["text"], "text"), _text_of(fields["instruction"], "instruction")
     title = fields["title"]
     if isinstance(title, str) and text is not None:
@@ -136,10 +137,6 @@ def _text_of(field: Any, role: str) -> str | None:
     return field
 
 
-def _shown(entry: Any) -> str:
-    return entry.decode("utf-8", "backslashreplace") if isinstance(entry, bytes) else str(entry)
-
-
 def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> tuple[Picture, ...]:
     """The pictures of a row, from its column of one picture or from that of lists.
 
@@ -149,7 +146,7 @@ def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> 
     if images in (None, []):
         one = image_of(image, shard, options)
         return () if one is None else (one,)
-    if image not in (None, ""):
+    if image not in (None, "", b""):
         raise BadImage("two_picture_columns", "a picture and a list of pictures in one row")
     if not isinstance(images, list):
         raise BadImage("not_an_image", f"a {type(images).__name__} where a list of pictures was expected")
@@ -178,7 +175,7 @@ def image_of(picture: Any, shard: AnyPath, options: ReadOptions) -> Picture | No
     """
     if isinstance(picture, dict):
         picture = picture.get("bytes") or picture.get("path")
-    if picture is None or picture == "":
+    if picture is None or picture in ("", b""):
         return None
     if isinstance(picture, bytes):
         path = _path_in(picture)

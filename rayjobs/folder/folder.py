@@ -280,7 +280,11 @@ class JobFolder:
         """Whether an earlier run has left nothing that took work: no row, no checkpoint, no model; and is over."""
         if any(entry.name not in (WORK, "log") for entry in self.path.iterdir()) or (self.path / "log").is_dir():
             return False
-        if any(self.work.glob("rows/*.arrow")) or any(self.work.glob("batches/*.json")):
+        if (
+            any(self.work.glob("index/*.pictures"))
+            or any(self.work.glob("rows/*.arrow"))
+            or any(self.work.glob("batches/*.json"))
+        ):
             return False
         if any(f.stat().st_size for f in self.work.glob("answers/*.answers")):
             return False
