@@ -36,6 +36,7 @@ class Recorder:
     Args:
         counts: of records by what they came to; shared with the gate, which reports them.
         on_note: takes what people should know and what stops nothing.
+        refuses_away: refuse records whose picture is away, rather than leave them to the next run.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Recorder:
         files: OpenLogFiles,
         counts: Counter[str],
         on_note: Callable[[str], None] = lambda text: None,
+        *,
+        refuses_away: bool = False,
     ) -> None:
         self._question, self._price, self._patience = question, price, patience
         self._files, self.counts = files, counts
         self._held: list[tuple[LogFile, Entry]] = []  # rejections since the last answer
         self._rejects_all = False
-        self._on_note, self._num_away = on_note, 0
+        self._on_note, self._refuses_away, self._has_away = on_note, refuses_away, False
 
     def answered(self, file: LogFile, number: int, key: str, answer: Answer, *, prompt_sha256: str, seed: int) -> str:
         """Write an answer; returns what the record came to."""
@@ -85,10 +88,10 @@ class Recorder:
 
     def unusable(self, file: LogFile, number: int, error: BadImage) -> str:
         """Refuse a record whose picture cannot be shown, though its header was good; one that is away is waited for."""
-        if error.reason in AWAY:
-            if not self._num_away:
-                self._on_note(f"{error}: its samples are left to the next run")
-            self._num_away += 1
+        if error.reason in AWAY and not self._refuses_away:
+            if not self._has_away:
+                self._on_note(f"{error}: its samples are left to the next run; unreachable=refuse refuses them")
+            self._has_away = True
             return PENDING
         line = {"reason": error.reason, "detail": str(error)}
         file.write(Entry(number, REJECTED, 0, 0, 0, 0.0, "-", line))

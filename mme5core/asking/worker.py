@@ -37,6 +37,7 @@ class Asking:
         known: what an earlier run has learnt of the server.
         has_answer: whether the server has answered an earlier run.
         in_batches: ask through the Batch API, or take up batches of an earlier run.
+        refuses_away: refuse records whose picture is away, rather than leave them to the next run.
         owner: token of the run that owns the job's folder (`ownership`): workers stop where another run has taken it.
     """
 
@@ -50,6 +51,7 @@ class Asking:
     has_answer: bool = False
     in_batches: bool = False
     owner: str | None = None
+    refuses_away: bool = False
 
     @property
     def log(self) -> Path:
@@ -77,7 +79,13 @@ class Worker:
         )
         self._files = OpenLogFiles(asking.records, asking.log, name, self._halt_on_file, self._check_owner)
         self._recorder = Recorder(
-            asking.question, asking.price, self._patience, self._files, self._gate.counts, self._gate.note
+            asking.question,
+            asking.price,
+            self._patience,
+            self._files,
+            self._gate.counts,
+            self._gate.note,
+            refuses_away=asking.refuses_away,
         )
         self._client = Client(
             server.base_url,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
@@ -58,8 +58,8 @@ class FetchPictures:
             index holds: a task may run twice, and what is fetched may differ.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, shard: int) -> None:
+        self._earlier = _Earlier.of(folder, shard)
         self._path = folder / f"{uuid.uuid4().hex}.pictures"
         self._file: IO[bytes] | None = None
         self._is_kept = False
@@ -75,7 +75,11 @@ class FetchPictures:
 
     def rows(self, rows: Iterator[CorpusRow]) -> Iterator[CorpusRow]:
         for row, has_fetched in side_by_side(
-            _with_pictures, rows, is_slow=lambda row: row.is_remote, at_once=FETCHES_AT_ONCE, waiting=FETCHED_AHEAD
+            self._with_pictures,
+            enumerate(rows),
+            is_slow=lambda numbered: numbered[1].is_remote,
+            at_once=FETCHES_AT_ONCE,
+            waiting=FETCHED_AHEAD,
         ):
             yield replace(row, offset=self._keep(row)) if has_fetched and row.refused is None else row
 
@@ -88,6 +92,18 @@ class FetchPictures:
         self._is_kept = True
         return {PICTURES_FILE: self._path.name.encode()}
 
+    def _with_pictures(self, numbered: tuple[int, CorpusRow]) -> tuple[CorpusRow, bool]:
+        number, row = numbered
+        if not row.is_remote:
+            return row, False
+        if row.image is not None and (data := self._earlier.read(number)) is not None:
+            return replace(row, image=data), True
+        try:
+            pictures = tuple(p.read() if isinstance(p, RemotePicture) else p for p in row.pictures)
+        except BadImage as error:
+            return refuse(row.id, error.reason, error.detail), True
+        return replace(row, image=pictures[0]) if row.image is not None else replace(row, images=pictures), True
+
     def _keep(self, row: CorpusRow) -> int:
         if self._file is None:
             self._file = self._path.open("wb")
@@ -98,13 +114,42 @@ class FetchPictures:
         return _FIRST - place
 
 
-def _with_pictures(row: CorpusRow) -> tuple[CorpusRow, bool]:
-    if not row.is_remote:
-        return row, False
-    try:
-        pictures = tuple(picture.read() if isinstance(picture, RemotePicture) else picture for picture in row.pictures)
-    except BadImage as error:
-        return refuse(row.id, error.reason, error.detail), True
-    if row.image is not None:
-        return replace(row, image=pictures[0]), True
-    return replace(row, images=pictures), True
+def set_aside(folder: Path, shard: int) -> None:
+    """Have a shard scanned again; what was fetched for it is not fetched again."""
+    index_file(folder, shard).rename(_aside(folder, shard))
+
+
+def _aside(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:06d}.earlier"
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """What an earlier scan of a shard has fetched.
+
+    Args:
+        pictures: the file; None: nothing.
+        places: (place in the file, bytes) by the row's number in the shard.
+    """
+
+    pictures: Path | None = None
+    places: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, shard: int) -> _Earlier:
+        index = _aside(folder, shard)
+        if not index.is_file() or PICTURES_FILE not in (pq.read_metadata(index).metadata or {}):
+            return cls()
+        table = pq.read_table(index, columns=["offset", "num_bytes"])
+        rows = enumerate(zip(table["offset"].to_pylist(), table["num_bytes"].to_pylist(), strict=True))
+        places = {number: (_FIRST - offset, size) for number, (offset, size) in rows if is_fetched(offset)}
+        return cls(folder / _name(index), places)
+
+    def read(self, number: int) -> bytes | None:
+        if self.pictures is None or number not in self.places:
+            return None
+        place, size = self.places[number]
+        with self.pictures.open("rb") as file:
+            file.seek(place)
+            data = file.read(size)
+        return data if len(data) == size else None

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mme5core.corpus.fetched_pictures import FetchPictures
+from mme5core.corpus.fetched_pictures import FetchPictures, set_aside
 from mme5core.corpus.index import DUPLICATES, INDEX, ROWS_PER_GROUP, Index, id_key, index_file, rows_of
 from mme5core.corpus.out_of_core import first_of_equal, keys_of, save_array
 from mme5core.durable import sync_file, wait_until_seen, write_json
@@ -145,7 +145,7 @@ class ScanShard:
         total = 0
         try:
             with (
-                FetchPictures(self.folder) as fetched,
+                FetchPictures(self.folder, item["shard"]) as fetched,
                 pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer,
             ):
                 rows = islice(read_rows(locate(item["path"]), options), self.limit)
@@ -241,7 +241,7 @@ def _check_reached(folder: Path, starts: np.ndarray) -> None:
         if len(unreached):
             num_unreached += len(unreached)
             example = example or unreached["detail"][0].as_py()
-            index_file(folder, shard).unlink()
+            set_aside(folder, shard)
     if num_unreached:
         raise WorkPending(
             f"{num_unreached:,} pictures could not be reached ({example}): start the same command again, or go on "

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from mme5core.asking.answer_log import ANSWERED, Entry, entries_of, when_seen
 from mme5core.asking.question import Retry, verdict_of
+from mme5core.asking.recorder import AWAY
 from mme5core.images import BadImage
 from mme5core.parts import NewPart
 from mme5core.schemas import SAMPLES
@@ -35,12 +36,14 @@ class WriteSamples:
     Args:
         near_duplicate: see `near_duplicates.Seen`.
         folder: of the parts.
+        refuses_away: refuse samples whose picture is away, rather than leave them to the next run.
     """
 
     plan: Plan
     question: Synthesis
     near_duplicate: float | None
     folder: Path
+    refuses_away: bool = False
 
     def __call__(self, item: Item) -> Iterator[Item]:
         counts = Counter[str]()
@@ -70,8 +73,11 @@ class WriteSamples:
                     continue
                 try:
                     images = {place["id"]: self.question.pictures.read(place) for place in record["pictures"]}
-                except BadImage:  # it was there when the teacher saw it, and may be back for the next run
-                    counts.update(("pending", "away"))
+                except BadImage as error:
+                    if error.reason in AWAY and not self.refuses_away:
+                        counts.update(("pending", "away"))
+                    else:
+                        refused.append(Rejected(record["id"], error.reason, error.detail))
                     continue
                 counts["kept"] += 1
                 counts["repaired"] += sample.repaired

@@ -47,11 +47,12 @@ def ask_all(
     num_workers: int,
     job: str,
     unit: str,
+    refuses_away: bool = False,
 ) -> Stop | None:
     """Ask about every record without an answer; returns why it ended before all had one.
 
     Args:
-        role: see `Asking`.
+        role, refuses_away: see `Asking`.
         folder: answers go to the log in its work folder as they come.
         job, unit: for the progress line.
     """
@@ -69,6 +70,7 @@ def ask_all(
         has_answer=survey.usage.num_answered > 0,
         in_batches=server.calls_per_batch is not None or num_with_server(work) > 0,
         owner=folder.owner,
+        refuses_away=refuses_away,
     )
     return _ask(asking, survey, budget=budget, num_workers=num_workers, job=job, unit=unit)
 

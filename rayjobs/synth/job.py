@@ -81,6 +81,7 @@ def run(config: SynthConfig) -> Outcome:
                 num_workers=config.num_workers,
                 job="synth",
                 unit="samples",
+                refuses_away=config.unreachable == "refuse",
             )
             return _finish(folder, config, index, plan, question, stop)
 
@@ -95,7 +96,7 @@ def _finish(
     parts = _write_parts(folder, config, plan, question, survey)
     totals = Counter[str]()
     for part in parts:
-        totals.update({name: part.report[name] for name in ("kept", "pending", "repaired")})
+        totals.update({name: part.report.get(name, 0) for name in ("kept", "pending", "repaired", "away")})
     contents = number_contents(index, folder.work)
 
     def refused() -> Iterator[Rejected]:
@@ -122,7 +123,8 @@ def _finish(
         },
     )
     if totals["pending"]:
-        stop = stop or Stop(RESUMABLE, f"{totals['pending']:,} samples have no answer yet; run the same again")
+        waits = "an answer" if totals["pending"] > totals["away"] else "pictures that cannot be read now"
+        stop = stop or Stop(RESUMABLE, f"{totals['pending']:,} samples wait for {waits}; run the same again")
         reason = budget_line(config.budget, survey.usage) if stop.is_budget_spent else stop.reason
         return Outcome(counters, stop.code, reason)
     if not totals["kept"]:
@@ -137,7 +139,7 @@ def _write_parts(
     files = PartFiles(folder.work / "parts", folder.path)
     items = part_items(plan, folder.work / "answers", survey)
     parts = {number: part for number, part in files.written(items).items() if not part.report.get("away")}
-    task = WriteSamples(plan, question, config.near_duplicate, folder.work / "parts")
+    task = WriteSamples(plan, question, config.near_duplicate, folder.work / "parts", config.unreachable == "refuse")
     with Progress("synth: writing", len(items), "parts", done=len(parts)) as progress:
         for part in files.write(task, [item for item in items if item["part"] not in parts], run_on_ray):
             parts[part.number] = part

@@ -59,9 +59,11 @@ def test_a_scan_with_servers_that_are_away_ends_unfinished_and_goes_on_later(
     server.away = {"/1.png"}
     with pytest.raises(WorkPending, match=r"1 pictures could not be reached \(.*1\.png.*503.*unreachable=refuse"):
         scanned(tmp_path, file)
-    server.away = set()
+    server.away, server.asked[:] = set(), []
     index = scanned(tmp_path, file)
-    assert index.num_usable == 2
+    assert sorted(server.asked) == ["/1.png", "/gone.png"]  # what is there is not fetched again
+    pictures = StoredPictures((str(file),), ("a.parquet",), OPTIONS, tmp_path / "index")
+    assert [pictures.read(place) for place in places(index)] == [server.picture("/0.png"), server.picture("/1.png")]
     assert [(row.id, row.reason) for row in index.refused()] == [("gone.png", "missing_image")]
 
 
@@ -70,6 +72,18 @@ def test_or_goes_on_without_them(server: PictureServer, tmp_path: Path) -> None:
     index = scanned(tmp_path, corpus(tmp_path, server, "0.png", "1.png"), refuses_unreachable=True)
     assert index.num_usable == 1
     assert [(row.id, row.reason) for row in index.refused()] == [("1.png", "unreachable_image")]
+
+
+def test_a_task_that_runs_beside_its_twin_spoils_no_picture(server: PictureServer, tmp_path: Path) -> None:
+    file = corpus(tmp_path, server, "0.png", "1.png")
+    index = scanned(tmp_path, file)
+    server.away = {"/0.png"}
+    task = ScanShard(tmp_path / "index", key_of, options=OPTIONS, fetches=True)
+    late = task({"shard": 0, "path": str(file), "label": ""})
+    next(late)
+    late.close()  # killed before its index appears
+    pictures = StoredPictures((str(file),), ("a.parquet",), OPTIONS, tmp_path / "index")
+    assert [pictures.read(place) for place in places(index)] == [server.picture(f"/{n}.png") for n in range(2)]
 
 
 def test_where_nothing_is_fetched_no_file_of_pictures_is_made(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_another_folder_is_allowed_by_its_name(corpus: Path) -> None:
     assert outcome(corpus, "../../x.png", pictures=elsewhere) == "outside_corpus"
     stored = outcome(corpus, "s3://b/c.png", pictures="s3://b/", fetch=False)
     assert isinstance(stored, RemotePicture) and str(stored.place) == "s3://b/c.png"
+    other = outcome(corpus, "s3://b/c.png?endpoint_override=evil.example", pictures="s3://b?region=r", fetch=False)
+    assert isinstance(other, RemotePicture) and str(other.place) == "s3://b/c.png?region=r"
     assert outcome(corpus, "s3://b/../c/d.png", pictures="s3://b/", fetch=False) == "outside_corpus"
 
 

@@ -55,7 +55,9 @@ def test_folders_of_pictures_are_told_apart_by_their_names(tmp_path: Path) -> No
     assert labels(shards[:1], [str(shards[0])]) == [""]
 
 
-def test_links_in_a_circle_pipes_and_the_jobs_own_output_are_passed_over(tmp_path: Path) -> None:
+def test_links_in_a_circle_pipes_and_the_jobs_own_output_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = folder_of(tmp_path / "in", "a.png", "sub/b.png", "out/part-00000.parquet")
     elsewhere = folder_of(tmp_path / "elsewhere", "c.png")
     for link, target in (("latest", "."), ("up", ".."), ("again", "sub"), ("out_of_it", "../elsewhere")):
@@ -66,6 +68,10 @@ def test_links_in_a_circle_pipes_and_the_jobs_own_output_are_passed_over(tmp_pat
     assert [name for name, _ in pictures_in(folder)] == ["a.png", "out_of_it/c.png", "sub/b.png"]
     assert names(folder) == ["part-00000.parquet"]
     assert find_shards([str(folder)], pictures=True, without=str(folder / "out")) == [folder]
+    monkeypatch.chdir(tmp_path)
+    assert find_shards(["in"], pictures=True, without="in/out") == [folder]
+    (tmp_path / "link").symlink_to("in")
+    assert find_shards(["link"], pictures=True, without=str(folder / "out")) == [tmp_path / "link"]
     with pytest.raises(InputError, match="not a regular file"):
         names(folder / "pipe.jsonl")
 
