@@ -11,6 +11,7 @@ from functools import partial
 
 from mme5core.durable import write_json
 from mme5core.errors import InputError
+from mme5core.hub import pinned
 from mme5core.progress import Progress
 from mme5core.sample_table import SampleTable, count_by, map_samples
 from mme5core.training.process_run import TrainingRun
@@ -27,6 +28,8 @@ from rayjobs.train.watch import read_summary, watched
 
 
 def run(config: TrainConfig) -> Outcome:
+    # Processes may be replaced hours later; the hub's branch may move meanwhile.
+    config = config.model_copy(update={"model": pinned(config.model)})
     sources = sources_of(config)
     check(config)
     with train_folder(config, sources) as folder:
