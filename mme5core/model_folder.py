@@ -94,11 +94,11 @@ def beneath_of(path: Path_) -> str | None:
     if "base" not in settings:
         if not has_adapter(folder):
             return None
-        config = _read_json(folder / ADAPTER_FILE)
-        if not config.get("base_model_name_or_path"):
+        adapter = _read_json(folder / ADAPTER_FILE)
+        if not adapter.get("base_model_name_or_path"):
             raise ValueError(f"{folder / ADAPTER_FILE} names no base model")
-        revision = config.get("revision")
-        base = str(config["base_model_name_or_path"])
+        revision = adapter.get("revision")
+        base = str(adapter["base_model_name_or_path"])
         return f"{base}@{revision}" if revision and is_hub_id(base) else base
     relative = settings.get("base_relative")
     if not relative:
