@@ -113,6 +113,20 @@ def _check_commit(adapter: str | os.PathLike[str], base: str) -> None:
         )
 
 
+def check_finite(model: torch.nn.Module, path: str) -> None:
+    """Refuse a model of which every vector would be NaN; one pass over the weights, on the device where they are.
+
+    Raises:
+        ValueError: naming the first weight that is NaN or infinite.
+    """
+    with torch.inference_mode():
+        for name, weight in model.named_parameters():
+            if not weight.is_floating_point() or bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+                continue
+            if not bool(torch.isfinite(weight).all()):  # else the sum alone is too large
+                raise ValueError(f"{name} of the model at {path!r} is NaN or infinite")
+
+
 def default_device() -> torch.device:
     """The first accelerator, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

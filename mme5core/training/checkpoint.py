@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -135,6 +136,14 @@ class Checkpoints:
         return sorted(step for step in (int(number[1]) for number in numbers if number) if self._is_complete(step))
 
     def _write(self, step: int, state: dict[str, Tensor]) -> None:
+        try:
+            self._write_whole(step, state)
+        except (OSError, SafetensorError):
+            with contextlib.suppress(OSError):
+                self._drop(step)  # a full disk has use for its place
+            raise
+
+    def _write_whole(self, step: int, state: dict[str, Tensor]) -> None:
         self._may_write()
         self._drop(step)  # remains of a killed write
         self._files.create_dir(f"{self._root}/{_name(step)}")

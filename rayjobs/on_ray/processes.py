@@ -55,7 +55,7 @@ def run_processes(
             name=RAY_FOLDER,
             storage_path=str(work),
             failure_config=FailureConfig(max_failures=max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
         ),
     )
     errors: list[Exception] = []
