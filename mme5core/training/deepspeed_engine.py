@@ -146,8 +146,12 @@ class ShardedMoments:
 
 def _count_updates(engine: Any, num_updates: int) -> None:
     """Tell Adam how many updates came before. ZeRO-3 made its moments by an update of its own, on no gradient, which
-    would count: the first real update would be corrected as the second."""
-    for state in engine.optimizer.optimizer.state.values():
+    would count: the first real update would be corrected as the second. Of a version that makes none, they are made."""
+    for flat in engine.optimizer.fp32_partitioned_groups_flat:
+        state = engine.optimizer.optimizer.state[flat]
+        for kind in ("exp_avg", "exp_avg_sq"):
+            if kind not in state:
+                state[kind] = torch.zeros_like(flat)
         state["step"] = torch.as_tensor(float(num_updates))
 
 
