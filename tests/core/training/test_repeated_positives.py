@@ -20,9 +20,7 @@ POSITIVE = torch.tensor([0, 1, 0, 2])  # of each row, as a column of the distinc
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_a_column_that_repeats_a_rows_positive_is_masked(
-    symmetric: bool, checkpoint: Callable[[str], Path]
-) -> None:
+def test_a_column_that_repeats_a_rows_positive_is_masked(symmetric: bool, checkpoint: Callable[[str], Path]) -> None:
     encoder = Encoder.load(checkpoint("qwen2_vl"), device="cpu")
     samples = [
         Sample(str(row), Content(f"question {row}"), Content(label), (Content("never"),), task="t")
