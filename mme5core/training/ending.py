@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from safetensors import SafetensorError
 
-from mme5core.distributed import sum_over_processes
 from mme5core.durable import write_json
 from mme5core.errors import WorkFailed, first_line
 from mme5core.training.run_files import ended_file
@@ -59,9 +57,3 @@ def lasting(error: Exception, *, place: str) -> Ending | None:
     if number in LASTING_ERRNOS:
         return Ending("failed", f"{getattr(error, 'filename', None) or place}: {getattr(error, 'strerror', error)}")
     return None
-
-
-def agree(*flags: bool, device: str) -> list[bool]:
-    """Each flag, True if it is so on any process: none may leave while others wait for it in a collective call."""
-    total = sum_over_processes(torch.tensor([float(flag) for flag in flags], device=device))
-    return [bool(count > 0) for count in total.tolist()]

@@ -107,22 +107,35 @@ def fit(
     tower_bytes = device_features_bytes if tower_once else None
     gradient = StepGradient(engine, encoder, objective, temperatures, num_negatives, grad_cache, autocast, tower_bytes)
     rate_at = partial(learning_rate_at, peak=learning_rate, num_steps=num_steps, warmup_ratio=warmup_ratio)
-    num_skipped = 0
+    skipped = _Skipped()
     for step, started, batch in batches.ahead(samples, sampler, range(first_step, num_steps), seed=seed):
-        rate = rate_at(step)
-        _set_learning_rate(engine, rate)
+        _set_learning_rate(engine, rate := rate_at(step))
         loss = gradient.backward(batch, step)
         grad_norm, learnt, is_skipped = _update(engine, temperatures)
-        num_skipped = num_skipped + 1 if is_skipped else 0
-        if num_skipped == MOST_SKIPPED:
-            raise FloatingPointError(
-                f"the gradients of {MOST_SKIPPED} steps in a row, to step {step + 1}, are NaN or infinite: lower "
-                "learning_rate or use float32"
-            )
+        skipped.count(step + 1, is_skipped=is_skipped)
         seconds, combination = time.monotonic() - started, batch.modality_combination
         yield StepResult(
             step + 1, num_steps, loss, rate, grad_norm, batch.num_rows, seconds, combination, learnt, is_skipped
         )
+
+
+class _Skipped:
+    """Counts skipped steps in a row."""
+
+    def __init__(self) -> None:
+        self._num_in_a_row = 0
+
+    def count(self, step: int, *, is_skipped: bool) -> None:
+        """
+        Raises:
+            FloatingPointError: there are too many.
+        """
+        self._num_in_a_row = self._num_in_a_row + 1 if is_skipped else 0
+        if self._num_in_a_row == MOST_SKIPPED:
+            raise FloatingPointError(
+                f"the gradients of {MOST_SKIPPED} steps in a row, to step {step}, are NaN or infinite: lower "
+                "learning_rate or use float32"
+            )
 
 
 def _set_learning_rate(engine: Engine, rate: float) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mme5core.distributed import rank, sum_over_processes
+from mme5core.distributed import on_any_process, rank, sum_over_processes
 from mme5core.encoder import Encoder
 from mme5core.ownership import check_owner
 from mme5core.training import deepspeed_engine
 from mme5core.training.checkpoint import Moments, Newest, collect_state, restore_state
-from mme5core.training.ending import LASTING, Ending, agree, lasting, read_ending
+from mme5core.training.ending import LASTING, Ending, lasting, read_ending
 from mme5core.training.fit import StepResult, fit
 from mme5core.training.loaded import Loaded, build_engine, device_here, is_full, load, objective_of
 from mme5core.training.process_run import TrainingRun
@@ -46,7 +46,7 @@ def train_process(run: TrainingRun, *, num_threads: int | None = None) -> None:
         problem = Ending("refused", (str(error).strip().splitlines() or [type(error).__name__])[-1])
         problem.write(run.work, run.owner)
     # The others would wait for one that has left.
-    (is_refused,) = agree(problem is not None, device=device_here())
+    (is_refused,) = on_any_process(problem is not None, device=device_here())
     if is_refused:
         return
     try:
@@ -102,12 +102,12 @@ class _Writer:
 
     def ends(self, *, is_stop_asked: bool) -> bool:
         """Whether all processes are to end: one has failed, or they were asked to and have saved where they are."""
-        has_failed, is_stopped = agree(self._problem is not None, is_stop_asked, device=device_here())
+        has_failed, is_stopped = on_any_process(self._problem is not None, is_stop_asked, device=device_here())
         if is_stopped and not has_failed:
             if self._step > self._saved_step:
                 self._save()
             self.wait()
-            (has_failed,) = agree(self._problem is not None, device=device_here())
+            (has_failed,) = on_any_process(self._problem is not None, device=device_here())
             if not has_failed and rank() == 0:
                 Ending("stopped").write(self._run.work, self._run.owner)
         if self._problem is not None:

@@ -51,8 +51,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relative margin": {"margin": ("relative", 0.1), "negatives": "all"},
     "margin that spares its own": {"margin": ("absolute", -0.2), "margin_spares_own": True},
     "margin that spares its own, all": {"margin": ("absolute", 0.1), "margin_spares_own": True, "negatives": "all"},
-    "margin that spares its own": {"margin": ("absolute", -0.2), "margin_spares_own": True},
-    "margin that spares its own, all": {"margin": ("absolute", 0.1), "margin_spares_own": True, "negatives": "all"},
     "temperature per row": {"temperature": TEMPERATURES},
     "everything": IDS
     | {
@@ -114,9 +112,7 @@ def slow_variant(
                 similarity, weight = anchors[row] @ vector, frozen_anchors[row] @ frozen
                 if is_positive:
                     sum_of_exponentials += np.exp(similarity / t)
-                elif (margin_spares_own and isinstance(name, tuple) and name[0] == row) or (
-                    margin_spares_own and isinstance(name, tuple) and name[0] == row
-                ):
+                elif margin_spares_own and isinstance(name, tuple) and name[0] == row:
                     is_copy = positive_ids is not None and ids.get(name) == positive_ids[row]
                     sum_of_exponentials += 0.0 if is_copy else np.exp(hardness * weight) * np.exp(similarity / t)
                 elif not (weight > cut or (positive_ids is not None and ids.get(name) == positive_ids[row])):

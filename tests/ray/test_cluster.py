@@ -65,7 +65,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     process = subprocess.Popen(
         [
             RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", "--num-cpus=2", f"--temp-dir={temp}", "--include-dashboard=true",
+            f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+            "--num-cpus=2", f"--temp-dir={temp}", "--include-dashboard=true",
             "--block", "--disable-usage-stats",
         ],
         env=env,
