@@ -36,6 +36,12 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def on_any_process(*flags: bool, device: str) -> list[bool]:
+    """Each flag, True if it is so on any process: none may leave while others wait for it in a collective call."""
+    total = sum_over_processes(torch.tensor([float(flag) for flag in flags], device=device))
+    return [bool(count > 0) for count in total.tolist()]
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

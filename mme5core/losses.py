@@ -39,6 +39,7 @@ def info_nce(
     positive_ids: Tensor | None = None,
     negative_ids: Tensor | None = None,
     margin: Margin | None = None,
+    margin_spares_own: bool = False,
     rows: slice | None = None,
     tile_rows: int | None = None,
 ) -> Tensor:
@@ -63,6 +64,8 @@ def info_nce(
         margin: mask a column as a likely false negative if its similarity exceeds that of the positive minus the
             margin: ("absolute", 0.1), or ("relative", 0.05) as a fraction of the positive's similarity
             (NV-Retriever, arXiv 2407.15831). The mask has no gradient.
+        margin_spares_own: the margin masks in-batch documents only, never a query's own hard negatives, which may have
+            been chosen with care.
         rows: return only the share of these rows: the sum of their losses / B.
         tile_rows: rows computed together; None: as many as `MAX_LOGITS` allows.
 
@@ -76,7 +79,7 @@ def info_nce(
     num_rows = len(query_BD)
     if rows is None:
         batch, rows = batch.gathered(), slice(rank() * num_rows, (rank() + 1) * num_rows)
-    share = _InfoNCE(batch, negatives, symmetric, hardness, margin).share
+    share = _InfoNCE(batch, negatives, symmetric, hardness, margin, margin_spares_own).share
     tile_rows = tile_rows or max(1, MAX_LOGITS // batch.num_documents)
     return _tiled(share, slice(*rows.indices(len(batch.query))), tile_rows) * (1 / num_rows)
 
@@ -193,6 +196,7 @@ class _InfoNCE:
     symmetric: bool
     hardness: float
     margin: Margin | None
+    margin_spares_own: bool
 
     def share(self, start: int, stop: int) -> Tensor:
         """The sum of the losses of the rows start, ..., stop - 1."""
@@ -221,7 +225,21 @@ class _InfoNCE:
             is_copy_RN=_is_copy_of_positive(batch.positive_ids, ids, documents, part),
             own_RKD=own_RKD,
             is_copy_RK=is_copy_RK,
+            spared_RN=self._own_columns(part) if self.margin is not None and self.margin_spares_own else None,
         ).sum()
+
+    def _own_columns(self, part: slice) -> Tensor | None:
+        """[R, N]: which columns are the row's own hard negatives."""
+        negative_BKD = self.batch.negative
+        if negative_BKD is None:
+            return None
+        num_rows, num_own = negative_BKD.shape[:2]
+        row_R = torch.arange(part.start, part.stop, device=negative_BKD.device)
+        none_RB = torch.zeros(len(row_R), num_rows, dtype=torch.bool, device=negative_BKD.device)
+        if self.negatives == "own":
+            return torch.cat([none_RB, none_RB.new_ones(len(row_R), num_own)], dim=1)
+        owner_N = torch.arange(num_rows, device=negative_BKD.device).repeat_interleave(num_own)
+        return torch.cat([none_RB, owner_N[None] == row_R[:, None]], dim=1)
 
     def _to_queries(self, part: slice) -> Tensor:
         batch = self.batch
@@ -247,6 +265,7 @@ def _row_losses(
     is_copy_RN: Tensor | None = None,
     own_RKD: Tensor | None = None,
     is_copy_RK: Tensor | None = None,
+    spared_RN: Tensor | None = None,
 ) -> Tensor:
     """[R]: cross-entropy of each row against its positive; the positive of row r is column `first` + r.
 
@@ -254,6 +273,7 @@ def _row_losses(
         is_copy_RN: which columns of `document_ND` are copies of the positive; they are masked.
         own_RKD: hard negatives that are columns of their own row only.
         is_copy_RK: which of them are copies of the positive.
+        spared_RN: columns, those of `own_RKD` among them, that the margin does not mask.
     """
     target_R = torch.arange(len(query_RD), device=query_RD.device) + first
     similarity = query_RD @ document_ND.T
@@ -267,7 +287,8 @@ def _row_losses(
     constant = similarity.detach()
     positive_R1 = constant.gather(1, target_R[:, None])
     if margin is not None:
-        masked |= constant > positive_R1 - _margin(margin, positive_R1)
+        too_similar = constant > positive_R1 - _margin(margin, positive_R1)
+        masked |= too_similar if spared_RN is None else too_similar & ~spared_RN
     logits = similarity
     if hardness:
         # Times the temperature, which divides below: the logit itself grows by hardness x similarity.

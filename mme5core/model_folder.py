@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mme5core.hub import at_commit, hub_config, is_hub_id, pinned, split_hub_id
+
 ENCODER_FILE = "encoder.json"
 ADAPTER_FILE = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -37,12 +39,17 @@ def read_settings(path: Path_) -> dict[str, Any]:
     return _read_json(file) if file.is_file() else {}
 
 
-def encoder_settings(path: Path_) -> dict[str, Any]:
-    """`read_settings`, with the default prompt style and pooling if the model stores none."""
+def encoder_settings(path: Path_, adapter: Path_ | None = None) -> dict[str, Any]:
+    """The settings stored with an adapter, else with the model, over the default prompt style and pooling."""
     file = _config_file(find_base(path))
     is_dual = file is not None and _read_json(file).get("model_type") in DUAL_ENCODERS
     style, pooling = ("plain", "projection") if is_dual else ("mme5", "last")
-    return {"prompt_style": style, "pooling": pooling} | read_settings(path)
+    return {"prompt_style": style, "pooling": pooling} | stored_settings(path, adapter)
+
+
+def stored_settings(path: Path_, adapter: Path_ | None = None) -> dict[str, Any]:
+    """`read_settings` of an adapter, which may have none of its own, else of the model beneath it."""
+    return (read_settings(adapter) if adapter is not None else {}) or read_settings(path)
 
 
 def has_adapter(path: Path_) -> bool:
@@ -53,20 +60,49 @@ def find_base(path: Path_) -> str:
     """The checkpoint folder or hub id whose weights a model at `path` starts from; often `path` itself.
 
     Raises:
-        ValueError: the base is missing, or is not the one that the adapter was trained on.
+        ValueError: a base is missing, or is not the one that an adapter was trained on.
+    """
+    base = str(path)
+    while (beneath := beneath_of(base)) is not None:
+        base = beneath
+    return base
+
+
+def adapters_of(path: Path_) -> list[Path]:
+    """The adapters of a model at `path`, in the order in which they were trained, each on those before it.
+
+    Raises:
+        ValueError: as `find_base`.
+    """
+    folders = []
+    stage: str | None = str(path)
+    while stage is not None:
+        if has_adapter(stage):
+            folders.append(Path(stage))
+        stage = beneath_of(stage)
+    return folders[::-1]
+
+
+def beneath_of(path: Path_) -> str | None:
+    """The model that the one at `path` was trained on and refers to; None for a checkpoint of its own.
+
+    Raises:
+        ValueError: as `find_base`.
     """
     folder = Path(path)
     settings = read_settings(folder)
     if "base" not in settings:
         if not has_adapter(folder):
-            return str(path)
-        base = _read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
-        if not base:
+            return None
+        adapter = _read_json(folder / ADAPTER_FILE)
+        if not adapter.get("base_model_name_or_path"):
             raise ValueError(f"{folder / ADAPTER_FILE} names no base model")
-        return str(base)
+        revision = adapter.get("revision")
+        base = str(adapter["base_model_name_or_path"])
+        return f"{base}@{revision}" if revision and is_hub_id(base) else base
     relative = settings.get("base_relative")
     if not relative:
-        return str(settings["base"])  # a hub id
+        return at_commit(settings["base"], settings.get("base_commit"))
     others = []
     for candidate in (folder / relative, Path(settings["base"])):
         if candidate.is_dir():
@@ -79,9 +115,10 @@ def find_base(path: Path_) -> str:
 
 
 def base_reference(base: str, folder: Path) -> dict[str, Any]:
-    """The base by hub id, or by its identity with an absolute and a relative path, so that both folders can move."""
+    """The base by hub id and commit, or by its identity with an absolute and a relative path: both folders can move."""
     if not Path(base).is_dir():
-        return {"base": base}
+        name, revision = split_hub_id(base)
+        return {"base": name} | ({"base_commit": revision} if revision else {})
     return {
         "base": str(Path(base).resolve()),
         "base_relative": os.path.relpath(Path(base).resolve(), folder.resolve()),
@@ -95,12 +132,13 @@ def check_model_files(path: Path_) -> None:
     Raises:
         ValueError: it is neither a folder nor a hub id, or lacks configuration, weights, tokenizer or processor.
     """
-    if has_adapter(path) and not any(Path(path).glob("adapter_model.*")):
-        raise ValueError(f"no model at {str(path)!r}: the adapter has no weights")
+    for stage in adapters_of(path):
+        if not any(stage.glob("adapter_model.*")):
+            raise ValueError(f"no model at {str(stage)!r}: the adapter has no weights")
     base = find_base(path)
     folder = Path(base)
     if not folder.is_dir():
-        if base.startswith((".", "/", "~")) or base.count("/") != 1 or folder.exists():
+        if not is_hub_id(base):
             raise ValueError(f"no model at {base!r}: not a folder, and not a hub id (owner/name)")
         return
     if not (folder / "config.json").is_file():
@@ -152,14 +190,7 @@ def _config_file(base: str) -> Path | None:
     file = Path(base) / "config.json"
     if file.is_file():
         return file
-    if Path(base).is_dir():
-        return None
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(base, "config.json"))
-    except (OSError, ValueError, RuntimeError):
-        return None
+    return hub_config(base) if is_hub_id(base) else None
 
 
 def config_width(config: Mapping[str, Any]) -> int | None:
@@ -176,20 +207,32 @@ def config_width(config: Mapping[str, Any]) -> int | None:
 
 
 def model_identity(path: Path_) -> str:
-    """16 hex digits, hashed from names, sizes and content of a folder's files; a hub id is its own identity.
+    """16 hex digits, hashed from names, sizes and content of a folder's files; of a hub id, the id and its commit.
 
-    Of a file above 8 MB only both ends are hashed, to avoid reading many gigabytes of weights.
+    An adapter that names its base by hub id alone has the base's commit as part of its identity. Of a file above 8 MB
+    only both ends are hashed, to avoid reading many gigabytes of weights.
     """
     folder = Path(path)
     if not folder.is_dir():
-        return str(path)
+        return pinned(path)
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.suffix in _DECIDES and file.is_file():
             content = _without_paths(file) if file.name in _HOLDS_A_PATH else file_ends(file, SAMPLE_BYTES)
             digest.update(f"{file.relative_to(folder)}:{len(content)}:".encode())
             digest.update(content)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:16] + _commit_of_base(folder)
+
+
+def _commit_of_base(folder: Path) -> str:
+    settings = read_settings(folder)
+    if "base_identity" in settings or "base_commit" in settings:
+        return ""
+    base = settings.get("base") or (_read_json(folder / ADAPTER_FILE) if has_adapter(folder) else {}).get(
+        "base_model_name_or_path"
+    )
+    commit = split_hub_id(pinned(base))[1] if base and is_hub_id(base) else None
+    return f"@{commit}" if commit else ""
 
 
 def _read_json(file: Path) -> dict[str, Any]:

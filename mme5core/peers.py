@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mme5core.errors import first_line
+from mme5core.hub import split_hub_id
 from mme5core.images import BadImage, load_rgb
+from mme5core.model_folder import ENCODER_FILE
 from mme5core.types import Content, Modality
 
 if TYPE_CHECKING:
@@ -47,9 +49,12 @@ class SentenceTransformerEncoder:
             raise ValueError(
                 "library=sentence-transformers needs that package: pip install sentence-transformers"
             ) from None
+        _check_not_ours(path)
+        name, revision = split_hub_id(path)
         try:
             self._model = SentenceTransformer(
-                path,
+                name,
+                revision=revision,
                 device=None if device == "auto" else device,
                 trust_remote_code=remote_code,
                 model_kwargs={} if dtype == "auto" else {"dtype": dtype},
@@ -140,6 +145,7 @@ def sentence_transformer_width(path: str, *, remote_code: bool = False) -> int:
     Raises:
         ValueError: no such model, or it cannot be loaded.
     """
+    _check_not_ours(path)
     folder = Path(path)
     if not folder.is_dir():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
@@ -155,6 +161,18 @@ def sentence_transformer_width(path: str, *, remote_code: bool = False) -> int:
     elif not (folder / "config.json").is_file():
         raise ValueError(f"no model at {path!r}: the folder has neither modules.json nor config.json")
     return SentenceTransformerEncoder(path, device="cpu", remote_code=remote_code).dimension
+
+
+def _check_not_ours(path: str) -> None:
+    """
+    Raises:
+        ValueError: the folder is one of `train`, of which that library would say that it has no tokenizer.
+    """
+    if (Path(path) / ENCODER_FILE).is_file() and not (Path(path) / "modules.json").is_file():
+        raise ValueError(
+            f"{path!r} is a model folder of `train`: leave out library=sentence-transformers, or make a folder for "
+            "that library with `train export layout=sentence-transformers`"
+        )
 
 
 def _settings(file: Path) -> dict[str, Any]:

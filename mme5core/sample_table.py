@@ -47,6 +47,9 @@ class SampleTable:
         self.tasks: list[str] = self._table["task"].to_pylist()
         self.sources: list[str] = self._table["source"].to_pylist()
 
+    def id_of(self, position: int) -> str:
+        return str(self._table["id"][position].as_py())
+
     def __len__(self) -> int:
         return int(self._table.num_rows)
 

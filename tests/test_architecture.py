@@ -22,7 +22,7 @@ CORE_LAYERS = (
     {"asking", "corpus", "encoder", "adapters", "losses", "peers", "sample_table"},
     {"backbones", "batching", "parts", "sample_readers", "tables", "prompt_styles", "distributed"},
     {"readers", "metrics", "schemas", "model_folder", "content_key", "vectors", "file_entries"},
-    {"images", "picture_formats", "languages", "ahead", "embedding_settings", "ownership"},
+    {"hub", "images", "picture_formats", "languages", "ahead", "embedding_settings", "ownership"},
     {"types", "storage", "web", "durable", "progress", "tasks", "settings", "processors", "errors"},
 )
 JOB_LAYERS = (

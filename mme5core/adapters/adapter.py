@@ -1,18 +1,14 @@
-"""Adding and loading an adapter, choosing its layers, and full fine-tuning of the model's own weights."""
+"""A fresh adapter on chosen layers, or full fine-tuning of the model's own weights."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from mme5core.adapters.dora import use_step_dora
-from mme5core.errors import first_line
 
 TOWERS = {
     "language": ("language_model", "text_model"),
@@ -76,13 +72,17 @@ def add_adapter(
         dropout_on: where a DoRA layer applies dropout: "input", as published, to the input of base and adapter; or
             "low_rank", as in LoRA, to the adapter's input only, which saves a second product with the base weight.
         rank_stabilised: scale by alpha / sqrt(rank) (arXiv 2312.03732).
+
+    Raises:
+        ValueError: targets that match no layer, or `train_embeddings` for a model without token embeddings.
     """
+    embeddings = token_embeddings(model) if train_embeddings else None
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=resolve_targets(model, targets),
-        modules_to_save=["embed_tokens"] if train_embeddings else None,
+        modules_to_save=[embeddings] if embeddings else None,
         init_lora_weights="gaussian",
         use_dora=use_dora,
         use_rslora=rank_stabilised,
@@ -92,14 +92,31 @@ def add_adapter(
     dtype = next(model.parameters()).dtype
     adapted = get_peft_model(model, config)  # type: ignore[arg-type]
     for name, module in adapted.named_modules():
-        if train_embeddings and name.endswith("embed_tokens"):
+        if embeddings and name == f"base_model.model.{embeddings}":
             # float32 weights, since bfloat16 would round small updates away; their output has the model's dtype.
             module.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    use_step_dora(adapted, whole_input=dropout_on == "input")
+    use_step_dora(adapted, whole_input=dropout_on == "input", is_fresh=True)
     return adapted  # type: ignore[return-value]
+
+
+def token_embeddings(model: nn.Module) -> str:
+    """The name of the module that embeds the tokens of a text.
+
+    Raises:
+        ValueError: transformers knows of none in this model.
+    """
+    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    for part in (model, *(getattr(model, tower, None) for tower in TOWERS["language"])):
+        try:
+            name = names.get(part.get_input_embeddings())  # type: ignore[union-attr, operator]
+        except (AttributeError, NotImplementedError):  # of a model with two towers nobody knows which is meant
+            continue
+        if name is not None and _tower(name) != "vision":
+            return name
+    raise ValueError(f"train_embeddings: {type(model).__name__} has no token embeddings that transformers can name")
 
 
 def train_weights(model: nn.Module, *, targets: str | Sequence[str], train_embeddings: bool) -> list[str]:
@@ -111,12 +128,16 @@ def train_weights(model: nn.Module, *, targets: str | Sequence[str], train_embed
 
     Returns:
         The names of the trainable weights.
+
+    Raises:
+        ValueError: as `add_adapter`.
     """
+    embeddings = token_embeddings(model) if train_embeddings else None
     chosen = set(resolve_targets(model, targets)) if targets != "all" else set()
     names = []
     for name, parameter in model.named_parameters():
         is_chosen = targets == "all" or name.rpartition(".")[0] in chosen or _tower(name) == targets
-        parameter.requires_grad_(is_chosen or (train_embeddings and "embed_tokens" in name))
+        parameter.requires_grad_(is_chosen or name == f"{embeddings}.weight")
         if parameter.requires_grad:
             names.append(name)
     return names
@@ -125,38 +146,3 @@ def train_weights(model: nn.Module, *, targets: str | Sequence[str], train_embed
 def _tower(name: str) -> str | None:
     parts = set(name.split("."))
     return next((tower for tower, modules in TOWERS.items() if parts & set(modules)), None)
-
-
-def load_adapter(model: Any, folder: Path, *, merge: bool) -> Any:
-    """The model with the adapter of `folder`, folded into its weights if `merge`.
-
-    Raises:
-        ValueError: the folder holds no adapter, one with empty tensors, or one of another model.
-    """
-    config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    for file in (config_file, weights_file):
-        if not file.is_file():
-            raise ValueError(f"no adapter in {str(folder)!r}: it has no {file.name}")
-    check_adapter_file(weights_file)
-    try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        name = json.loads(config_file.read_text()).get("base_model_name_or_path")
-        raise ValueError(
-            f"the adapter in {str(folder)!r} does not fit the model (made for {name}): {first_line(error)}"
-        ) from None
-    return adapted.merge_and_unload() if merge else adapted
-
-
-def check_adapter_file(file: Path) -> None:
-    """Refuse an adapter with empty tensors, as ZeRO-3 leaves them if the weights were not gathered before saving.
-
-    Raises:
-        ValueError: a tensor of `file` is empty.
-    """
-    from safetensors import safe_open
-
-    with safe_open(str(file), framework="pt") as tensors:  # type: ignore[no-untyped-call]
-        empty = [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]  # noqa: SIM118
-    if empty:
-        raise ValueError(f"{file}: {len(empty)} of its tensors are empty ({empty[0]})")

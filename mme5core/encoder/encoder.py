@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mme5core.ahead import ahead
 from mme5core.backbones import Backbone
 from mme5core.backbones.protocol import PictureInputs
-from mme5core.encoder.loading import default_device, load_model
+from mme5core.encoder.loading import check_finite, default_device, load_model
 from mme5core.encoder.module import EmbeddingModel
 from mme5core.encoder.prepare import PreparedBatch, prepare_batches, prepare_picture, sizes_of
 from mme5core.encoder.saving import save_model
@@ -85,7 +85,8 @@ class Encoder:
 
         Raises:
             ValueError: no model at `path`, no tokenizer or image processor beside it, an unknown family, dtype or
-                style, or a base that is not the one the adapter was trained on.
+                style, a base that is not the one the adapter was trained on, an adapter that does not fit the model,
+                or a weight that is NaN or infinite.
         """
         loaded = load_model(
             path,
@@ -106,6 +107,7 @@ class Encoder:
         )
         if quantize is None:  # quantised weights were loaded onto the GPU
             encoder.module.to(default_device() if device == "auto" else torch.device(device))
+        check_finite(encoder.module.model, str(path))
         encoder.module.eval()
         return encoder
 

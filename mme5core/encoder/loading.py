@@ -14,15 +14,25 @@ from transformers import AutoModel, BitsAndBytesConfig
 from mme5core.backbones import Backbone, load_backbone
 from mme5core.backbones.loading import load_config
 from mme5core.errors import first_line
-from mme5core.model_folder import check_model_files, find_base, has_adapter, model_identity, read_settings
+from mme5core.hub import pinned, split_hub_id
+from mme5core.model_folder import (
+    adapters_of,
+    beneath_of,
+    check_model_files,
+    find_base,
+    model_identity,
+    read_settings,
+    stored_settings,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model with its adapter and its backbone.
 
-    `settings` were stored beside it by `Encoder.save`; `merged_adapter` is the folder of an adapter that was folded
-    into the weights.
+    `settings` were stored beside it by `Encoder.save`. `base` is the model that its last adapter was trained on, which
+    may have adapters too; without an adapter the checkpoint itself. `merged_adapter` is the folder of the last adapter
+    if it was folded into the weights.
     """
 
     model: Any
@@ -50,22 +60,71 @@ def load_model(
         ValueError: as `Encoder.load`.
     """
     check_model_files(path)
-    base = find_base(path)
-    if adapter is None and has_adapter(path):
-        adapter = path
-    settings = read_settings(path if adapter is None else adapter)
-    if settings.get("base_identity") not in (None, model_identity(base)):
-        raise ValueError(f"the adapter at {str(adapter)!r} was trained on another base than {base!r}")
-    weights_dtype = _torch_dtype(dtype)
-    config = load_config(base, remote_code=remote_code)
-    backbone = load_backbone(base, config, remote_code=remote_code)
-    model = _load_weights(base, weights_dtype, attention, remote_code, quantize)
+    base, adapters = find_base(path), adapters_of(path)
+    beneath = base  # what the last adapter was trained on
     if adapter is not None:
+        beneath = str(path) if adapters else base
+        _check_base(adapter, beneath)
+        adapters.append(Path(adapter))
+    elif adapters:
+        beneath = beneath_of(path) or base
+    weights_dtype = _torch_dtype(dtype)
+    pinned_base = pinned(base)  # all parts from one commit, whatever the hub's branch does meanwhile
+    if adapter is not None:
+        _check_commit(adapter, pinned_base)
+    config = load_config(pinned_base, remote_code=remote_code)
+    backbone = load_backbone(pinned_base, config, remote_code=remote_code)
+    model = _load_weights(pinned_base, weights_dtype, attention, remote_code, quantize)
+    if adapters:
         from mme5core.adapters import load_adapter  # imports peft, which most models do not need
 
-        model = load_adapter(model, Path(adapter), merge=merge_adapter)
-    merged_adapter = Path(adapter) if adapter is not None and merge_adapter else None
-    return LoadedModel(model, backbone, settings, base, merged_adapter)
+        for folder in adapters[:-1]:
+            model = load_adapter(model, folder, merge=True)
+        model = load_adapter(model, adapters[-1], merge=merge_adapter)
+    return LoadedModel(
+        model,
+        backbone,
+        stored_settings(path, adapter),
+        pinned_base if beneath == base else beneath,
+        adapters[-1] if adapters and merge_adapter else None,
+    )
+
+
+def _check_base(adapter: str | os.PathLike[str], beneath: str) -> None:
+    """
+    Raises:
+        ValueError: the adapter was trained on another model than the one at `beneath`.
+    """
+    if read_settings(adapter).get("base_identity") not in (None, model_identity(beneath)):
+        raise ValueError(f"the adapter at {str(adapter)!r} was trained on another base than {beneath!r}")
+
+
+def _check_commit(adapter: str | os.PathLike[str], base: str) -> None:
+    """
+    Raises:
+        ValueError: the adapter was trained on another commit of this hub id.
+    """
+    settings, (name, commit) = read_settings(adapter), split_hub_id(base)
+    trained_on = settings.get("base_commit")
+    if settings.get("base") == name and None not in (commit, trained_on) and commit != trained_on:
+        raise ValueError(
+            f"the adapter at {str(adapter)!r} was trained on {name}@{trained_on}, and {name} is at {commit} now: "
+            f"name the model {name}@{trained_on}"
+        )
+
+
+def check_finite(model: torch.nn.Module, path: str) -> None:
+    """Refuse a model of which every vector would be NaN; one pass over the weights, on the device where they are.
+
+    Raises:
+        ValueError: naming the first weight that is NaN or infinite.
+    """
+    with torch.inference_mode():
+        for name, weight in model.named_parameters():
+            if not weight.is_floating_point() or bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+                continue
+            if not bool(torch.isfinite(weight).all()):  # else the sum alone is too large
+                raise ValueError(f"{name} of the model at {path!r} is NaN or infinite")
 
 
 def default_device() -> torch.device:
@@ -85,11 +144,12 @@ def _torch_dtype(dtype: str) -> torch.dtype | str:
 def _load_weights(
     base: str, dtype: torch.dtype | str, attention: str | None, remote_code: bool, quantize: str | None
 ) -> Any:
+    name, revision = split_hub_id(base)
     kwargs = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": remote_code}
     if quantize is not None:
         kwargs |= _quantised(quantize)
     try:
-        return AutoModel.from_pretrained(base, **kwargs)
+        return AutoModel.from_pretrained(name, revision=revision, **kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the model at {base!r}: {first_line(error)}") from None
 

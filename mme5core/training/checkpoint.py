@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from pyarrow import fs
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,13 +23,27 @@ from mme5core.errors import first_line
 
 STATE, META = "state.safetensors", "meta.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_BLOCK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest checkpoint that is whole: its step, 0 for none, and its state.
+
+    Args:
+        passed_over: what is wrong with newer ones, one line each.
+    """
+
+    step: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+    passed_over: list[str] = field(default_factory=list)
 
 
 class Checkpoints:
     """Folders `step-N` below a folder on disk or in an object store (s3://, gs://, ...), of which the last `keep` stay.
 
-    A checkpoint is complete once its `meta.json` exists, which is written last and states the size of the state: object
-    stores have no rename, and the process may be killed at any time.
+    A checkpoint is complete once its `meta.json` exists, which is written last and states the size of the state and its
+    CRC-32: object stores have no rename, and the process may be killed at any time.
 
     Args:
         place: a folder, or an address such as s3://bucket/run.
@@ -54,6 +72,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise ValueError(f"checkpoints at {place}: {first_line(error)}") from None
         self._place, self._keep, self._run, self._may_write = str(place), keep, run, may_write
+        self._rotten: set[int] = set()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
 
@@ -76,14 +95,35 @@ class Checkpoints:
             writing.result()
 
     def load(self, step: int) -> dict[str, Tensor]:
-        """The state of a complete checkpoint."""
+        """The state of a complete checkpoint.
+
+        Raises:
+            ValueError: it is not what was written, though of its size.
+            OSError: the store cannot be read.
+        """
         path = self._path(step, STATE)
         if self._is_local:
-            return load_file(path)
+            return self._checked(Path(path), step)
         with tempfile.TemporaryDirectory() as folder:
-            copy = str(Path(folder) / STATE)
-            fs.copy_files(path, copy, source_filesystem=self._files, destination_filesystem=fs.LocalFileSystem())
-            return load_file(copy)
+            copy = Path(folder) / STATE
+            fs.copy_files(path, str(copy), source_filesystem=self._files, destination_filesystem=fs.LocalFileSystem())
+            return self._checked(copy, step)
+
+    def newest(self) -> Newest:
+        """The newest checkpoint whose state can be read; those that are newer and rotten are passed over.
+
+        Raises:
+            ValueError: one is of another run.
+            OSError: the store cannot be read.
+        """
+        problems: list[str] = []
+        for step in self.steps()[::-1]:
+            try:
+                return Newest(step, self.load(step), problems)
+            except ValueError as error:
+                self._rotten.add(step)
+                problems.append(str(error))
+        return Newest(passed_over=problems)
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, ascending.
@@ -96,38 +136,67 @@ class Checkpoints:
         return sorted(step for step in (int(number[1]) for number in numbers if number) if self._is_complete(step))
 
     def _write(self, step: int, state: dict[str, Tensor]) -> None:
+        try:
+            self._write_whole(step, state)
+        except (OSError, SafetensorError):
+            with contextlib.suppress(OSError):
+                self._drop(step)  # a full disk has use for its place
+            raise
+
+    def _write_whole(self, step: int, state: dict[str, Tensor]) -> None:
         self._may_write()
         self._drop(step)  # remains of a killed write
         self._files.create_dir(f"{self._root}/{_name(step)}")
         path = self._path(step, STATE)
         if self._is_local:
             save_file(state, path)
-            size = Path(path).stat().st_size
+            size, crc = Path(path).stat().st_size, _crc32(Path(path))
         else:
             with tempfile.TemporaryDirectory() as folder:
                 copy = Path(folder) / STATE
                 save_file(state, str(copy))
-                size = copy.stat().st_size
+                size, crc = copy.stat().st_size, _crc32(copy)
                 fs.copy_files(
                     str(copy), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._files
                 )
         self._may_write()
         with self._files.open_output_stream(self._path(step, META)) as stream:
-            stream.write(json.dumps({"step": step, "bytes": size, "run": self._run}).encode())
-        for old in self.steps()[: -self._keep]:
+            stream.write(json.dumps({"step": step, "bytes": size, "crc32": crc, "run": self._run}).encode())
+        self._rotten.discard(step)
+        whole = [other for other in self.steps() if other not in self._rotten]
+        for old in (*whole[: -self._keep], *self._rotten):
             self._drop(old)
+        self._rotten.clear()
 
-    def _is_complete(self, step: int) -> bool:
+    def _checked(self, file: Path, step: int) -> dict[str, Tensor]:
+        """The state in `file`, a checkpoint's or a copy of it."""
+        place = f"checkpoint {self._place}/{_name(step)}"
+        expected = self._meta(step).get("crc32")  # earlier versions stored none
+        if expected is not None and _crc32(file) != expected:
+            raise ValueError(f"{place} cannot be used: its {STATE} is not what was written")
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{place} cannot be used: {STATE} is damaged ({first_line(error)})") from None
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        """What `meta.json` says; empty where it is missing or half written."""
         path = self._path(step, META)
         (info,) = self._files.get_file_info([path])
         if info.type != fs.FileType.File:
-            return False
+            return {}
         # Errors of the store are raised: if they counted as "incomplete", training would start again and overwrite it.
         with self._files.open_input_stream(path) as stream:
             try:
                 meta: dict[str, Any] = json.loads(stream.read())
             except ValueError:
-                return False
+                return {}
+        return meta
+
+    def _is_complete(self, step: int) -> bool:
+        meta = self._meta(step)
+        if not meta:
+            return False
         if meta.get("run") != self._run:
             raise ValueError(f"checkpoints at {self._place} are of another run, with other settings, data or model")
         (info,) = self._files.get_file_info([self._path(step, STATE)])
@@ -144,6 +213,11 @@ class Checkpoints:
             self._files.delete_dir(folder)
 
     @property
+    def place(self) -> str:
+        """Where they are, as it was given."""
+        return self._place
+
+    @property
     def _is_local(self) -> bool:
         return isinstance(self._files, fs.LocalFileSystem)
 
@@ -153,6 +227,14 @@ class Checkpoints:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def _crc32(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 class Moments(Protocol):

@@ -34,40 +34,72 @@ def build(
     if not torch.cuda.is_available():
         # DeepSpeed would compile a C++ kernel for shared-memory collectives at first use: minutes, for what gloo does.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config = _config(
+        zero_stage=zero_stage,
+        max_grad_norm=max_grad_norm,
+        weight_decay=weight_decay,
+        persistence_threshold=persistence_threshold,
+    )
+    if zero_stage == 3:
+        _shard(module, config)
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=[p for p in module.parameters() if p.requires_grad],
-        config={
-            # Unused, since the loss sees whole batches, but DeepSpeed insists on it.
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": max_grad_norm,
-            "optimizer": {
-                "type": "AdamW",
-                "params": {
-                    # `fit` sets the rate of every step; ZeRO-3 takes a step of its own when it is built.
-                    "lr": 0.0,
-                    "weight_decay": weight_decay,
-                    "torch_adam": True,
-                },
-            },
-            "zero_optimization": {
-                "stage": zero_stage,
-                "overlap_comm": torch.cuda.is_available(),
-                "contiguous_gradients": True,
-                "reduce_bucket_size": 50_000_000,
-                "allgather_bucket_size": 50_000_000,
-                "stage3_param_persistence_threshold": persistence_threshold,
-            },
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 1 << 30,
-        },
+        config=config,
         dist_init_required=False,
     )
     if zero_stage == 3:
         _count_updates(engine, 0)
         _forget_old_gradients(engine)
     return engine
+
+
+def _config(
+    *, zero_stage: int, max_grad_norm: float, weight_decay: float, persistence_threshold: int
+) -> dict[str, Any]:
+    return {
+        # Unused, since the loss sees whole batches, but DeepSpeed insists on it.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                # `fit` sets the rate of every step; ZeRO-3 takes a step of its own when it is built.
+                "lr": 0.0,
+                "weight_decay": weight_decay,
+                "torch_adam": True,
+            },
+        },
+        "zero_optimization": {
+            "stage": zero_stage,
+            "overlap_comm": torch.cuda.is_available(),
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 50_000_000,
+            "allgather_bucket_size": 50_000_000,
+            "stage3_param_persistence_threshold": persistence_threshold,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 30,
+    }
+
+
+def _shard(module: nn.Module, config: dict[str, Any]) -> None:
+    """Shard the weights of a module in host memory onto the accelerators, one after the other.
+
+    Left to itself, DeepSpeed would first move the whole module to the accelerator, which may not hold it.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    device = torch.device(get_accelerator().current_device_name())
+    for parameter in module.parameters():
+        if parameter.device != device:  # what is left of it is empty, or too small to be sharded
+            parameter.data = parameter.data.to(device)
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = buffer.to(device)
 
 
 class ShardedMoments:
@@ -114,8 +146,12 @@ class ShardedMoments:
 
 def _count_updates(engine: Any, num_updates: int) -> None:
     """Tell Adam how many updates came before. ZeRO-3 made its moments by an update of its own, on no gradient, which
-    would count: the first real update would be corrected as the second."""
-    for state in engine.optimizer.optimizer.state.values():
+    would count: the first real update would be corrected as the second. Of a version that makes none, they are made."""
+    for flat in engine.optimizer.fp32_partitioned_groups_flat:
+        state = engine.optimizer.optimizer.state[flat]
+        for kind in ("exp_avg", "exp_avg_sq"):
+            if kind not in state:
+                state[kind] = torch.zeros_like(flat)
         state["step"] = torch.as_tensor(float(num_updates))
 
 

@@ -11,6 +11,7 @@ any number of processes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -28,7 +29,8 @@ ShareOfLoss = Callable[[Tensor, slice], Tensor]
 class Engine(Protocol):
     """Wraps the module for training: DeepSpeed's engine or `PlainEngine`.
 
-    The gradient of a step is the mean over processes of the gradients that each has computed.
+    The gradient of a step is the mean over processes of the gradients that each has computed. A step whose gradient is
+    not finite changes no weight (`was_skipped`).
     """
 
     optimizer: Any
@@ -48,6 +50,7 @@ class PlainEngine:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, max_grad_norm: float) -> None:
         self.module, self.optimizer, self._max_grad_norm = module, optimizer, max_grad_norm
         self._grad_norm = 0.0
+        self.overflow = False
         self.num_reductions = 0
 
     def __call__(self, batches: list[PreparedBatch]) -> Tensor:
@@ -64,7 +67,9 @@ class PlainEngine:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._reduce(parameters)
         self._grad_norm = float(nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
-        self.optimizer.step()
+        self.overflow = not math.isfinite(self._grad_norm)
+        if not self.overflow:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def get_global_grad_norm(self) -> float:
@@ -86,6 +91,11 @@ class PlainEngine:
         self.num_reductions += 1
         for parameter, part in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+
+def was_skipped(engine: Engine) -> bool:
+    """Whether the engine's last step changed no weight, since the gradient was not finite; alike on all processes."""
+    return bool(getattr(engine, "overflow", False) or getattr(engine.optimizer, "overflow", False))
 
 
 def contrastive_backward(

@@ -40,6 +40,7 @@ class Objective:
     symmetric: bool = False
     hardness: float = 0.0
     margin: Margin | None = None
+    margin_spares_own: bool = False
     matryoshka_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -47,11 +48,15 @@ class Objective:
             raise ValueError(f"unknown loss {self.kind!r}; known: {sorted(KINDS)}")
 
     @property
-    def needs_ids(self) -> bool:
-        """Whether columns may repeat a row's positive, and must be masked by document ids.
+    def needs_positive_ids(self) -> bool:
+        """Whether columns may repeat a row's positive, and must be masked: a batch of few labels repeats them."""
+        return self.kind == "info_nce"
 
-        A batch has distinct positives, and no row has its positive among its own hard negatives; only the hard
-        negatives of other rows can repeat it.
+    @property
+    def needs_negative_ids(self) -> bool:
+        """Whether other rows' hard negatives are columns, which may repeat a row's positive too.
+
+        No row has its positive among its own hard negatives.
         """
         return self.kind == "info_nce" and self.negatives == "all"
 
@@ -82,6 +87,7 @@ class Objective:
                 positive_ids=labels.positive_ids,
                 negative_ids=labels.negative_ids,
                 margin=self.margin,
+                margin_spares_own=self.margin_spares_own,
                 rows=rows,
             )
 

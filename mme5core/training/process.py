@@ -2,140 +2,197 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mme5core.adapters import add_adapter, train_weights
-from mme5core.distributed import rank, sum_over_processes
-from mme5core.durable import write_json
+from mme5core.distributed import on_any_process, rank, sum_over_processes
 from mme5core.encoder import Encoder
 from mme5core.ownership import check_owner
-from mme5core.sample_table import SampleTable
 from mme5core.training import deepspeed_engine
-from mme5core.training.checkpoint import Checkpoints, Moments, PlainMoments, collect_state, restore_state
+from mme5core.training.checkpoint import Moments, Newest, collect_state, restore_state
+from mme5core.training.ending import LASTING, Ending, lasting, read_ending
 from mme5core.training.fit import StepResult, fit
-from mme5core.training.gradcache import PlainEngine
-from mme5core.training.objective import Objective, TaskTemperatures
+from mme5core.training.loaded import Loaded, build_engine, device_here, is_full, load, objective_of
 from mme5core.training.process_run import TrainingRun
-from mme5core.training.run_files import LOG, REFUSED, SAMPLES_FILE, SUMMARY, make_sampler
-from mme5core.training.settings import LoraSettings, TrainingSettings
+from mme5core.training.run_files import LOG, make_sampler, stop_file
+from mme5core.training.run_log import append_step, cut_log, write_summary
 
-
-@dataclass
-class Loaded:
-    """What a process holds before it meets the others."""
-
-    encoder: Encoder
-    samples: SampleTable
-    temperatures: TaskTemperatures | None
-    checkpoints: Checkpoints
+UPDATES = "num_updates"
+"""In a checkpoint: how many of its steps changed the weights. Earlier versions skipped none and left it out."""
 
 
 def train_process(run: TrainingRun, *, num_threads: int | None = None) -> None:
-    """The whole life of one process. A setting that the model does not fit ends it in one line for all of them.
+    """The whole life of one process. What a second try cannot mend ends it in one line for all of them (`Ending`).
 
     Args:
         num_threads: of a process that computes on the CPU; None: torch's choice.
+
+    Raises:
+        Exception: what a second try may mend.
     """
     if num_threads:
         torch.set_num_threads(num_threads)
-    problem = ""
-    try:
-        loaded = _load(run)
-    except ValueError as error:
-        problem = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        write_json(run.work / REFUSED, {"reason": problem})
-    # The others would wait for one that has left.
-    num_refused = sum_over_processes(torch.tensor([float(bool(problem))], device=_device()))
-    if num_refused.item():
+    if read_ending(run.work, run.owner) is not None:  # of the try before this one
         return
-    _train(run, loaded)
-
-
-def _load(run: TrainingRun) -> Loaded:
-    """
-    Raises:
-        ValueError: a base that does not load, targets that it lacks, checkpoints of another run, ...
-    """
-    settings = run.settings
-    if settings.autocast == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise ValueError("autocast=bfloat16: this GPU has no bfloat16; use autocast=none")
-    torch.manual_seed(settings.seed)
-    device = _device()
-    encoder = Encoder.load(
-        settings.model,
-        prompt_style=settings.prompt_style,
-        device=device,
-        # Weights that train themselves need their small steps kept.
-        dtype="float32" if _is_full(settings) and settings.dtype == "auto" else settings.dtype,
-        remote_code=settings.remote_code,
-        quantize=settings.lora.quantize,
-        # torch's fused attention is several times slower than the plain one in the backward pass on a CPU.
-        attention="eager" if device == "cpu" else None,
-    )
-    encoder.max_tokens = settings.max_tokens
-    _make_trainable(encoder, settings.lora)
-    if settings.activation_checkpointing:
-        encoder.checkpoint_activations()
-    samples = SampleTable(run.work / SAMPLES_FILE)
-    checkpoints = Checkpoints(
-        settings.checkpoints or run.folder / "checkpoints",
-        keep=settings.keep_checkpoints,
-        run=run.fingerprint,
-        may_write=partial(check_owner, run.work, run.owner),
-    )
-    temperatures = _temperatures(settings, samples.tasks)
-    return Loaded(encoder, samples, temperatures.to(device) if temperatures else None, checkpoints)
+    problem = None
+    try:
+        loaded = load(run)
+    except ValueError as error:
+        problem = Ending("refused", (str(error).strip().splitlines() or [type(error).__name__])[-1])
+        problem.write(run.work, run.owner)
+    # The others would wait for one that has left.
+    (is_refused,) = on_any_process(problem is not None, device=device_here())
+    if is_refused:
+        return
+    try:
+        _train(run, loaded)
+    except torch.OutOfMemoryError:
+        reason = "out of memory on the accelerator: lower chunk_rows or chunk_tokens, or set grad_cache=true"
+        Ending("failed", reason).write(run.work, run.owner)
+        raise
+    except FloatingPointError as error:  # on all processes alike
+        Ending("failed", str(error)).write(run.work, run.owner)
+        with contextlib.suppress(*LASTING):
+            loaded.checkpoints.wait()
 
 
 def _train(run: TrainingRun, loaded: Loaded) -> None:
-    encoder, temperatures, is_chief = loaded.encoder, loaded.temperatures, rank() == 0
-    if is_chief:
-        _write_summary(run.work, encoder)
-    engine, moments = _build_engine(encoder.module, run.settings)
-    first_step = _last_checkpoint(loaded.checkpoints)
-    if first_step:
-        state = loaded.checkpoints.load(first_step)
-        if temperatures is not None:
-            temperatures.load_tensors(state, num_updates=first_step)
-        moments.create(first_step)
-        restore_state(encoder.module, state, moments)
-        del state
-    log = run.folder / LOG
-    if is_chief:
-        _cut_log(log, first_step)
+    """
+    Raises:
+        FloatingPointError: on all processes alike, the training has diverged.
+    """
+    engine, moments = build_engine(loaded.encoder.module, run.settings)
+    first_step, num_updates = _resume(run, loaded, moments)
+    writer = _Writer(run, loaded, moments, first_step, num_updates)
+    if writer.ends(is_stop_asked=_is_stop_asked(run)):
+        return
     for result in _steps(run, loaded, engine, first_step):
-        check_owner(run.work, run.owner)
-        if is_chief:
-            with log.open("a") as lines:
-                lines.write(json.dumps(asdict(result) | {"time": time.time()}) + "\n")
-        if result.step % run.settings.save_every == 0 or result.step == run.num_steps:
-            state = collect_state(encoder.module, moments, keep=is_chief)
-            if temperatures is not None:
-                state |= temperatures.tensors()
-            if is_chief:
-                loaded.checkpoints.save(result.step, state)
-    loaded.checkpoints.wait()
-    _save_model(run, encoder)
+        writer.log(result)
+        if writer.ends(is_stop_asked=_is_stop_asked(run)):
+            return
+    writer.wait()
+    if not writer.ends(is_stop_asked=False):
+        writer.save_model()
 
 
-def _save_model(run: TrainingRun, encoder: Encoder) -> None:
-    is_full = _is_full(run.settings)
-    with deepspeed_engine.gathered(encoder.module, frozen_too=is_full):
+class _Writer:
+    """What a process writes, and whether all go on: the first writes for all, all take part in gathering."""
+
+    def __init__(self, run: TrainingRun, loaded: Loaded, moments: Moments, first_step: int, num_updates: int) -> None:
+        self._run, self._loaded, self._moments = run, loaded, moments
+        self._step = self._saved_step = first_step
+        self._num_updates = num_updates
+        self._problem: Ending | None = None
+
+    def log(self, result: StepResult) -> None:
+        """Note a step, and save a checkpoint if one is due."""
+        self._step = result.step
+        self._num_updates += not result.is_skipped
+        with self._noting(str(self._run.folder)):
+            check_owner(self._run.work, self._run.owner)
+            if rank() == 0:
+                append_step(self._run.folder / LOG, result)
+        if result.step % self._run.settings.save_every == 0 or result.step == self._run.num_steps:
+            self._save()
+
+    def ends(self, *, is_stop_asked: bool) -> bool:
+        """Whether all processes are to end: one has failed, or they were asked to and have saved where they are."""
+        has_failed, is_stopped = on_any_process(self._problem is not None, is_stop_asked, device=device_here())
+        if is_stopped and not has_failed:
+            if self._step > self._saved_step:
+                self._save()
+            self.wait()
+            (has_failed,) = on_any_process(self._problem is not None, device=device_here())
+            if not has_failed and rank() == 0:
+                Ending("stopped").write(self._run.work, self._run.owner)
+        if self._problem is not None:
+            self._problem.write(self._run.work, self._run.owner)
+        return has_failed or is_stopped
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        with self._noting(self._loaded.checkpoints.place):
+            self._loaded.checkpoints.wait()
+
+    def save_model(self) -> None:
+        encoder, is_whole = self._loaded.encoder, is_full(self._run.settings)
+        with deepspeed_engine.gathered(encoder.module, frozen_too=is_whole):
+            if rank() == 0:
+                with self._noting(str(self._run.folder)):
+                    _save_model(self._run, encoder, is_whole=is_whole)
+                if self._problem is not None:
+                    self._problem.write(self._run.work, self._run.owner)
+
+    def _save(self) -> None:
+        self._saved_step = self._step
+        state = collect_state(self._loaded.encoder.module, self._moments, keep=rank() == 0)
+        if self._loaded.temperatures is not None:
+            state |= self._loaded.temperatures.tensors()
         if rank() == 0:
-            staged = run.folder / f".model-{run.owner}"  # as deep as `model`: it names its base by a relative path too
-            shutil.rmtree(staged, ignore_errors=True)
-            encoder.save(staged, include_base=is_full)
-            check_owner(run.work, run.owner)
-            staged.rename(run.folder / "model")
+            state[UPDATES] = torch.tensor(self._num_updates)
+            with self._noting(self._loaded.checkpoints.place):
+                _check_finite(state, f"after step {self._step}")
+                self._loaded.checkpoints.save(self._step, state)
+
+    @contextlib.contextmanager
+    def _noting(self, place: str) -> Iterator[None]:
+        """Within it the first failure that a second try cannot mend is noted; others are raised."""
+        try:
+            yield
+        except LASTING as error:
+            problem = lasting(error, place=place)
+            if problem is None:
+                raise
+            self._problem = self._problem or problem
+
+
+def _resume(run: TrainingRun, loaded: Loaded, moments: Moments) -> tuple[int, int]:
+    """Restore the newest whole checkpoint, if there is one; returns its step, 0 for none, and the updates so far."""
+    # The first process looks, so that all go on from the same.
+    newest = loaded.checkpoints.newest() if rank() == 0 else Newest()
+    step = torch.tensor([float(newest.step)], device=device_here(), dtype=torch.float64)
+    first_step = int(sum_over_processes(step).item())
+    state = newest.state
+    if first_step and not state:
+        state = loaded.checkpoints.load(first_step)
+    num_updates = int(state.pop(UPDATES, torch.tensor(first_step)))
+    moments.create(num_updates)
+    if first_step:
+        if loaded.temperatures is not None:
+            loaded.temperatures.load_tensors(state, num_updates=num_updates)
+        restore_state(loaded.encoder.module, state, moments)
+    if rank() == 0:
+        cut_log(run.folder / LOG, first_step)
+        write_summary(run.work, loaded.encoder.module.model, first_step=first_step, passed_over=newest.passed_over)
+    return first_step, num_updates
+
+
+def _is_stop_asked(run: TrainingRun) -> bool:
+    return rank() == 0 and stop_file(run.work, run.owner).exists()
+
+
+def _save_model(run: TrainingRun, encoder: Encoder, *, is_whole: bool) -> None:
+    """
+    Raises:
+        FloatingPointError: a weight is NaN or infinite.
+    """
+    _check_finite({n: p for n, p in encoder.module.named_parameters() if p.requires_grad}, "at the end")
+    staged = run.folder / f".model-{run.owner}"  # as deep as `model`: it names its base by a relative path too
+    shutil.rmtree(staged, ignore_errors=True)
+    encoder.save(staged, include_base=is_whole)
+    check_owner(run.work, run.owner)
+    staged.rename(run.folder / "model")
+
+
+def _check_finite(tensors: dict[str, Tensor], when: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise FloatingPointError(f"{name} is NaN or infinite {when}: lower learning_rate or use float32")
 
 
 def _steps(run: TrainingRun, loaded: Loaded, engine: Any, first_step: int) -> Iterator[StepResult]:
@@ -145,7 +202,7 @@ def _steps(run: TrainingRun, loaded: Loaded, engine: Any, first_step: int) -> It
         loaded.encoder,
         loaded.samples,  # type: ignore[arg-type]
         make_sampler(loaded.samples, settings),
-        objective=_objective(settings),
+        objective=objective_of(settings),
         temperatures=loaded.temperatures,
         num_steps=run.num_steps,
         first_step=first_step,
@@ -162,98 +219,3 @@ def _steps(run: TrainingRun, loaded: Loaded, engine: Any, first_step: int) -> It
         device_features_bytes=settings.tower_features_mb << 20,
         num_threads=settings.picture_threads,
     )
-
-
-def _last_checkpoint(checkpoints: Checkpoints) -> int:
-    """The step to go on from, 0 for none: the first process looks, so that all go on from the same."""
-    steps = checkpoints.steps() if rank() == 0 else []
-    last = torch.tensor([float(steps[-1]) if steps else 0.0], device=_device(), dtype=torch.float64)
-    return int(sum_over_processes(last).item())
-
-
-def _device() -> str:
-    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-
-
-def _is_full(settings: TrainingSettings) -> bool:
-    return settings.lora.method == "none"
-
-
-def _make_trainable(encoder: Encoder, lora: LoraSettings) -> None:
-    """The adapter of the recipe, or the model's own weights."""
-    where: dict[str, Any] = {"targets": lora.targets, "train_embeddings": lora.train_embeddings}
-    if lora.method == "none":
-        train_weights(encoder.module.model, **where)
-        return
-    encoder.module.model = add_adapter(
-        encoder.module.model,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        use_dora=lora.method == "dora",
-        dropout_on=lora.dropout_on,
-        rank_stabilised=lora.rank_stabilised,
-        **where,
-    )
-
-
-def _build_engine(module: Any, settings: TrainingSettings) -> tuple[Any, Moments]:
-    """The engine of the ZeRO stage, and where it keeps its weights and moments."""
-    if settings.zero_stage:
-        engine = deepspeed_engine.build(
-            module,
-            zero_stage=settings.zero_stage,
-            max_grad_norm=settings.max_grad_norm,
-            weight_decay=settings.weight_decay,
-        )
-        return engine, deepspeed_engine.ShardedMoments(engine)
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return PlainEngine(module, optimizer, max_grad_norm=settings.max_grad_norm), PlainMoments(optimizer)
-
-
-def _objective(settings: TrainingSettings) -> Objective:
-    loss = settings.loss
-    return Objective(
-        settings.temperature,
-        kind=loss.kind,
-        negatives=settings.negatives,
-        symmetric=loss.symmetric,
-        hardness=loss.hardness,
-        margin=None if loss.margin is None else (loss.margin_kind, loss.margin),
-        matryoshka_dims=tuple(loss.matryoshka_dims),
-    )
-
-
-def _temperatures(settings: TrainingSettings, tasks: list[str]) -> TaskTemperatures | None:
-    if not settings.loss.learn_temperature:
-        return None
-    return TaskTemperatures(tasks, settings.temperature, learning_rate=settings.loss.temperature_learning_rate)
-
-
-def _write_summary(work: Path, encoder: Encoder) -> None:
-    model = encoder.module.model
-    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    write_json(
-        work / SUMMARY,
-        {
-            "adapted_layers": sorted({name.split(".lora_")[0] for name in trainable if ".lora_" in name}),
-            "trained_weights": sorted(name for name in trainable if ".lora_" not in name),
-            "trainable_parameters": sum(trainable.values()),
-            "parameters": sum(p.numel() for p in model.parameters()),
-        },
-    )
-
-
-def _cut_log(log: Path, first_step: int) -> None:
-    """Drop the lines of steps that will be done again."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    lines = log.read_text().splitlines() if log.is_file() else []
-    kept = []
-    for line in lines:
-        try:
-            if json.loads(line)["step"] <= first_step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            continue  # cut off by a kill
-    log.write_text("".join(line + "\n" for line in kept))

@@ -6,15 +6,17 @@ import random
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 
+from mme5core.training.units import joined, units_of
+
 ROUND_TO = 8
 
 
 class BatchSampler:
-    """Batches of one source and one modality combination, in which no two rows have the same positive.
+    """Batches of one source and one modality combination, with distinct positives as far as there are enough.
 
     Rows of one source have similar queries, which makes the other documents of a batch harder negatives. With one
     modality combination, all processes run the vision tower in the same steps. A second row with the same positive
-    would be a false negative of the first.
+    is no negative of the first, and the loss masks it: a batch of few labels has fewer negatives than rows.
 
     An epoch contains every row at most once. The last rows of a source and combination make a smaller batch of a
     multiple of `round_to` rows; fewer are left out until the next epoch's shuffle.
@@ -76,6 +78,23 @@ class BatchSampler:
         """Rows of each batch of the first epoch."""
         return [len(batch) for batch in self._epoch(0)]
 
+    def rows_without_batch(self) -> dict[int, str]:
+        """The rows that no batch of any epoch can take, each with the reason.
+
+        They are those of a source and modality combination with too few rows, or with one positive alone.
+        """
+        without: dict[int, str] = {}
+        for source, by_combination in sorted(self._rows.items()):
+            for combination, rows in sorted(by_combination.items()):
+                if not units_of(rows, self._keys, unit_rows=self._unit_rows, round_to=self._round_to):
+                    num_positives = len({self._keys[row] for row in rows})
+                    reason = (
+                        f"{source} has {len(rows)} samples of {combination} with {num_positives} distinct positives; "
+                        f"a batch takes a multiple of {self._round_to} with two at least"
+                    )
+                    without |= dict.fromkeys(rows, reason)
+        return without
+
     def batch(self, step: int) -> list[int]:
         """The rows of one step, in the order in which they are divided among processes."""
         epoch = 0
@@ -104,22 +123,17 @@ class BatchSampler:
             random_.shuffle(units)
         else:
             units = self._weighted(len(units), self._weights, random_)
-        return units if self._unit_rows == self._batch_size else self._joined(units)
+        if self._unit_rows == self._batch_size:
+            return units
+        return joined(units, self._keys, batch_size=self._batch_size)
 
     def _units(self, source: str, random_: random.Random) -> list[list[int]]:
-        """The rows of a source in units of one combination and distinct positives; no row twice."""
+        """The rows of a source in units of one combination; no row twice."""
         units: list[list[int]] = []
         for combination in sorted(self._rows[source]):
             rows = list(self._rows[source][combination])
             random_.shuffle(rows)
-            while rows:
-                unit, rows = self._take(rows)
-                if len(unit) < self._unit_rows:
-                    whole = len(unit) // self._round_to * self._round_to
-                    unit, rows = unit[:whole], unit[whole:] + rows
-                if not unit:
-                    break
-                units.append(unit)
+            units += units_of(rows, self._keys, unit_rows=self._unit_rows, round_to=self._round_to)
         return units
 
     def _weighted(self, count: int, weights: Mapping[str, float], random_: random.Random) -> list[list[int]]:
@@ -133,39 +147,3 @@ class BatchSampler:
             if waiting[source]:  # a source of fewer rows than `round_to` has none
                 units.append(waiting[source].pop())
         return units
-
-    def _joined(self, units: list[list[int]]) -> list[list[int]]:
-        """Batches of several units each; a unit that repeats a positive of the batch waits for a later one."""
-        batches: list[list[int]] = []
-        while units:
-            batch: list[int] = []
-            keys: set[Hashable] = set()
-            later = []
-            for place, unit in enumerate(units):
-                if len(batch) == self._batch_size:
-                    later += units[place:]
-                    break
-                fresh = {self._keys[row] for row in unit}
-                if len(batch) + len(unit) <= self._batch_size and not fresh & keys:
-                    batch += unit
-                    keys |= fresh
-                else:
-                    later.append(unit)
-            batches.append(batch)
-            units = later
-        return batches
-
-    def _take(self, rows: list[int]) -> tuple[list[int], list[int]]:
-        """The first rows with distinct positives that fill a unit, and the remaining rows in their order."""
-        batch: list[int] = []
-        passed: list[int] = []
-        keys = set()
-        for place, row in enumerate(rows):
-            if len(batch) == self._unit_rows:
-                return batch, passed + rows[place:]
-            if self._keys[row] in keys:
-                passed.append(row)
-            else:
-                keys.add(self._keys[row])
-                batch.append(row)
-        return batch, passed

@@ -40,6 +40,11 @@ class LossSettings(Section):
     margin_kind: Literal["absolute", "relative"] = key(
         "absolute", "the margin is a similarity, or a share of the positive's"
     )
+    margin_spares_own: bool = key(
+        False,
+        "the margin leaves out documents of other queries only, never a query's own hard negatives",
+        added_later=True,
+    )
     matryoshka_dims: list[int] = key([], "widths whose first columns shall be usable alone; empty: the whole only")
     learn_temperature: bool = key(False, "learn one temperature for each task of the samples, from `temperature` on")
     temperature_learning_rate: float = key(1e-3, "of the temperatures' logarithms", gt=0)

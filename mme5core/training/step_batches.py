@@ -143,12 +143,12 @@ def contents_of(samples: Sequence[Sample], num_negatives: int) -> tuple[list[Con
 
 def _labels(samples: Sequence[Sample], objective: Objective, num_negatives: int) -> Labels:
     positive_ids = negative_ids = score_BC = None
-    if objective.needs_ids:
+    if objective.needs_positive_ids:
         positive_ids = torch.tensor([_document_id(sample.positive) for sample in samples])
-        if num_negatives:
-            negative_ids = torch.tensor(
-                [[_document_id(negative) for negative in sample.negatives[:num_negatives]] for sample in samples]
-            )
+    if objective.needs_negative_ids and num_negatives:
+        negative_ids = torch.tensor(
+            [[_document_id(negative) for negative in sample.negatives[:num_negatives]] for sample in samples]
+        )
     if objective.kind == "soft_label_kl":
         score_BC = torch.tensor([sample.scores[: 1 + num_negatives] for sample in samples])
     return Labels(positive_ids, negative_ids, score_BC)

@@ -19,6 +19,7 @@ from mme5core.corpus.source_columns import SourceColumns
 from mme5core.corpus.unembedded import EmbeddingKey
 from mme5core.corpus.vector_log import REFUSED, VectorPlaces
 from mme5core.corpus.vector_parts import WriteVectors, part_ranges
+from mme5core.hub import pinned
 from mme5core.model_folder import encoder_settings
 from mme5core.parts import PartFiles
 from mme5core.progress import Progress
@@ -40,6 +41,8 @@ def run(config: EmbedCorpusConfig, *, load: LoadEncoder = load_encoder) -> Outco
     Args:
         load: makes the encoder of an actor.
     """
+    # Workers may start hours apart; the hub's branch may move meanwhile.
+    config = config.model_copy(update={"model": pinned(config.model)})
     shards = corpus_shards(config)
     vector_format = checked_format(config)
     with embed_folder(config, shards) as folder:
@@ -197,7 +200,7 @@ def _file_metadata(
 ) -> dict[str, str]:
     """What made the vectors, in every file: two parts that disagree do not belong together."""
     if config.library == "mme5":
-        settings = encoder_settings(config.adapter or config.model)
+        settings = encoder_settings(config.model, config.adapter)
         prompt_style, pooling = settings["prompt_style"], settings["pooling"]
     else:
         prompt_style = pooling = config.library

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from rayjobs.folder.versions import versions
 
 ROWS_AT_ONCE = 1 << 16
 LONGEST_DETAIL = 500  # characters in the quarantine
+_COMMIT = re.compile(r"@[0-9a-f]{40}$")
+"""What the identity of a model on the hub ends in; earlier versions left it out."""
 
 
 def job_folder(
@@ -39,15 +43,22 @@ def job_folder(
     run = Run(
         job, config.model_dump(), fingerprint(config, **identities), row_keys(config), identities, dict(files or {})
     )
-    return JobFolder(config.output, run)
+    without_commits = {name: _COMMIT.sub("", identity) for name, identity in identities.items()}
+    formerly = replace(run, identities=without_commits, fingerprint=fingerprint(config, **without_commits))
+    return JobFolder(config.output, run, formerly=formerly if formerly != run else None)
 
 
 class JobFolder:
-    """One job's output. Everything in it appears by rename, and `_SUCCESS` last."""
+    """One job's output. Everything in it appears by rename, and `_SUCCESS` last.
 
-    def __init__(self, path: str | os.PathLike[str], run: Run) -> None:
+    Args:
+        formerly: the run as earlier versions knew it, whose folders are gone on with as they are.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], run: Run, *, formerly: Run | None = None) -> None:
         self.path = Path(path)
         self.run = run
+        self._formerly = formerly
         self._owner: Owner | None = None
 
     def __enter__(self) -> JobFolder:
@@ -226,6 +237,8 @@ class JobFolder:
             raise InputError(f"output {str(self.path)!r} is not a folder")
         manifest = _read_json(self.path / MANIFEST)
         started = _read_json(self.work / "run.json")
+        if self._formerly is not None and (manifest or started).get("fingerprint") == self._formerly.fingerprint:
+            self.run, self._formerly = self._formerly, None
         if started and not manifest and started.get("fingerprint") != self.run.fingerprint and self._is_unworked():
             started = {}
         if earlier := manifest or started:

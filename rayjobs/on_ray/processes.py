@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,27 @@ from mme5core.processors import threads_per_process
 from rayjobs.on_ray.resources import Placement
 
 RAY_FOLDER = "ray"
+LOOK_EVERY_S = 0.2
 
 
 def run_processes(
-    process: Callable[[int | None], None], work: Path, *, num_workers: int, placement: Placement, max_failures: int
+    process: Callable[[int | None], None],
+    work: Path,
+    *,
+    num_workers: int,
+    placement: Placement,
+    max_failures: int,
+    look: Callable[[], None],
 ) -> None:
     """Run a function in every process of a torch process group, until all have returned.
+
+    Ray Train runs in a thread of its own: in the main thread it would put its own handler on Ctrl-C, and hold back
+    what handlers of signals raise until the training is over.
 
     Args:
         process: takes the number of threads to compute with; None: it computes on an accelerator.
         work: Ray Train's files go below it.
+        look: called meanwhile, several times a second; what it raises ends the wait.
 
     Raises:
         WorkFailed, OSError: a process failed more often than `max_failures`; without Ray's wrapping.
@@ -43,13 +55,24 @@ def run_processes(
             name=RAY_FOLDER,
             storage_path=str(work),
             failure_config=FailureConfig(max_failures=max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            logging_config=LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:
-        raise _cause(error) from None
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_EVERY_S)
+        look()
+    if errors:
+        raise _cause(errors[0]) from None
 
 
 def _in_process(process: Callable[[int | None], None], uses_gpu: bool) -> None:

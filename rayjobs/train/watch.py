@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mme5core.progress import Progress, called_every
-from mme5core.training.run_files import LOG, SUMMARY
+from mme5core.training.run_files import LOG, SUMMARY, whole_lines
 from rayjobs.folder import JobFolder
 
 POLL_EVERY_S = 0.5
@@ -26,43 +26,36 @@ def watched(folder: JobFolder, num_steps: int) -> Iterator[None]:
 
 
 def read_summary(folder: JobFolder) -> dict[str, Any]:
-    """What trained, and the first and the last loss."""
+    """What trained, the first and the last loss, and how many steps were skipped."""
     file = folder.work / SUMMARY
     summary: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    losses = [line["loss"] for line in _whole_lines((folder.path / LOG).read_text())]
-    ends = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}  # a lost folder has lost its log
-    return {"training": summary | ends}
+    trained = {name: entry for name, entry in summary.items() if name not in ("first_step", "passed_over")}
+    log = folder.path / LOG
+    steps = whole_lines(log.read_text(errors="replace")) if log.is_file() else []
+    ends = {"first_loss": steps[0]["loss"], "last_loss": steps[-1]["loss"]} if steps else {}
+    num_skipped = sum(step.get("is_skipped", False) for step in steps)
+    return {"training": trained | ends | ({"skipped_steps": num_skipped} if num_skipped else {})}
 
 
 class _LogTail:
-    """The last line of a log that grows, each byte read once."""
+    """The lines of a log that grows, each byte read once."""
 
     def __init__(self, log: Path) -> None:
-        self._log, self._position, self._rest = log, 0, ""
-        self.last: dict[str, Any] | None = None
+        self._log, self._position, self._rest = log, 0, b""
 
-    def read(self) -> None:
+    def read(self) -> list[dict[str, Any]]:
+        """The steps that are new since the last call."""
         try:
-            if self._log.stat().st_size < self._position:
-                self._position, self._rest = 0, ""  # cut back to the last checkpoint
-            with self._log.open() as stream:
+            with self._log.open("rb") as stream:
+                if stream.seek(0, os.SEEK_END) < self._position:
+                    self._position, self._rest = 0, b""  # cut back to the last checkpoint
                 stream.seek(self._position)
                 text = self._rest + stream.read()
                 self._position = stream.tell()
-        except FileNotFoundError:
-            return
-        whole, _, self._rest = text.rpartition("\n")  # the last line may be half written
-        lines = _whole_lines(whole + "\n")
-        self.last = lines[-1] if lines else self.last
-
-
-def _whole_lines(text: str) -> list[dict[str, Any]]:
-    """The lines that are whole: a kill may have cut the last one."""
-    lines = []
-    for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
-    return lines
+        except OSError:  # not there yet, or its server is away for now
+            return []
+        whole, newline, self._rest = text.rpartition(b"\n")  # the last line may be half written
+        return whole_lines((whole + newline).decode(errors="replace"))
 
 
 class _Watch:
@@ -70,23 +63,44 @@ class _Watch:
 
     def __init__(self, folder: JobFolder, progress: Progress) -> None:
         self._tail, self._summary = _LogTail(folder.path / LOG), folder.work / SUMMARY
-        self._progress, self._started = progress, time.time()
-        self._is_described = self._has_step = False
+        self._progress = progress
+        self._first_step: int | None = None  # once a process has begun: until then the log is a killed run's
+        self._skipped: set[int] = set()
 
     def __call__(self) -> None:
-        if not self._is_described and self._summary.is_file():
-            print(f"train: {_described(json.loads(self._summary.read_text()))}", file=sys.stderr, flush=True)
-            self._is_described = True
-        self._tail.read()
-        last = self._tail.last
-        if not last or last["time"] <= self._started:  # until a process begins, the log is the killed run's
+        if self._first_step is None and not self._begin():
             return
-        if not self._has_step:
-            if last["step"] > 1:
-                print(f"train: going on at step {last['step']:,}", file=sys.stderr, flush=True)
-            self._progress.restart(last["step"])
-            self._has_step = True
-        self._progress.update(last["step"], f"loss {last['loss']:.3f}, {last['rows'] / last['seconds']:.0f} rows/s")
+        assert self._first_step is not None
+        for step in self._tail.read():
+            if step["step"] <= self._first_step:
+                continue
+            if step.get("is_skipped") and step["step"] not in self._skipped:
+                self._skipped.add(step["step"])
+                _say(f"step {step['step']:,} is skipped: its gradient is NaN or infinite")
+            self._progress.update(
+                step["step"], f"loss {step['loss']:.3f}, {step['rows'] / max(step['seconds'], 1e-9):.0f} rows/s"
+            )
+
+    def _begin(self) -> bool:
+        """Say what trains and from where, if a process has written it by now."""
+        try:
+            summary = json.loads(self._summary.read_text())
+        except (OSError, ValueError):  # not there yet, or its server is away for now
+            return False
+        self._first_step = summary["first_step"]
+        for problem in summary["passed_over"]:
+            _say(problem)
+        _say(_described(summary))
+        if self._first_step:
+            _say(f"going on after step {self._first_step:,}, from its checkpoint")
+        elif summary["passed_over"]:
+            _say("no whole checkpoint is left: training from the beginning")
+        self._progress.restart(self._first_step or 0)
+        return True
+
+
+def _say(line: str) -> None:
+    print(f"train: {line}", file=sys.stderr, flush=True)
 
 
 def _described(summary: dict[str, Any]) -> str:

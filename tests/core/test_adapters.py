@@ -241,3 +241,74 @@ def test_dropout_on_the_low_rank_part_leaves_the_base_alone(base: Path) -> None:
         add_adapter(
             encoder.module.model, rank=4, alpha=8, dropout=0.5, targets="all", train_embeddings=False, dropout_on="x"
         )
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("mllama", "language_model.embed_tokens"),
+        ("idefics3", "text_model.embed_tokens"),
+        ("clip", "text_model.embeddings.token_embedding"),
+        ("siglip", "text_model.embeddings.token_embedding"),
+        ("vision_text_dual_encoder", "text_model.embeddings.word_embeddings"),
+    ],
+)
+def test_token_embeddings_train_whatever_a_family_calls_them(
+    family: str, name: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = checkpoint(family)
+    encoder = Encoder.load(base, device="cpu", dtype="bfloat16")
+    assert train_weights(encoder.module.model, targets=["q_proj", "query"], train_embeddings=True).count(
+        f"{name}.weight"
+    ) == 1  # fmt: skip
+    encoder = Encoder.load(base, device="cpu", dtype="bfloat16")
+    model = encoder.module.model = add_adapter(
+        encoder.module.model, rank=2, alpha=4, dropout=0.0, targets="language", train_embeddings=True
+    )
+    trainable = {key: p for key, p in model.named_parameters() if p.requires_grad and ".lora_" not in key}
+    (weight,) = trainable.values()
+    assert next(iter(trainable)).endswith(f"{name}.modules_to_save.default.weight") and weight.dtype == torch.float32
+    (batch,) = encoder.batches([Content("a cat")], [None], max_batch_rows=1, max_batch_tokens=99)
+    encoder.module([batch])[:, 0].sum().backward()
+    assert weight.grad is not None and float(weight.grad.abs().max()) > 0
+    before = encoder.embed([Content("a cat")])
+    with torch.no_grad():
+        weight.mul_(-1)
+    encoder.module.eval()
+    expected = encoder.embed([Content("a cat")])
+    assert np.abs(expected - before).max() > 1e-3
+    encoder.save(tmp_path / "model")
+    assert np.abs(Encoder.load(tmp_path / "model").embed([Content("a cat")]) - expected).max() < 1e-2  # bfloat16
+
+
+def test_train_embeddings_of_a_model_without_known_ones_is_refused() -> None:
+    with pytest.raises(ValueError, match="train_embeddings: Sequential has no token embeddings"):
+        train_weights(torch.nn.Sequential(torch.nn.Linear(2, 2)), targets="all", train_embeddings=True)
+
+
+def test_a_row_of_length_0_trains_with_dora_as_with_lora(base: Path) -> None:
+    rows = {}
+    for use_dora in (True, False):
+        torch.manual_seed(0)
+        encoder = Encoder.load(base, device="cpu")
+        layer = encoder.module.model.get_submodule("language_model.layers.0.mlp.up_proj")
+        layer.weight.data[1] = 0
+        model = encoder.module.model = add_adapter(
+            encoder.module.model, rank=2, alpha=4, dropout=0.0, targets=["language_model.layers.0.mlp.up_proj"],
+            train_embeddings=False, use_dora=use_dora,
+        )  # fmt: skip
+        trainable = [p for key, p in model.named_parameters() if p.requires_grad and "magnitude" not in key]
+        optimizer = torch.optim.SGD(trainable, lr=1.0)
+        (weight,) = [p for key, p in model.named_parameters() if "lora_B" in key]
+        (batch,) = encoder.batches([Content("a cat")], [None], max_batch_rows=1, max_batch_tokens=99)
+        for step in range(3):
+            with weights_at_rest(model):
+                encoder.module([batch])[:, 0].sum().backward()
+            assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == 0:
+                rows[use_dora] = weight[1].detach().clone()
+        assert np.isfinite(encoder.embed([Content("a cat")])).all()
+    assert float(rows[False].abs().max()) > 0
+    torch.testing.assert_close(rows[True], rows[False])

@@ -49,6 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ids of positives only": {"positive_ids": POSITIVE_IDS, "negatives": "all"},
     "margin": {"margin": ("absolute", -0.2)},
     "relative margin": {"margin": ("relative", 0.1), "negatives": "all"},
+    "margin that spares its own": {"margin": ("absolute", -0.2), "margin_spares_own": True},
+    "margin that spares its own, all": {"margin": ("absolute", 0.1), "margin_spares_own": True, "negatives": "all"},
     "temperature per row": {"temperature": TEMPERATURES},
     "everything": IDS
     | {
@@ -83,6 +85,7 @@ def slow_variant(
     positive_ids: NDArray[np.int64] | None = None,
     negative_ids: NDArray[np.int64] | None = None,
     margin: Margin | None = None,
+    margin_spares_own: bool = False,
     constant: tuple[Array, Array, Array] | None = None,
 ) -> float:
     """One row, one column, one exponential at a time; `constant` holds the vectors that are not differentiated."""
@@ -109,6 +112,9 @@ def slow_variant(
                 similarity, weight = anchors[row] @ vector, frozen_anchors[row] @ frozen
                 if is_positive:
                     sum_of_exponentials += np.exp(similarity / t)
+                elif margin_spares_own and isinstance(name, tuple) and name[0] == row:
+                    is_copy = positive_ids is not None and ids.get(name) == positive_ids[row]
+                    sum_of_exponentials += 0.0 if is_copy else np.exp(hardness * weight) * np.exp(similarity / t)
                 elif not (weight > cut or (positive_ids is not None and ids.get(name) == positive_ids[row])):
                     sum_of_exponentials += np.exp(hardness * weight) * np.exp(similarity / t)
             total += np.log(sum_of_exponentials) - anchors[row] @ columns[row] / t

@@ -121,3 +121,10 @@ def test_rows_of_a_kind_that_the_model_does_not_take_are_told_and_the_others_emb
     assert bad == {1: "unsupported_modality", 2: "unsupported_modality"} and found == {0: 2, 1: 0, 2: 0, 3: 2}
     with pytest.raises(ValueError, match="content 1: unsupported_modality: the model takes no pictures"):
         list(encoder.stream(contents, [None] * 4))
+
+
+def test_a_model_folder_of_train_is_named_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "encoder.json").write_text("{}")
+    for load in (sentence_transformer_width, SentenceTransformerEncoder):
+        with pytest.raises(ValueError, match=r"model folder of `train`: .*`train export layout=sentence-transformers`"):
+            load(str(tmp_path))

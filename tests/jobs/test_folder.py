@@ -23,7 +23,8 @@ from mme5core.parts import part_name
 from mme5core.schemas import QUARANTINE
 from mme5core.tables import of_size
 from mme5core.types import Rejected
-from rayjobs.folder import JobFolder, Run
+from rayjobs.folder import JobFolder, Run, job_folder
+from rayjobs.train.config import TrainConfig
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
 
@@ -365,3 +366,31 @@ def test_a_folder_that_a_run_of_the_first_version_is_writing_is_refused(tmp_path
         with pytest.raises(InputError, match="is being written by another run"):
             folder.open()
     assert folder.open() is None
+
+
+def test_a_folder_begun_before_commits_were_known_is_gone_on_with_as_it_is(tmp_path: Path) -> None:
+    def folder(model: str) -> JobFolder:
+        config = TrainConfig(input=["samples"], model="owner/name", output=str(tmp_path / "run"))
+        return job_folder("train", config, {"input": "aaaa", "model": model})
+
+    with folder("owner/name") as begun:
+        begun.open()
+        earlier = begun.run.fingerprint
+        (tmp_path / "run" / "checkpoints").mkdir()
+    with folder(f"owner/name@{'a' * 40}") as resumed:
+        resumed.open()
+        assert resumed.run.fingerprint == earlier and resumed.run.identities["model"] == "owner/name"
+    with pytest.raises(InputError, match="another configuration"):
+        folder(f"owner/other@{'a' * 40}").open()
+
+
+def test_a_folder_of_another_commit_is_refused_with_both(tmp_path: Path) -> None:
+    def folder(commit: str) -> JobFolder:
+        config = TrainConfig(input=["samples"], model="owner/name", output=str(tmp_path / "run"))
+        return job_folder("train", config, {"model": f"owner/name@{commit * 40}"})
+
+    with folder("a") as begun:
+        begun.open()
+        (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(InputError, match=f"model: 'owner/name@{'a' * 40}' there, 'owner/name@{'b' * 40}' here"):
+        folder("b").open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from tests.ray.conftest import World, adds_up, kill_with_children, synth_args
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
+AGENT_PORT = 52365  # Ray's default
 
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "cluster/gcp.yaml", "cluster/local.yaml"])
@@ -44,8 +46,16 @@ def test_cluster_files_pin_the_versions_of_the_constraints() -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """`ray start --head` on free ports with a token of its own; stopped by its own processes, not by `ray stop`."""
-    gcs, dashboard, client = free_port(), free_port(), free_port()
+    """`ray start --head` on free ports with a token of its own; stopped by its own processes, not by `ray stop`.
+
+    The port on which agents listen by default is taken, as beside another head: without one of its own no job could be
+    submitted ("No available agent").
+    """
+    gcs, dashboard, client, agent = (free_port() for _ in range(4))
+    taken = socket.socket()
+    with contextlib.suppress(OSError):  # by another head
+        taken.bind(("", AGENT_PORT))
+        taken.listen()
     home = tmp_path_factory.mktemp("home")
     # Short: Ray's sockets lie below it.
     temp = Path("/tmp") / f"mme5-ray-{os.getpid()}"
@@ -55,7 +65,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     process = subprocess.Popen(
         [
             RAY, "start", "--head", f"--port={gcs}", f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}", "--num-cpus=2", f"--temp-dir={temp}", "--include-dashboard=true",
+            f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
+            "--num-cpus=2", f"--temp-dir={temp}", "--include-dashboard=true",
             "--block", "--disable-usage-stats",
         ],
         env=env,
@@ -68,6 +79,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         wait_for(dashboard)
         yield env
     finally:
+        taken.close()
         kill_with_children(process)  # told to end, Ray takes half a minute
         shutil.rmtree(temp, ignore_errors=True)
 

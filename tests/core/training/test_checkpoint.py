@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,42 @@ def test_what_a_kill_left_half_written_is_ignored_and_written_over(
     saved(checkpoints, 8, 3.0)
     loaded = latest(checkpoints)
     assert loaded is not None and loaded[0] == 8 and loaded[1]["weight/b"].item() == 3.0
+
+
+@pytest.mark.parametrize("damage", ["in the header", "in a tensor", "in a tensor, of a version without a checksum"])
+def test_one_that_is_rotten_at_its_old_size_is_passed_over_by_name_and_replaced(
+    damage: str, tmp_path: Path, place: dict[str, Any]
+) -> None:
+    for step in (3, 5, 8):
+        saved(Checkpoints(**place, keep=3), step, float(step))
+    for step in (5, 8):
+        file = tmp_path / "checkpoints" / f"step-{step:08d}" / STATE
+        content = bytearray(file.read_bytes())
+        content[: 9 if "header" in damage else 0] = bytes(9 if "header" in damage else 0)
+        content[-1] ^= 1
+        file.write_bytes(content)
+        if damage.endswith("checksum"):
+            meta = json.loads((file.parent / META).read_text())
+            del meta["crc32"]
+            (file.parent / META).write_text(json.dumps(meta))
+    checkpoints = Checkpoints(**place, keep=1)
+    newest = checkpoints.newest()
+    if damage.endswith("checksum"):
+        assert newest.step == 8 and not newest.passed_over  # a tensor's bits tell nothing
+        return
+    assert newest.step == 3 and newest.state["weight/b"].item() == 3.0
+    assert ["step-00000008" in line for line in newest.passed_over] == [True, False]
+    saved(checkpoints, 4, 4.0)
+    assert names(tmp_path / "checkpoints") == ["step-00000004"]  # one rotten of a higher step does not count as newer
+    assert Checkpoints(**place, keep=1).newest().step == 4
+
+
+def test_where_all_are_rotten_there_is_none(tmp_path: Path) -> None:
+    saved(Checkpoints(tmp_path, keep=1), 2, 1.0)
+    (tmp_path / "step-00000002" / STATE).write_bytes(bytes((tmp_path / "step-00000002" / STATE).stat().st_size))
+    newest = Checkpoints(tmp_path, keep=1).newest()
+    assert newest.step == 0 and not newest.state and len(newest.passed_over) == 1
+    assert Checkpoints(tmp_path / "none", keep=1).newest().step == 0
 
 
 def test_where_there_is_none_there_is_none_to_load(tmp_path: Path) -> None:

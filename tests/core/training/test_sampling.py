@@ -150,3 +150,31 @@ def test_the_sizes_of_an_epoch_are_those_of_its_batches() -> None:
     sampler = BatchSampler(["T2I"] * 24 + ["T2T"] * 29, range(53), batch_size=16, seed=0)
     assert sorted(sampler.epoch_sizes()) == [8, 8, 16, 16]
     assert sampler.epoch_sizes() == [len(sampler.batch(step)) for step in range(4)]
+
+
+def test_two_labels_beside_a_source_of_distinct_positives_train_in_full_batches() -> None:
+    keys = [*range(160), *(row % 2 for row in range(160, 320))]
+    sources = ["pairs"] * 160 + ["labels"] * 160
+    for weights in (None, {"pairs": 1, "labels": 1}):
+        sampler = BatchSampler(["T2T"] * 320, keys, batch_size=32, seed=0, sources=sources, weights=weights)
+        batches = epoch_of(sampler, 0)
+        assert {len(batch) for batch in batches} == {32}
+        of_labels = [batch for batch in batches if sources[batch[0]] == "labels"]
+        assert of_labels and all({keys[row] for row in batch} == {0, 1} for batch in of_labels)
+    assert sampler.rows_without_batch() == {}
+
+
+def test_24_classes_fill_a_batch_of_many_more() -> None:
+    sampler = BatchSampler(["I2T"] * 960, [row % 24 for row in range(960)], batch_size=384, seed=0)
+    assert sorted(sampler.epoch_sizes()) == [192, 384, 384]
+    assert sorted(row for batch in epoch_of(sampler, 0) for row in batch) == list(range(960))
+
+
+def test_rows_that_no_batch_of_any_epoch_takes_are_named_with_the_reason() -> None:
+    sources = ["a"] * 16 + ["b"] * 5 + ["c"] * 9
+    keys = [*range(21), *[99] * 9]
+    sampler = BatchSampler(["T2T"] * 30, keys, batch_size=8, seed=0, sources=sources)
+    without = sampler.rows_without_batch()
+    assert sorted(without) == list(range(16, 30))
+    assert without[16].startswith("b has 5 samples of T2T with 5 distinct positives; a batch takes a multiple of 8")
+    assert without[21].startswith("c has 9 samples of T2T with 1 distinct positives")
