@@ -28,6 +28,7 @@ MAX_PIXELS = 64_000_000
 """Pictures of more pixels are refused before they are decoded: 64 megapixels are 192 MB in RGB."""
 MAX_PICTURE_BYTES = 1 << 29
 """Larger files are refused before they are read."""
+MOST_SCANS = 500
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -205,6 +206,8 @@ def thumbnail_url(image: ImageRef | None, size: int) -> str:
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("empty_image", "0 bytes")
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MOST_SCANS:
+        raise BadImage("broken_image", f"a JPEG of more than {MOST_SCANS} scans")  # each would be decoded
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:

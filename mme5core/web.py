@@ -24,15 +24,28 @@ from mme5core.errors import first_line
 
 FETCH_S = 60.0
 """For one file, attempts and waits included."""
-MAX_BYTES = 1 << 27
+MAX_BYTES = 1 << 26
 _SILENCE_S, _WAITS_S = 20.0, (0.5, 2.0)
 _HEADERS = {"User-Agent": "mme5"}  # some servers refuse Python's default
 _MAY_PASS = (408, 425, 429)
+_PORTS = {"http": 80, "https": 443}
 ALLOW_HOSTS = (
     "hosts that addresses of pictures may name, or patterns of them; null: any with a public address; "
     "a host of this machine or of a private network must be listed"
 )
 """What a setting that becomes a `HostRule` means."""
+# IPv6 addresses that hold one of IPv4, and how far from the right: mapped, translated (NAT64), 6to4, compatible.
+_AROUND_IPV4 = [
+    (ipaddress.IPv6Network(network), shift)
+    for network, shift in (
+        ("::ffff:0:0/96", 0),
+        ("::ffff:0:0:0/96", 0),
+        ("64:ff9b::/96", 0),
+        ("2002::/16", 80),
+        ("::/96", 0),
+    )
+]
+_NOT_PUBLIC = [ipaddress.IPv6Network(network) for network in ("fec0::/10", "64:ff9b:1::/48")]
 Connect = Callable[..., socket.socket]
 _SAFE_IN_PATH, _SAFE_IN_QUERY = "%/:=&~+!$,;'@()*[]|", "%/:=&?~+!$,;'@()*[]|{}"
 
@@ -79,12 +92,20 @@ class HostRule:
 
 def _is_public(address: str) -> bool:
     """True also of a name: its address is checked when it is known."""
+    text = address.strip("[]").partition("%")[0]
     try:
-        ip = ipaddress.ip_address(address.strip("[]").partition("%")[0])
+        ip = ipaddress.ip_address(text)
     except ValueError:
-        return address.lower().rstrip(".") != "localhost"
-    mapped = getattr(ip, "ipv4_mapped", None)
-    ip = mapped or ip
+        try:
+            ip = ipaddress.ip_address(socket.inet_aton(text))  # 2130706433, 0x7f.1
+        except OSError:
+            return address.lower().rstrip(".") != "localhost"
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = next((shift for network, shift in _AROUND_IPV4 if ip in network), None)
+        if inner is not None:
+            ip = ipaddress.IPv4Address(int(ip) >> inner & 0xFFFF_FFFF)
+        elif any(ip in network for network in _NOT_PUBLIC):
+            return False
     return ip.is_global and not ip.is_multicast
 
 
@@ -168,7 +189,7 @@ def _attempt(request: urllib.request.Request, rule: HostRule | None, deadline: f
     connections = _Connections(rule, deadline)
     opener = urllib.request.build_opener(*connections.handlers(), _Redirects(rule))
     if rule is not None:
-        rule.check(_host(request.full_url))
+        _check(rule, _host(request.full_url))
     body = bytearray()
     with connections.closed_at_deadline(), opener.open(request, timeout=connections.silence_s()) as response:
         while chunk := response.read1(1 << 16):
@@ -181,6 +202,14 @@ def _attempt(request: urllib.request.Request, rule: HostRule | None, deadline: f
         if length.isdigit() and len(body) < int(length):
             raise OSError(f"the connection ended after {len(body):,} of {int(length):,} bytes")
     return bytes(body)
+
+
+def _check(rule: HostRule, host: str) -> None:
+    """As `HostRule.check`, with the addresses that the name has here: a proxy would ask another server for it."""
+    rule.check(host)
+    with contextlib.suppress(socket.gaierror, UnicodeError):
+        for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+            rule.check(host, str(address[0]))
 
 
 def _host(url: str) -> str:
@@ -198,8 +227,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if not url.startswith(("http://", "https://")):
             raise HostRefused(f"a redirect to {url.partition(':')[0]}:")
         if self._rule is not None:
-            self._rule.check(_host(url))
-        return super().redirect_request(request, file, code, message, headers, url)
+            _check(self._rule, _host(url))
+        following = super().redirect_request(request, file, code, message, headers, url)
+        if following is not None and _host(following.full_url) != _host(request.full_url):
+            following.remove_header("Authorization")
+        return following
 
 
 class _Connections:
@@ -208,10 +240,8 @@ class _Connections:
     def __init__(self, rule: HostRule | None, deadline: float) -> None:
         self._rule, self._deadline = rule, deadline
         self._sockets: list[socket.socket] = []
-        self._proxies = {
-            urllib.parse.urlsplit(proxy if "://" in proxy else f"//{proxy}").hostname
-            for proxy in urllib.request.getproxies().values()
-        }
+        parts = [urllib.parse.urlsplit(p if "://" in p else f"//{p}") for p in urllib.request.getproxies().values()]
+        self._proxies = {(part.hostname, part.port or _PORTS.get(part.scheme, 80)) for part in parts}
 
     def silence_s(self) -> float:
         return max(0.01, min(_SILENCE_S, self._deadline - time.monotonic()))
@@ -237,7 +267,7 @@ class _Connections:
         host, port = place
         problem: OSError = OSError(f"no address of {host}")
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            if self._rule is not None and host not in self._proxies:
+            if self._rule is not None and place not in self._proxies:
                 self._rule.check(host, str(address[0]))
             connection = socket.socket(family, kind, protocol)
             try:

@@ -183,6 +183,8 @@ def _record(row: CorpusRow, key_of: KeyOf) -> Item:
             record["key"] = key_of(row)
         except BadImage as error:
             refused = Rejected(row.id, error.reason, error.detail)
+        except Exception as error:
+            refused = Rejected(row.id, "unreadable_row", f"{type(error).__name__}: {first_line(error)}")
     if refused is not None:
         return record | {"reason": refused.reason, "detail": refused.detail}
     return record | {"id_key": id_key(row.id)}

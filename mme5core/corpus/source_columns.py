@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +87,4 @@ def _as(kind: str, entry: Any) -> Any:
 
 def _finite(entry: Any) -> Any:
     """The entry with null for NaN and infinity, which JSON does not have."""
-    if isinstance(entry, float) and not math.isfinite(entry):
-        return None
-    if isinstance(entry, dict):
-        return {name: _finite(own) for name, own in entry.items()}
-    return [_finite(own) for own in entry] if isinstance(entry, list) else entry
+    return json.loads(json.dumps(entry), parse_constant=lambda _: None)

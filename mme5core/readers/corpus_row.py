@@ -15,6 +15,8 @@ from mme5core.types import Rejected
 from mme5core.web import HostRule
 
 SIDES = ("both", "query", "target")
+LONGEST_DETAIL = 400
+_REASON = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,5 +106,9 @@ class CorpusRow:
 
 
 def refuse(row_id: str, reason: str, detail: str = "") -> CorpusRow:
-    row_id, detail = writable(row_id), writable(detail)
+    row_id, detail = writable(row_id), " ".join(writable(detail).split())
+    if not _REASON.fullmatch(reason):  # a status out of the corpus
+        reason, detail = "refused_by_its_status", f"{writable(reason)!r} {detail}"
+    if len(detail) > LONGEST_DETAIL:
+        detail = f"{detail[:LONGEST_DETAIL]} ..."
     return CorpusRow(row_id, refused=Rejected(row_id, reason, detail))

@@ -65,7 +65,7 @@ def _read_tar(shard: AnyPath, options: ReadOptions) -> Iterator[tuple[str, Corpu
         with shard.open("rb") as file:
             for member in members(file):
                 path = PurePosixPath(member.name)
-                key = writable(str(path.with_suffix("")))
+                key = writable(str(path.with_suffix(""))) if path.name else writable(repr(member.name))
                 if member.is_file and path.suffix.lower() in COMPANIONS:
                     continue
                 whole = f"{prefix}{writable(str(path))}"
@@ -96,14 +96,21 @@ def _sources(shard: AnyPath, options: ReadOptions) -> dict[str, str | None]:
         with shard.open("rb") as file:
             for member in members(file):
                 path = PurePosixPath(member.name)
-                if not member.is_file or path.suffix != ".json" or member.size > MAX_PICTURE_BYTES or member.is_cut:
+                if (
+                    not path.name
+                    or not member.is_file
+                    or path.suffix != ".json"
+                    or member.size > MAX_PICTURE_BYTES
+                    or member.is_cut
+                ):
                     continue
                 try:
                     record = json.loads(member.read(file).decode())
+                    source = options.source(record) if isinstance(record, dict) else None
                 except (ValueError, RecursionError):
                     continue
-                if isinstance(record, dict):
-                    sources[writable(str(path.with_suffix("")))] = options.source(record)
+                if source is not None:
+                    sources[writable(str(path.with_suffix("")))] = source
     except (BrokenTar, OSError):
         pass  # `_read_tar` reports it
     return sources
@@ -116,6 +123,8 @@ def _not_in_tar(sidecar: AnyPath, in_tar: set[str], prefix: str) -> Iterator[Cor
         with sidecar.open("rb") as file:
             table = pq.read_table(file)
         if "key" not in table.column_names:
+            detail = "Parquet beside a tar of its name, without img2dataset's column key: rename it to have it read"
+            yield refuse(f"{prefix}{sidecar.name}", "not_a_sidecar", detail)
             return
         columns = [name for name in ("key", "status", "error_message") if name in table.column_names]
         records = table.select(columns).to_pylist()

@@ -45,12 +45,17 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
 
 def candidates(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(text, path of the picture) of each candidate of a row, in order; either may be empty."""
-    texts, paths = list(record["tgt_text"] or ()), list(record.get("tgt_img_path") or ())
+    texts, paths = _listed(record["tgt_text"]), _listed(record.get("tgt_img_path"))
     for place in range(max(len(texts), len(paths))):
         yield (
             (texts[place] if place < len(texts) else "") or "",
             (paths[place] if place < len(paths) else "") or "",
         )
+
+
+def _listed(entries: Any) -> list[str]:
+    """A list of entries; of a text, which is one entry, a list of it."""
+    return [entries] if isinstance(entries, str) else list(entries or ())
 
 
 def query_id(name: str, number: int, place: int = 0) -> str:
@@ -95,6 +100,8 @@ def _row(row_id: str, text: str, path: str, shard: AnyPath, options: ReadOptions
             image = options.picture(path, shard)
     except BadImage as error:
         return refuse(row_id, error.reason, error.detail)
+    except ValueError as error:
+        return refuse(row_id, "missing_image", first_line(error))
     if image is None and not text:
         return refuse(row_id, "empty_row", "neither text nor picture")
     return CorpusRow(row_id, text or None, image)

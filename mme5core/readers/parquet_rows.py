@@ -72,7 +72,9 @@ def _cell(scalar: pa.Scalar) -> Any:
     try:
         return scalar.as_py()
     except (ArithmeticError, ValueError):
-        try:
-            return scalar.cast(pa.string()).as_py()
-        except pa.ArrowException:
-            return None
+        for kind in (pa.binary(), pa.string()):  # a string that is no UTF-8, a date beyond the calendar
+            try:
+                return scalar.cast(kind).as_py()
+            except (pa.ArrowException, ValueError):
+                continue
+        return None

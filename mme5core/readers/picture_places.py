@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from mme5core.errors import first_line
-from mme5core.images import BadImage, bytes_in_text, image_bytes
+from mme5core.images import MAX_PICTURE_BYTES, BadImage, bytes_in_text, image_bytes
+from mme5core.readers.texts import writable
 from mme5core.storage import Address, AnyPath, locate, without_credentials
 from mme5core.web import HostRefused, HostRule, TooLarge, Unreachable, fetch
 
@@ -40,6 +41,8 @@ class RemotePicture:
                 return fetch(self.place.path, self.rule)
             if self.place.path.startswith(_HUB):
                 self.rule.check(_HUB_HOST)
+            if (size := self.place.info().size or 0) > MAX_PICTURE_BYTES:
+                raise TooLarge(f"{size:,} bytes")
             return self.place.read_bytes()
         except Exception as error:  # the clients of some stores raise errors of their own
             reason = next((name for kind, name in _REASONS.items() if isinstance(error, kind)), "unreachable_image")
@@ -62,8 +65,8 @@ def picture_of(text: str, folder: AnyPath, pictures: str | None, rule: HostRule)
     inline = bytes_in_text(text)
     if inline is not None:
         return inline
-    if "\0" in text:
-        raise BadImage("missing_image", f"{text!r}: a NUL in a path")
+    if "\0" in text or (not text.isascii() and writable(text) != text):
+        raise BadImage("missing_image", f"{text!r} is no path")
     given, base = locate(text), locate(pictures) if pictures else folder
     if isinstance(given, Address):
         if given.is_web or given.path.startswith(_HUB):
@@ -89,7 +92,7 @@ def is_below(file: Path, *folders: Path) -> bool:
     Links of a snapshot in the Hugging Face cache lead to the blobs beside it; these count as below it.
     """
     real = os.path.realpath(file)
-    return any(real.startswith(_real_root(str(folder))) for folder in folders)
+    return any(real.startswith(root) for folder in folders for root in _real_roots(str(folder)))
 
 
 def check_below(file: Path, folder: Path, pictures: str | None) -> None:
@@ -103,12 +106,12 @@ def check_below(file: Path, folder: Path, pictures: str | None) -> None:
 
 
 @lru_cache(maxsize=4096)
-def _real_root(folder: str) -> str:
+def _real_roots(folder: str) -> tuple[str, ...]:
     root = os.path.realpath(folder)
+    own = root.rstrip("/") + "/"
     before, snapshots, _ = root.rpartition("/snapshots/")
-    if snapshots and os.path.isdir(f"{before}/blobs"):
-        root = before
-    return root.rstrip("/") + "/"
+    blobs = f"{before}/blobs/"
+    return (own, blobs) if snapshots and os.path.isdir(blobs) else (own,)
 
 
 def _root_of(address: Address, folders: tuple[AnyPath, ...]) -> Address | None:

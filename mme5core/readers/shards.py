@@ -90,18 +90,20 @@ def labels(shards: Sequence[AnyPath], inputs: Sequence[str] = ()) -> list[str]:
     roots = [_parts(root) for root in map(_root, inputs)]
     own = [_parts(shard) for shard in shards]
     ends = [_place(parts, roots) for parts in own]
-    twins: dict[tuple[str, ...], list[int]] = {}
-    for number, (parts, length) in enumerate(zip(own, ends, strict=True)):
-        twins.setdefault(parts[len(parts) - length :], []).append(number)
-    for numbers in twins.values():
-        while len(numbers) > 1:
-            # One folder more, of all of them: until no two are the same, or there are no more folders.
-            for number in numbers:
-                ends[number] = min(len(own[number]), ends[number] + 1)
-            different = {own[number][-ends[number] :] for number in numbers}
-            if len(different) == len(numbers) or all(ends[number] == len(own[number]) for number in numbers):
-                break
+    while groups := _same(own, ends):
+        # One folder more of each: until no two are the same, or there are no more folders.
+        for number in groups:
+            ends[number] = min(len(own[number]), ends[number] + 1)
     return [writable("/".join(parts[len(parts) - length :])) for parts, length in zip(own, ends, strict=True)]
+
+
+def _same(paths: Sequence[tuple[str, ...]], ends: Sequence[int]) -> list[int]:
+    """The paths of which another has the same end, unless they are the same altogether."""
+    by_end: dict[tuple[str, ...], list[int]] = {}
+    for number, (parts, length) in enumerate(zip(paths, ends, strict=True)):
+        by_end.setdefault(parts[len(parts) - length :], []).append(number)
+    groups = (numbers for numbers in by_end.values() if len({paths[number] for number in numbers}) > 1)
+    return [number for numbers in groups for number in numbers if ends[number] < len(paths[number])]
 
 
 def _parts(path: AnyPath) -> tuple[str, ...]:
@@ -221,8 +223,9 @@ def _files(
     if isinstance(path, Address):
         matches += path.matches()
     else:
-        matches += [Path(match) for match in sorted(glob.glob(str(path)))] or [path]
+        matches += [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path)))] or [path]
     files: list[AnyPath] = []
+    passed_over: list[str] = []
     for match in matches:
         if match.is_dir():
             data, others = _data_in(match, suffixes, without)
@@ -232,10 +235,7 @@ def _files(
             else:
                 files += data
             if data and others:
-                note(
-                    f"input {text!r}: {len(others):,} other files are not read: {', '.join(others[:3])}"
-                    + (", ..." if len(others) > 3 else "")
-                )
+                note(_others(text, others))
         elif not match.exists():
             raise InputError(f"input {text!r}: no such file or folder")
         elif not match.is_file():
@@ -244,7 +244,16 @@ def _files(
             files += [] if ".tar" in suffixes and _is_beside_a_tar(match) else [match]
         elif len(matches) == 1:
             raise InputError(f"input {str(match)!r}: not a {', '.join(suffixes)} file")
+        else:
+            passed_over.append(match.name)
+    if files and passed_over:
+        note(_others(text, passed_over))
     return files
+
+
+def _others(text: str, names: list[str]) -> str:
+    more = ", ..." if len(names) > 3 else ""
+    return f"input {text!r}: {len(names):,} other files are not read: {', '.join(names[:3])}{more}"
 
 
 def _data_in(folder: AnyPath, suffixes: Sequence[str], without: str | None) -> tuple[list[AnyPath], list[str]]:
@@ -256,12 +265,12 @@ def _data_in(folder: AnyPath, suffixes: Sequence[str], without: str | None) -> t
             data.append((name, file))
         elif not name.endswith("_stats.json"):  # img2dataset's
             others.append(name)
-    tars = {name for name, file in data if file.suffix == ".tar"}
-    return [file for name, file in data if not (_of_tar(name) in tars and file.suffix == ".parquet")], others
+    tars = {_stem(name) for name, file in data if file.suffix.lower() == ".tar"}
+    return [file for name, file in data if not (_stem(name) in tars and file.suffix.lower() == ".parquet")], others
 
 
-def _of_tar(name: str) -> str:
-    return f"{name.rpartition('.')[0]}.tar"
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _is_beside_a_tar(file: AnyPath) -> bool:

@@ -83,7 +83,7 @@ def row_of(record: dict[str, Any], columns: Columns, shard: AnyPath, position: i
     row_id = f"{options.name(shard)}:{position}"
     try:
         fields = {role: record.get(name) if name else None for role, name in columns.items()}
-        if fields["id"] not in (None, ""):
+        if fields["id"] not in (None, "", b""):
             row_id = as_text(fields["id"])
         return _row_of(record, fields, row_id, shard, position, options)
     except BadImage as error:
@@ -103,8 +103,9 @@ def _row_of(
         raise BadImage(as_text(fields["status"]), as_text(fields["error"] or ""))
     text, instruction = _text_of(fields["text"], "text"), _text_of(fields["instruction"], "instruction")
     title = fields["title"]
-    if isinstance(title, str) and text is not None:
-        text = f"{title} {text}".strip()
+    title = _text_of(title if title is None or isinstance(title, str | bytes) else str(title), "title")
+    if title:
+        text = f"{title} {text or ''}".strip()
     pictures = _pictures(fields["image"], fields["images"], shard, options)
     if not pictures and not (text or "").strip():
         raise BadImage("empty_row", "neither text nor picture")

@@ -9,6 +9,7 @@ from typing import IO
 
 BLOCK = tarfile.BLOCKSIZE
 BYTES_AT_ONCE = 1 << 20
+LONGEST_EXTENSION = 1 << 14
 
 
 class BrokenTar(ValueError):
@@ -49,6 +50,23 @@ class Member:
         return data
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose extensions (long names, pax records) are read only if they are short."""
+
+    def _proc_gnulong(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._check_length()
+        return super()._proc_gnulong(archive)  # type: ignore[misc, no-any-return]
+
+    def _proc_pax(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        self._check_length()
+        return super()._proc_pax(archive)  # type: ignore[misc, no-any-return]
+
+    def _check_length(self) -> None:
+        # Python's search for the records takes time with the square of their length.
+        if self.size > LONGEST_EXTENSION:
+            raise BrokenTar(f"a header has an extension of {self.size:,} bytes")
+
+
 def members(file: IO[bytes]) -> Iterator[Member]:
     """All members in order but folders; of several tars in one file (`cat a.tar b.tar`) those of all.
 
@@ -65,7 +83,7 @@ def _of_one_archive(file: IO[bytes], start: int, size: int) -> Generator[Member,
     """The members of the archive that begins at `start`; returns where the next one begins, None if there is none."""
     file.seek(start)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             last = -1
             while (entry := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them

@@ -82,10 +82,10 @@ def test_rows_that_failed_stand_in_the_parquet_alone_and_are_refused_as_such(tmp
     assert [row.refused.detail for row in rows if row.refused] == ["HTTP Error 404: File not found", "", ""]
 
 
-def test_a_parquet_of_other_things_beside_the_tar_says_nothing_of_it(tmp_path: Path) -> None:
+def test_a_parquet_of_other_things_beside_the_tar_is_refused_by_name(tmp_path: Path) -> None:
     shard = tar_of(tmp_path / "00000.tar", [("a.jpg", ONE)])
     pq.write_table(pa.table({"id": ["b"], "text": ["c"]}), shard.with_suffix(".parquet"))
-    assert outcomes(shard) == [("a", ONE)]
+    assert outcomes(shard) == [("a", ONE), ("00000.parquet", "not_a_sidecar")]
 
 
 def test_a_broken_parquet_beside_the_tar_costs_no_picture(tmp_path: Path) -> None:
