@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mme5core.distributed import rank
+
 
 def build(
     module: nn.Module,
@@ -134,12 +136,19 @@ class ShardedMoments:
         return tensor
 
     def put(self, parameter: nn.Parameter, kind: str, tensor: Tensor) -> None:
+        import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if kind == "weight":
             safe_set_full_fp32_param(parameter, tensor)
-            if not hasattr(parameter, "ds_id"):  # under ZeRO-3 it holds a part, which the above has set
+            # That sets the optimizer's copy. The model's own, or its shard, would keep the old numbers until the next
+            # update.
+            if not hasattr(parameter, "ds_id"):
                 parameter.data.copy_(tensor)
+                return
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if rank() == 0:
+                    parameter.data.copy_(tensor)
         else:
             safe_set_full_optimizer_state(parameter, tensor, kind)
 

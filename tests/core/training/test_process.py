@@ -175,11 +175,16 @@ def test_a_step_with_nan_is_skipped_alike_on_every_stage(zero_stage: int, small:
     alone = new_run(small, tmp_path / "alone", num_steps=5)
     with NanGradients(1, 3):
         train_process(alone)
-    run = new_run(small, tmp_path / "run", num_steps=5, zero_stage=zero_stage)
+    run = new_run(small, tmp_path / "run", num_steps=5, zero_stage=zero_stage, keep_checkpoints=9)
     train_in_group(run, 1, 3)
     assert [line["is_skipped"] for line in log_of(run)] == [line["is_skipped"] for line in log_of(alone)]
     assert [line["loss"] for line in log_of(run)] == pytest.approx([line["loss"] for line in log_of(alone)], rel=1e-4)
     assert all(finite(run))
+    for left_over in (run.folder / "model", *(run.folder / "checkpoints" / f"step-0000000{n}" for n in (4, 5))):
+        shutil.rmtree(left_over)
+    (run.work / "meet").unlink(missing_ok=True)
+    train_in_group(run)
+    assert [line["loss"] for line in log_of(run)] == pytest.approx([line["loss"] for line in log_of(alone)], rel=1e-4)
 
 
 def test_a_base_with_nan_is_refused_when_it_is_loaded_by_the_tensor(small: Path, tmp_path: Path) -> None:
