@@ -200,10 +200,14 @@ def rename(served: Served, **statuses: Any) -> None:
     get = served.batches.get
 
     def renamed(path: str, query: str) -> Any:
-        batch = get(path, query)
-        if isinstance(batch, dict) and batch.get("status") in statuses:
-            return batch | statuses[batch["status"]]
-        return batch
+        reply = get(path, query)
+        if isinstance(reply, dict) and isinstance(reply.get("data"), list):  # the list of all batches
+            return reply | {"data": [named(batch) for batch in reply["data"]]}
+        return named(reply)
+
+    def named(batch: Any) -> Any:
+        is_known = isinstance(batch, dict) and batch.get("status") in statuses
+        return batch | statuses[batch["status"]] if is_known else batch
 
     served.batches.get = renamed  # type: ignore[method-assign]
 
