@@ -129,7 +129,7 @@ def test_the_query_of_a_web_address_is_a_part_of_it() -> None:
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}/render?id="
         assert [load_rgb(f"{address}{n}").tobytes() for n in (1, 2)] == [picture(n).tobytes() for n in (1, 2)]
         server.shutdown()
@@ -161,7 +161,7 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_stays_so_is_unreachab
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
         assert load_rgb(f"{address}/slow").tobytes() == picture(1).tobytes()
         for status, reason in ((404, "missing_image"), (429, "unreachable_image"), (500, "unreachable_image")):

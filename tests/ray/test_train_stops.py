@@ -33,7 +33,9 @@ def num_steps(output: Path) -> int:
     return len(log.read_text().splitlines()) if log.is_file() else 0
 
 
-@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+@pytest.mark.parametrize(
+    ("number", "to_all"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)]
+)
 def test_a_stop_ends_the_training_in_seconds_with_a_checkpoint_of_its_last_step(
     number: signal.Signals, to_all: bool, args: list[str], tmp_path: Path
 ) -> None:
@@ -65,6 +67,7 @@ def test_a_stop_ends_the_training_in_seconds_with_a_checkpoint_of_its_last_step(
     assert json.loads(meta.read_text())["step"] == num_steps(output) >= 3
 
 
+@pytest.mark.slow
 def test_gradients_of_nan_are_one_line_and_not_tried_again(args: list[str], tmp_path: Path) -> None:
     ended = run_job(
         "train", *args, f"output={tmp_path / 'out'}", "num_steps=20", "zero_stage=0", "learning_rate=1e30",

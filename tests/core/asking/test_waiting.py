@@ -89,7 +89,7 @@ class Dripping(BaseHTTPRequestHandler):
 def test_a_server_that_drips_is_given_up_after_the_limit_of_the_whole_call() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
     server.daemon_threads = True
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
     async def ask() -> None:
         url = f"http://127.0.0.1:{server.server_address[1]}/v1"

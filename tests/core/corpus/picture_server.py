@@ -24,7 +24,7 @@ class PictureServer:
             def log_message(self, *_: object) -> None: ...
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        Thread(target=self.http.serve_forever, daemon=True).start()
+        Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         self.address = f"http://127.0.0.1:{self.http.server_address[1]}"
 
     def picture(self, path: str) -> bytes:
