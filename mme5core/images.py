@@ -224,7 +224,7 @@ def _orientation(picture: Image.Image) -> int:
         return 1  # Pillow undoes it, and gives the size after that
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:
+    except Exception:  # damaged EXIF: the pixels are whole, and nobody knows how they should be turned
         return 1
 
 

@@ -187,7 +187,7 @@ def _authorization(url: str) -> dict[str, str]:
 
 def _attempt(request: urllib.request.Request, rule: HostRule | None, deadline: float, max_bytes: int) -> bytes:
     connections = _Connections(rule, deadline)
-    opener = urllib.request.build_opener(*connections.handlers(), _Redirects(rule))
+    opener = urllib.request.build_opener(connections.handler(), _Redirects(rule))
     if rule is not None:
         _check(rule, _host(request.full_url))
     body = bytearray()
@@ -205,8 +205,10 @@ def _attempt(request: urllib.request.Request, rule: HostRule | None, deadline: f
 
 
 def _check(rule: HostRule, host: str) -> None:
-    """As `HostRule.check`, with the addresses that the name has here: a proxy would ask another server for it."""
+    """As `HostRule.check`; behind a proxy, which connects for us, with the addresses that the name has here too."""
     rule.check(host)
+    if not urllib.request.getproxies():
+        return  # they are checked as we connect
     with contextlib.suppress(socket.gaierror, UnicodeError):
         for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
             rule.check(host, str(address[0]))
@@ -282,23 +284,19 @@ class _Connections:
             return connection
         raise problem
 
-    def handlers(self) -> tuple[urllib.request.HTTPHandler, urllib.request.HTTPSHandler]:
-        return _Http(self.connect), _Https(self.connect)
+    def handler(self) -> urllib.request.BaseHandler:
+        return _Handler(self.connect)
 
 
-class _Http(urllib.request.HTTPHandler):
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens both kinds of addresses over connections that `connect` makes."""
+
     def __init__(self, connect: Connect) -> None:
         super().__init__()
         self._connect = connect
 
     def http_open(self, request: Any) -> Any:
         return self.do_open(partial(_connection, http.client.HTTPConnection, self._connect), request)  # type: ignore[arg-type]
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, connect: Connect) -> None:
-        super().__init__()
-        self._connect = connect
 
     def https_open(self, request: Any) -> Any:
         return self.do_open(partial(_connection, http.client.HTTPSConnection, self._connect), request)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from mme5core.errors import InputError, WorkFailed
+from mme5core.errors import InputError, WorkFailed, WorkPending
 from mme5core.images import to_jpeg
 from rayjobs.command import signals
 from rayjobs.command.job import Job, Verb, preview_nothing
@@ -122,6 +122,8 @@ def test_a_failure_for_people_ends_with_1_and_bad_input_with_2(capsys: pytest.Ca
 
     code, summary, err = run(fail(WorkFailed("the cluster is gone")), ARGUMENTS, capsys)
     assert (code, summary["reason"], err) == (1, "the cluster is gone", "synth: the cluster is gone\n")
+    code, summary, _ = run(fail(WorkPending("2 pictures could not be reached")), ARGUMENTS, capsys)
+    assert (code, summary["reason"]) == (RESUMABLE, "2 pictures could not be reached")
     code, summary, err = run(fail(InputError("no column 'id'")), ARGUMENTS, capsys)
     assert (code, summary["reason"], err) == (2, "no column 'id'", "synth: no column 'id'\n")
 

@@ -23,7 +23,7 @@ from mme5core.parts import part_name
 from mme5core.schemas import QUARANTINE
 from mme5core.tables import of_size
 from mme5core.types import Rejected
-from rayjobs.folder import JobFolder, Run, job_folder
+from rayjobs.folder import JobFolder, Run, job_folder, nothing_kept
 from rayjobs.train.config import TrainConfig
 
 SCHEMA = pa.schema([("id", pa.string()), ("value", pa.int64())])
@@ -157,6 +157,24 @@ def test_success_comes_only_when_nothing_is_pending_and_then_the_work_is_gone(tm
     finish(second, num_kept=3)
     assert (tmp_path / "out" / "_SUCCESS").exists() and manifest_of(tmp_path / "out")["finished"] is True
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["_SUCCESS", "_manifest.json", "part-00000.parquet"]
+
+
+def test_a_run_that_keeps_nothing_leaves_manifest_and_quarantine_and_is_not_done(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out")
+    folder.open()
+    counts = folder.write_quarantine([Rejected("a", "empty_row", "x" * 2000), Rejected("b", "empty_row")])
+    counters = finish(folder, num_kept=0, refused=counts)
+    assert not (tmp_path / "out" / "_SUCCESS").exists() and not manifest_of(tmp_path / "out")["finished"]
+    (quarantine,) = (tmp_path / "out" / "_quarantine").glob("*.parquet")
+    details = pq.read_table(quarantine)["detail"].to_pylist()
+    assert len(details[0]) == 500 and details[0].endswith("x ...") and details[1] == ""
+    outcome = nothing_kept(counters, "out", detail="y" * 2000)
+    assert outcome.code == 1 and outcome.reason.startswith("nothing was kept: empty_row 2 (yyy")
+    assert len(outcome.reason) < 600 and outcome.reason.endswith("see out/_quarantine")
+    folder.close()
+    again = folder_of(tmp_path / "out")
+    assert again.open() is None  # the same command looks again
+    again.close()
 
 
 def test_a_done_folder_opened_again_gives_its_manifest_and_stays_as_it_is(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ class Work:
         question: Any = None,
         owner: str | None = None,
         set_form: str | None = None,
+        refuses_away: bool = False,
         **more: Any,
     ) -> tuple[Counter[str], Stop]:
         """Counts by status, and why it stopped (code 0: it did not).
@@ -190,6 +191,7 @@ class Work:
             any(usage.num_answered for usage in used.values()),
             in_batches or server.calls_per_batch is not None,
             owner,
+            refuses_away,
         )
         local = LocalLimiter(self.limiter)
 

@@ -241,6 +241,12 @@ def test_samples_of_a_picture_that_is_gone_wait_until_it_is_back(work: Work, ser
     assert work.ask(served.base_url)[0] == {"kept": 1} and len(served.requests) == NUM_PICTURES
 
 
+def test_samples_of_a_picture_that_is_gone_are_refused_where_the_user_wants_it(work: Work, serve: Any) -> None:
+    (work.root / "pictures" / "03.png").unlink()
+    counts, _ = work.ask(serve(lambda request, n: ANSWER).base_url, refuses_away=True)
+    assert counts == {"kept": NUM_PICTURES - 1, "refused": 1}
+
+
 def test_formats_that_servers_do_not_take_are_sent_as_jpeg(tmp_path: Path) -> None:
     import io
 

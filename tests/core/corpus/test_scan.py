@@ -15,8 +15,8 @@ from PIL import Image
 from mme5core.corpus import index as index_module
 from mme5core.corpus.index import INDEX, Index
 from mme5core.corpus.picture_filters import FilterSettings, PictureKey
-from mme5core.corpus.scan import ScanShard, count_usable, find_duplicates
-from mme5core.errors import InputError
+from mme5core.corpus.scan import ScanShard, count_usable, find_duplicates, scan
+from mme5core.errors import InputError, WorkFailed
 from mme5core.images import BadImage, to_jpeg
 from mme5core.readers import AS_IT_IS, CorpusRow, ReadOptions
 from mme5core.readers.shards import of_one_side
@@ -165,3 +165,27 @@ def test_a_range_of_rows_opens_the_indexes_of_its_shards_alone(tmp_path: Path, m
     assert opened == [1, 2]
     assert [row_id for _, table in tables for row_id in table["id"].to_pylist() if row_id in ("1-1", "1-2", "2-0")]
     assert list(index.tables(["id"], within=(12, 12))) == [] or opened[2:] == [3]
+
+
+def test_an_index_that_an_earlier_version_has_begun_is_refused_and_our_own_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "x"}')
+    task = ScanShard(tmp_path / "out" / "_work" / "index", lambda row: b"k" * 16)
+    task.folder.mkdir(parents=True)
+    shards = [tmp_path / "a.jsonl"]
+    for _ in range(2):
+        assert len(scan(shards, ["a.jsonl"], task, job="test")) == 1
+    (task.folder / "version.json").unlink()
+    with pytest.raises(WorkFailed, match=r"out was begun by an earlier version.*another output"):
+        scan(shards, ["a.jsonl"], task, job="test")
+
+
+def test_a_key_that_cannot_be_made_refuses_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y"}')
+
+    def key_of(row: CorpusRow) -> bytes:
+        if row.id == "a":
+            raise RecursionError("too deep")
+        return b"k" * 16
+
+    index = scan([tmp_path / "a.jsonl"], ["a.jsonl"], ScanShard(tmp_path / "index", key_of), job="test")
+    assert [(row.id, row.reason) for row in index.refused()] == [("a", "unreadable_row")] and index.num_usable == 1

@@ -15,7 +15,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mme5core import Content, Encoder
+from mme5core.backbones.protocol import CHARACTERS_PER_TOKEN, truncated_ids
 from mme5core.images import load_rgb
+from tests.core.backbones.families import build
 from tests.core.contents import mixed, picture
 
 
@@ -144,6 +146,49 @@ def test_a_text_with_the_token_for_a_picture_is_refused(encoder: Encoder) -> Non
         for row in batch.rows
     ]
     assert rows == [1] and told == [(0, "picture_token_in_text")]
+
+
+def test_an_instruction_with_the_token_for_a_picture_is_refused_like_a_text(encoder: Encoder) -> None:
+    with pytest.raises(ValueError, match=r"content 0: picture_token_in_text"):
+        encoder.embed([Content("a cat")], "Find <|image|>:")
+    encoder.embed([Content("a cat", picture(1))], "Find:")  # the picture's own mark is no such token
+
+
+@pytest.mark.parametrize("family", ["clip", "qwen2_vl"])
+def test_truncated_prompts_are_told_and_no_others(family: str, tmp_path: Path) -> None:
+    build(family, tmp_path / family)
+    encoder = Encoder.load(tmp_path / family)
+    encoder.max_tokens = 12
+    texts = [" ".join(["cat"] * count) for count in range(1, 30)]
+    whole = [len(encoder.backbone.tokenizer(text)["input_ids"]) for text in texts]
+    assert min(whole) < 12 < max(whole) and 12 in whole  # at the limit, one below and some above
+    cut: list[int] = []
+    options = {"max_batch_rows": 8, "max_batch_tokens": 999, "on_cut": cut.append}
+    list(encoder.batches([Content(text) for text in texts], [None] * len(texts), **options))
+    assert sorted(cut) == [row for row, count in enumerate(whole) if count > 12]
+    cut.clear()
+    list(encoder.batches([Content(image=picture(1))], [None], **options))
+    assert not cut  # the tokens that stand for a picture are not text
+
+
+def test_a_text_of_megabytes_has_the_tokens_of_its_beginning(encoder: Encoder) -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.longest = 0
+
+        def __call__(self, texts: list[str], **options: object) -> dict[str, list[list[int]]]:
+            self.longest = max(self.longest, *map(len, texts))
+            return encoder.backbone.tokenizer(texts, **options)
+
+    text, counting = "a cat on the mat " * 100_000, Counting()
+    (ids,) = truncated_ids(counting, [text], 50)
+    assert ids == encoder.backbone.tokenizer([text], truncation=True, max_length=50)["input_ids"][0]
+    assert counting.longest <= 50 * CHARACTERS_PER_TOKEN
+    blank = "x" + " " * 20_000 + "y"  # where few tokens come of many characters, the whole is read
+    assert (
+        truncated_ids(counting, [blank], 50)
+        == encoder.backbone.tokenizer([blank], truncation=True, max_length=50)["input_ids"]
+    )
 
 
 def test_what_is_no_content_is_named_with_what_is_expected(encoder: Encoder) -> None:

@@ -46,13 +46,13 @@ class Parts:
         self.folder, self.output = self.job.work / "parts", self.job.path
         self.written: list[int] = []
 
-    def write(self, run: Runner = backwards) -> list[Part]:
+    def write(self, run: Runner = backwards, *, refuses_away: bool = False) -> list[Part]:
         """As a run does it, which then takes them to the output."""
         pictures = StoredPictures(self.work.plan.shards, ("",), AS_IT_IS, Path("no index"))
-        task = WriteSamples(self.work.plan, Synthesis(pictures, 1), None, self.folder)
+        task = WriteSamples(self.work.plan, Synthesis(pictures, 1), None, self.folder, refuses_away)
         items = part_items(self.work.plan, self.work.answers, self.work.survey())
         files = PartFiles(self.folder, self.output)
-        by_number = files.written(items)
+        by_number = {number: part for number, part in files.written(items).items() if not part.report["away"]}
         missing = [item for item in items if item["part"] not in by_number]
         self.written = [item["part"] for item in missing]
         by_number |= {part.number: part for part in files.write(task, missing, run)}
@@ -108,6 +108,27 @@ def test_counts_and_entries_are_told_in_the_order_of_the_parts(parts: Parts) -> 
     assert [row["id"] for row in parts.rows()] == [f"{n:02d}.png-0" for n in range(12)]
     refused = [row for part in written for row in pq.read_table(part.refusals).to_pylist()]
     assert [(row["id"], row["reason"]) for row in refused] == [(f"{n}.png-0", "teacher_rejected") for n in (12, 39)]
+
+
+def test_a_sample_whose_picture_is_gone_waits_for_it_or_is_refused(parts: Parts) -> None:
+    answer(parts.work, range(12))
+    file = parts.work.root / "pictures" / "03.png"
+    data = file.read_bytes()
+    file.unlink()
+    assert _counts(parts.write()[0]) == (9, 1, 0)
+    assert _counts(parts.write(refuses_away=True)[0]) == (9, 0, 1)
+    file.write_bytes(data)
+    assert _counts(parts.write()[0]) == (9, 0, 1)  # refused for good
+
+
+def test_a_part_that_waits_for_a_picture_is_written_again_when_it_is_back(parts: Parts) -> None:
+    answer(parts.work, range(12))
+    file = parts.work.root / "pictures" / "03.png"
+    data = file.read_bytes()
+    file.unlink()
+    parts.write()
+    file.write_bytes(data)
+    assert _counts(parts.write()[0]) == (10, 0, 0) and parts.written == [0]
 
 
 def test_only_parts_with_other_answers_are_written_again(parts: Parts) -> None:
