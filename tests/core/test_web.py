@@ -115,6 +115,14 @@ def test_a_redirect_is_checked_like_the_address_itself(server: str) -> None:
     assert fetch(f"{server}/to?{server}/b", HERE) == b"y" * 50
 
 
+def test_a_password_is_not_sent_on_to_another_host(server: str) -> None:
+    host, elsewhere = server.removeprefix("http://"), server.replace("127.0.0.1", "localhost")
+    fetch(f"http://me:secret@{host}/to?{server}/same")
+    fetch(f"http://me:secret@{host}/to?{elsewhere}/other")
+    sent = {path: authorization for path, authorization in Handler.asked if not path.startswith("/to?")}
+    assert sent["/same"] is not None and sent["/other"] is None
+
+
 def test_a_host_that_does_not_exist_is_no_host_and_one_that_cannot_be_looked_up_may_be_there_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

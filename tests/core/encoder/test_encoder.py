@@ -184,11 +184,14 @@ def test_a_text_of_megabytes_has_the_tokens_of_its_beginning(encoder: Encoder) -
     (ids,) = truncated_ids(counting, [text], 50)
     assert ids == encoder.backbone.tokenizer([text], truncation=True, max_length=50)["input_ids"][0]
     assert counting.longest <= 50 * CHARACTERS_PER_TOKEN
-    blank = "x" + " " * 20_000 + "y"  # where few tokens come of many characters, the whole is read
-    assert (
-        truncated_ids(counting, [blank], 50)
-        == encoder.backbone.tokenizer([blank], truncation=True, max_length=50)["input_ids"]
-    )
+
+
+def test_a_text_of_many_characters_a_token_is_tokenised_whole() -> None:
+    def by_lines(texts: list[str], *, truncation: bool, max_length: int) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[len(line) for line in text.splitlines()][:max_length] for text in texts]}
+
+    text = "\n".join("x" * 1_000 for _ in range(9))
+    assert truncated_ids(by_lines, [text, "a\nb"], 5) == [[1_000] * 5, [1, 1]]
 
 
 def test_what_is_no_content_is_named_with_what_is_expected(encoder: Encoder) -> None:
