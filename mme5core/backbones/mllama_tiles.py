@@ -69,20 +69,24 @@ def _attend(
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    result_BLHE = torch.empty_like(query_BHLE.transpose(1, 2), memory_format=torch.contiguous_format)
+    result_BLHE: Tensor | None = None
     for rows, real, padding in tiles.groups:
         queries, keys, states = (
             part if len(rows) == len(part) else part[rows] for part in (query_BHLE, key_BHLE, value_BHLE)
         )
-        result = torch.empty_like(queries.transpose(1, 2), memory_format=torch.contiguous_format)
         of_real = F.scaled_dot_product_attention(queries[:, :, real], keys, states, scale=scaling)
+        # As the product: under autocast its dtype is not that of the queries, where a quantised layer computed them.
+        result = of_real.new_empty(queries.transpose(1, 2).shape)
         result[:, real] = of_real.transpose(1, 2)
         if len(padding):
             of_padding = F.scaled_dot_product_attention(
                 queries[:, :, padding], keys[:, :, real], states[:, :, real], scale=scaling
             )
             result[:, padding] = of_padding.transpose(1, 2)
+        if result_BLHE is None:
+            result_BLHE = result.new_empty(query_BHLE.transpose(1, 2).shape)
         result_BLHE[rows] = result
+    assert result_BLHE is not None, "a batch has rows"
     return result_BLHE, None
 
 

@@ -34,6 +34,27 @@ def test_every_patch_is_what_it_was(places: list[int], encoder_of: Callable[[str
     assert torch.equal(again, expected)
 
 
+def test_layers_that_leave_autocast_are_understood(encoder_of: Callable[[str], Encoder]) -> None:
+    # A layer in nf4 gives its own dtype, float32 here, where the product after it is rounded to bfloat16.
+    encoder = encoder_of("mllama")
+    prepared = encoder.backbone.prepare_picture(picture(0, (20, 60)))
+    inputs = encoder.backbone.float_pixels({name: prepared[name][None] for name in PIXELS})
+    tower = encoder.module.model.vision_model
+    hooks = [
+        module.register_forward_hook(lambda module, args, output: output.float())
+        for name, module in tower.named_modules()  # type: ignore[union-attr, operator]
+        if name.endswith(("q_proj", "k_proj", "v_proj"))
+    ]
+    assert hooks
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = tower(**inputs).last_hidden_state  # type: ignore[operator]
+        with unmasked_tiles(tower):  # type: ignore[arg-type]
+            states = tower(**inputs).last_hidden_state  # type: ignore[operator]
+    for hook in hooks:
+        hook.remove()
+    assert float((states - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
 def test_padding_tiles_may_not_simply_be_dropped(encoder_of: Callable[[str], Encoder]) -> None:
     encoder = encoder_of("mllama")
     prepared = encoder.backbone.prepare_picture(picture(0, (28, 28)))
