@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import io
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from mme5core.errors import first_line
-from mme5core.picture_formats import FORMATS, without_metadata
+from mme5core.picture_formats import FORMATS, is_a_beginning, without_metadata
 from mme5core.storage import locate, without_credentials
 from mme5core.types import ImageRef
 from mme5core.web import Unreachable
@@ -39,9 +40,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation."""
-_BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkq", "TU0AK")
-"""How JPEG, PNG, WebP, GIF, BMP and TIFF begin in base64."""
-_SHORTEST_BASE64 = 64
+_SHORTEST_BASE64 = 40  # the smallest GIF has 35 bytes
+_BASE64 = re.compile(r"[A-Za-z0-9+/_%=\s-]*")
 
 
 class BadImage(ValueError):
@@ -99,6 +99,8 @@ def picture_size(image: ImageRef) -> tuple[int, int]:
             raise
         return load_rgb(image).size  # its metadata may be all that is broken
     width, height = picture.size
+    if isinstance(picture, TiffImagePlugin.TiffImageFile) and ExifTags.Base.Orientation in picture.tag_v2:
+        return width, height  # Pillow gives the size after that turn, but not after one that only XMP names
     return (height, width) if _orientation(picture) in (5, 6, 7, 8) else (width, height)
 
 
@@ -135,11 +137,13 @@ def bytes_in_text(text: str) -> bytes | None:
             return _from_base64(body)
         except ValueError:
             raise BadImage("not_an_image", f"{head[:80]}: its data are not base64") from None
-    if len(text) >= _SHORTEST_BASE64 and text.startswith(_BASE64):
-        try:
+    if len(text) < _SHORTEST_BASE64 or not _BASE64.fullmatch(text, 0, _SHORTEST_BASE64):
+        return None
+    try:
+        if is_a_beginning(_from_base64(text[:24])):
             return _from_base64(text)
-        except ValueError:
-            return None  # a path that begins so
+    except ValueError:
+        pass  # a path that begins so
     return None
 
 
@@ -219,9 +223,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation that is still to be undone; 1 where there is none, or none that can be read."""
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        return 1  # Pillow undoes it, and gives the size after that
+    """The orientation by EXIF, else by XMP; 1 where there is none, or none that can be read."""
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF: the pixels are whole, and nobody knows how they should be turned
@@ -232,9 +234,15 @@ def _rgb(picture: Image.Image, max_pixels: int) -> Image.Image:
     width, height = picture.size
     if width * height > max_pixels:
         raise BadImage("too_many_pixels", f"{width} x {height} is above {max_pixels} pixels")
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        # libtiff makes room for a whole tile, whatever the picture's size.
+        tile = [int(picture.tag_v2.get(tag, 0)) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+        if tile[0] * tile[1] > max_pixels:
+            raise BadImage("too_many_pixels", f"a tile of {tile[0]} x {tile[1]} is above {max_pixels} pixels")
     try:
         picture.load()
-        turn = _TURNS.get(_orientation(picture))
+        is_turned = isinstance(picture, TiffImagePlugin.TiffImageFile)  # by Pillow
+        turn = None if is_turned else _TURNS.get(_orientation(picture))
         return _to_rgb(picture if turn is None else picture.transpose(turn))
     except Exception as error:  # decoders raise whatever they like
         raise BadImage("broken_image", first_line(error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 
@@ -17,11 +18,27 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Names of pictures. A file that is so called is a row; one whose content is in no format of FORMATS is refused."""
 
+_BEGINNINGS = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    *(b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+)
+_LOOSE_BEGINNING = re.compile(
+    rb"RIFF.{4}WEBP|\0\0\0.ftyp(?:avif|avis|mif1|msf1)|BM.{4}\0\0\0\0|P[1-6][ \t\r\n]+[0-9#]", re.DOTALL
+)
 _PNG, _WEBP = b"\x89PNG\r\n\x1a\n", (b"RIFF", b"WEBP")
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _WEBP_DROPPED = {b"ICCP", b"XMP "}
 _WEBP_ICC, _WEBP_EXIF, _WEBP_XMP = 0x20, 0x08, 0x04  # flags of the VP8X chunk
 _APP0, _APP1, _APP14, _APP15, _COMMENT, _SCAN = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE, 0xDA
+
+
+def is_a_beginning(head: bytes) -> bool:
+    """Whether a file of one of FORMATS may begin with these 16 bytes or so.
+
+    >>> is_a_beginning(bytes.fromhex("0000001c6674797061766966")), is_a_beginning(b"BM, or so they said")
+    (True, False)
+    """
+    return head.startswith(_BEGINNINGS) or bool(_LOOSE_BEGINNING.match(head))
 
 
 def without_metadata(data: bytes, *, keep_exif: bool) -> bytes:

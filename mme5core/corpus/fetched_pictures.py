@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import IO
 
 import pyarrow.parquet as pq
 
-from mme5core.ahead import FETCHED_AHEAD, FETCHES_AT_ONCE, side_by_side
+from mme5core.ahead import FETCHED_AHEAD, FETCHED_BYTES, FETCHES_AT_ONCE, side_by_side
 from mme5core.corpus.index import index_file
 from mme5core.durable import sync_file
 from mme5core.images import BadImage
@@ -21,6 +21,8 @@ from mme5core.readers.picture_places import RemotePicture
 
 PICTURES_FILE = b"pictures"
 """Key of the index's metadata: the name of the file of fetched pictures."""
+ASIDE = ".earlier"
+_INDEXES = (".parquet", ASIDE)
 _FIRST = -2
 """The offset of the first byte of a shard's file; -1 means that a picture has no place of its own."""
 
@@ -56,9 +58,11 @@ class FetchPictures:
     Args:
         folder: of the index; a file is made there if any row has a picture at a server. It has a random name, which the
             index holds: a task may run twice, and what is fetched may differ.
+        check: raises BadImage for a row whose pictures need not be fetched.
     """
 
-    def __init__(self, folder: Path, shard: int) -> None:
+    def __init__(self, folder: Path, shard: int, check: Callable[[CorpusRow], None] | None = None) -> None:
+        self._check = check
         self._earlier = _Earlier.of(folder, shard)
         self._path = folder / f"{uuid.uuid4().hex}.pictures"
         self._file: IO[bytes] | None = None
@@ -80,6 +84,8 @@ class FetchPictures:
             is_slow=lambda numbered: numbered[1].is_remote,
             at_once=FETCHES_AT_ONCE,
             waiting=FETCHED_AHEAD,
+            size_of=lambda done: done[0].num_bytes,
+            most_bytes=FETCHED_BYTES,
         ):
             yield replace(row, offset=self._keep(row)) if has_fetched and row.refused is None else row
 
@@ -99,6 +105,8 @@ class FetchPictures:
         if row.image is not None and (data := self._earlier.read(number)) is not None:
             return replace(row, image=data), True
         try:
+            if self._check is not None:
+                self._check(row)
             pictures = tuple(p.read() if isinstance(p, RemotePicture) else p for p in row.pictures)
         except BadImage as error:
             return refuse(row.id, error.reason, error.detail), True
@@ -114,13 +122,19 @@ class FetchPictures:
         return _FIRST - place
 
 
+def fetched_files(folder: Path) -> set[str]:
+    """The names of the files of fetched pictures that an index in the folder names, be it set aside or not."""
+    metadata = (pq.read_metadata(file).metadata or {} for file in folder.glob("*.*") if file.suffix in _INDEXES)
+    return {entry[PICTURES_FILE].decode() for entry in metadata if PICTURES_FILE in entry}
+
+
 def set_aside(folder: Path, shard: int) -> None:
     """Have a shard scanned again; what was fetched for it is not fetched again."""
     index_file(folder, shard).rename(_aside(folder, shard))
 
 
 def _aside(folder: Path, shard: int) -> Path:
-    return folder / f"{shard:06d}.earlier"
+    return folder / f"{shard:06d}{ASIDE}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class PictureKey:
         if row.image is None:
             raise BadImage("no_picture", "a row without picture")
         assert isinstance(row.image, bytes), "pictures are fetched when they are filtered"
-        self._check_columns(row)
+        self.check_columns(row)
         width, height = load_rgb(row.image).size
         shortest, longest = min(width, height), max(width, height)
         if self.filters.min_side is not None and shortest < self.filters.min_side:
@@ -59,7 +59,11 @@ class PictureKey:
             raise BadImage("filtered_aspect_ratio", f"{width} x {height}")
         return hashlib.sha256(row.image).digest()[:16]
 
-    def _check_columns(self, row: CorpusRow) -> None:
+    def check_columns(self, row: CorpusRow) -> None:
+        """
+        Raises:
+            BadImage: the row's columns say that a filter refuses its picture.
+        """
         # A folder of pictures says nothing of them: no value is known.
         known = {name.casefold(): entry for name, entry in json.loads(row.source or "{}").items()}
         allowed = self.filters.nsfw

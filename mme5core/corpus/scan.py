@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mme5core.corpus.fetched_pictures import FetchPictures, set_aside
+from mme5core.corpus.fetched_pictures import ASIDE, FetchPictures, fetched_files, set_aside
 from mme5core.corpus.index import DUPLICATES, INDEX, ROWS_PER_GROUP, Index, id_key, index_file, rows_of
 from mme5core.corpus.out_of_core import first_of_equal, keys_of, save_array
 from mme5core.durable import sync_file, wait_until_seen, write_json
@@ -32,6 +33,7 @@ VERSION_FILE, READERS_VERSION = "version.json", 2
 BYTES_PER_GROUP = 1 << 24
 ROWS_AT_ONCE = 1 << 20
 BROKEN_FILES_SHOWN = 10
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}|[0-9a-f]{32}\.pictures")
 
 KeyOf = Callable[[CorpusRow], bytes]
 """The 16-byte key of a row's content, equal where the content is. Raises BadImage for a row that cannot be used."""
@@ -115,6 +117,20 @@ def _scan_missing(shards: Sequence[AnyPath], labels: Sequence[str], task: ScanSh
     for shard, total in totals.items():
         if _num_rows(index_file(folder, shard)) != total:
             raise WorkFailed(f"the index of {shards[shard].name} does not have the {total:,} rows that were read")
+    _delete_leftovers(folder)
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """Delete what killed tasks have left, and what earlier scans fetched for shards that are scanned now."""
+    for file in folder.glob(f"*{ASIDE}"):
+        if file.with_suffix(".parquet").is_file():
+            file.unlink(missing_ok=True)
+    leftovers = [file for file in folder.iterdir() if _UNFINISHED.fullmatch(file.name)]
+    if leftovers:
+        kept = fetched_files(folder)
+        for file in leftovers:
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +141,7 @@ class ScanShard:
 
     Args:
         fetches: fetch pictures that are at servers, and keep them beside the index.
+        check: raises BadImage for a row whose pictures need not be fetched.
         refuses_unreachable: refuse those whose server does not answer; else a scan with such pictures ends unfinished.
     """
 
@@ -133,6 +150,7 @@ class ScanShard:
     limit: int | None = None
     options: ReadOptions = AS_IT_IS
     fetches: bool = False
+    check: Callable[[CorpusRow], None] | None = None
     refuses_unreachable: bool = False
 
     def __call__(self, item: Item) -> Iterator[Item]:
@@ -145,7 +163,7 @@ class ScanShard:
         total = 0
         try:
             with (
-                FetchPictures(self.folder, item["shard"]) as fetched,
+                FetchPictures(self.folder, item["shard"], self.check) as fetched,
                 pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer,
             ):
                 rows = islice(read_rows(locate(item["path"]), options), self.limit)

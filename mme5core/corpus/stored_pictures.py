@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mme5core.corpus.fetched_pictures import is_fetched, read_fetched
+from mme5core.errors import first_line
+from mme5core.images import BadImage
 from mme5core.readers import ReadOptions, read_picture
-from mme5core.storage import locate
+from mme5core.storage import locate, without_credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,14 @@ class StoredPictures:
             place: its "id", and its "shard", "offset" and "num_bytes" as the index has them.
 
         Raises:
-            OSError: naming the shard.
-            BadImage: the picture is gone.
+            BadImage: the picture is gone; `unreachable_image`: its file cannot be read now.
+            OSError: naming a file of the job's own folder.
         """
         if is_fetched(place["offset"]):
             return read_fetched(self.index, place["shard"], place["offset"], place["num_bytes"])
         shard = locate(self.shards[place["shard"]])
         options = replace(self.options, label=self.labels[place["shard"]])
-        return read_picture(shard, place["id"], place["offset"], place["num_bytes"], options)
+        try:
+            return read_picture(shard, place["id"], place["offset"], place["num_bytes"], options)
+        except OSError as error:  # one shard that is gone leaves the others
+            raise BadImage("unreachable_image", without_credentials(f"{shard}: {first_line(error)}")) from None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mme5core.ahead import FETCHED_AHEAD, FETCHES_AT_ONCE, side_by_side
+from mme5core.ahead import FETCHED_AHEAD, FETCHED_BYTES, FETCHES_AT_ONCE, side_by_side
 from mme5core.content_key import content_key
 from mme5core.corpus.contents import Contents
 from mme5core.corpus.index import rows_of
@@ -40,7 +40,7 @@ CONTENTS = pa.schema(
 )
 _GONE = {"missing_image", "outside_corpus", "too_many_bytes"}
 """What may have become of a row's picture since the scan. Other rows that cannot be read are left to a later run."""
-FETCHED_BYTES = 1 << 17  # taken for the size of a picture that is at a server
+BYTES_AT_SERVER = 1 << 17  # taken for the size of a picture that is at a server
 WINDOW_BYTES = 1 << 26
 
 
@@ -97,7 +97,13 @@ class ReadUnembedded:
         num_bytes = 0
         for item in items:
             records = side_by_side(
-                self._record, self._read(item), is_slow=_is_remote, at_once=FETCHES_AT_ONCE, waiting=FETCHED_AHEAD
+                self._record,
+                self._read(item),
+                is_slow=_is_remote,
+                at_once=FETCHES_AT_ONCE,
+                waiting=FETCHED_AHEAD,
+                size_of=_bytes_of,
+                most_bytes=FETCHED_BYTES,
             )
             for record in records:
                 window.append(record)
@@ -147,7 +153,7 @@ class ReadUnembedded:
         row = wanted.row
         # Of a picture at a server a constant: a task that is tried again must yield the same windows.
         num_bytes = len(row.text or "") + sum(
-            FETCHED_BYTES if isinstance(picture, RemotePicture) else len(picture) for picture in row.pictures
+            BYTES_AT_SERVER if isinstance(picture, RemotePicture) else len(picture) for picture in row.pictures
         )
         record: dict[str, Any] = {"content": wanted.content, "num_bytes": num_bytes, "is_pending": False}
         if row.refused is not None:
@@ -179,6 +185,10 @@ def _in_folder(folder: AnyPath, row_id: str, options: ReadOptions) -> CorpusRow:
 
 def _is_remote(wanted: _Wanted) -> bool:
     return wanted.row.is_remote
+
+
+def _bytes_of(record: dict[str, Any]) -> int:
+    return len(record.get("image") or b"") + sum(map(len, record.get("images") or ()))
 
 
 def _stands_for(picture: Picture) -> bytes:

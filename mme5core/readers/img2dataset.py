@@ -12,6 +12,8 @@ from mme5core.errors import first_line
 from mme5core.images import MAX_PICTURE_BYTES
 from mme5core.picture_formats import IMAGE_SUFFIXES
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
+from mme5core.readers.parquet_rows import records_of
+from mme5core.readers.table import IMG2DATASET
 from mme5core.readers.tar_members import BrokenTar, members
 from mme5core.readers.texts import as_text, writable
 from mme5core.storage import AnyPath
@@ -121,20 +123,19 @@ def _not_in_tar(sidecar: AnyPath, in_tar: set[str], prefix: str) -> Iterator[Cor
         return
     try:
         with sidecar.open("rb") as file:
-            table = pq.read_table(file)
-        if "key" not in table.column_names:
-            detail = "Parquet beside a tar of its name, without img2dataset's column key: rename it to have it read"
-            yield refuse(f"{prefix}{sidecar.name}", "not_a_sidecar", detail)
-            return
-        columns = [name for name in ("key", "status", "error_message") if name in table.column_names]
-        records = table.select(columns).to_pylist()
+            parquet = pq.ParquetFile(file)
+            names = parquet.schema_arrow.names
+            if "key" not in names:
+                detail = "Parquet beside a tar of its name, without img2dataset's column key: rename it to have it read"
+                yield refuse(f"{prefix}{sidecar.name}", "not_a_sidecar", detail)
+                return
+            columns = [name for name in IMG2DATASET if name in names]
+            # A key may be a number where the writer took digits for one.
+            numbers = {int(key) for key in in_tar if key.isdecimal() and key.isascii()}
+            for record in records_of(parquet, columns):
+                key, status = record["key"], record.get("status")
+                if as_text(key) not in in_tar and not (isinstance(key, int) and key in numbers):
+                    reason = as_text(status) if status and status != "success" else "missing_from_tar"
+                    yield refuse(f"{prefix}{as_text(key)}", reason, as_text(record.get("error_message") or ""))
     except Exception as error:  # its rows are named in the tar too
         yield refuse(f"{prefix}{sidecar.name}", "broken_shard", first_line(error))
-        return
-    # A key may be a number where the writer took digits for one.
-    numbers = {int(key) for key in in_tar if key.isdecimal() and key.isascii()}
-    for record in records:
-        key, status = record["key"], record.get("status")
-        if as_text(key) not in in_tar and not (isinstance(key, int) and key in numbers):
-            reason = as_text(status) if status and status != "success" else "missing_from_tar"
-            yield refuse(f"{prefix}{as_text(key)}", reason, as_text(record.get("error_message") or ""))

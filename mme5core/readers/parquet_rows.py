@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 256
 BYTES_AT_ONCE = 1 << 26
+MOST_BYTES = 1 << 30
 
 
 def records_of(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -36,16 +37,18 @@ def records_of(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[dict[st
 
 
 def rows_at_once(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:
-    """How many rows of a row group make about BYTES_AT_ONCE, by its metadata."""
+    """How many rows of a row group make about BYTES_AT_ONCE, by its metadata, and never more than MOST_BYTES.
+
+    A cell of a column with a dictionary may be as large as all of the column in the file, and so may each of its rows.
+    """
     metadata = file.metadata.row_group(group)
     roots = set(columns)
-    num_bytes = sum(
-        metadata.column(place).total_uncompressed_size
-        for place in range(metadata.num_columns)
-        if metadata.column(place).path_in_schema.split(".")[0] in roots
-    )
-    per_row = num_bytes / max(1, metadata.num_rows)
-    return max(1, min(ROWS_AT_ONCE, int(BYTES_AT_ONCE / max(1.0, per_row))))
+    chunks = [metadata.column(place) for place in range(metadata.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in roots]
+    per_row = sum(chunk.total_uncompressed_size for chunk in chunks) / max(1, metadata.num_rows)
+    largest = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.has_dictionary_page)
+    rows = min(ROWS_AT_ONCE, int(BYTES_AT_ONCE / max(1.0, per_row)), int(MOST_BYTES / max(1, largest)))
+    return max(1, rows)
 
 
 def _batches(

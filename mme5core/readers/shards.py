@@ -17,6 +17,7 @@ from mme5core.storage import Address, AnyPath, entries, locate, num_bytes
 
 SUFFIXES = (".tar", ".parquet", ".jsonl")
 END_BYTES = 1 << 19
+_OF_JOBS = ("_quarantine", "_work")
 _BEIR = {"query": "queries.jsonl", "target": "corpus.jsonl"}
 
 
@@ -30,12 +31,12 @@ def find_shards(
 ) -> list[AnyPath]:
     """The files to read, sorted within each input, without repetition.
 
-    A folder stands for the files in it and its subfolders, except those whose names start with "." or "_", and
-    Parquet files that img2dataset wrote beside a tar, which are read with the tar.
+    A folder stands for the files in it and its subfolders, except those whose names start with "." or "_" (`note`
+    names them), and Parquet files that img2dataset wrote beside a tar, which are read with the tar.
 
     Args:
         pictures: accept a folder of pictures without such files, at any depth, as one shard.
-        note: called with one line about the other files of a folder, which are not read.
+        note: called with one line about the other files of a folder, which are not read, and folders that are hidden.
         without: a folder to leave out: the job's output may lie below its input.
 
     Raises:
@@ -173,7 +174,11 @@ def pictures_in(folder: AnyPath) -> Iterator[tuple[str, AnyPath]]:
 
 
 def files_below(
-    folder: AnyPath, *, hidden: tuple[str, ...], without: str | None = None
+    folder: AnyPath,
+    *,
+    hidden: tuple[str, ...],
+    without: str | None = None,
+    on_hidden: Callable[[str], None] = lambda name: None,
 ) -> Iterator[tuple[str, AnyPath]]:
     """(path below the folder, file) of every regular file and link to one, in the order of their names.
 
@@ -183,6 +188,7 @@ def files_below(
     Args:
         hidden: files and folders whose names begin so are left out.
         without: a folder that is left out.
+        on_hidden: called with the path of each file and folder that is left out for its name.
     """
     top = os.path.realpath(folder) if isinstance(folder, Path) else ""
     followed: set[str] = set()
@@ -190,6 +196,7 @@ def files_below(
     def walk(here: AnyPath, before: str) -> Iterator[tuple[str, AnyPath]]:
         for entry in entries(here):
             if entry.name.startswith(hidden):
+                on_hidden(f"{before}{entry.name}" + "/" * entry.is_dir())
                 continue
             if entry.is_dir():
                 if without is not None and os.path.realpath(str(entry)) == without:
@@ -260,7 +267,12 @@ def _data_in(folder: AnyPath, suffixes: Sequence[str], without: str | None) -> t
     """The files to read in a folder and its subfolders, and the names of the others."""
     data: list[tuple[str, AnyPath]] = []
     others: list[str] = []
-    for name, file in files_below(folder, hidden=(".", "_"), without=without):
+
+    def note_hidden(name: str) -> None:
+        if name.endswith("/") or PurePosixPath(name).suffix.lower() in (*suffixes, *IMAGE_SUFFIXES):
+            others.extend([name] if PurePosixPath(name).name not in _OF_JOBS else [])
+
+    for name, file in files_below(folder, hidden=(".", "_"), without=without, on_hidden=note_hidden):
         if file.suffix.lower() in suffixes:
             data.append((name, file))
         elif not name.endswith("_stats.json"):  # img2dataset's

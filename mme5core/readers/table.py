@@ -147,7 +147,7 @@ def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> 
     if images in (None, []):
         one = image_of(image, shard, options)
         return () if one is None else (one,)
-    if image not in (None, "", b""):
+    if image not in (None, ""):
         raise BadImage("two_picture_columns", "a picture and a list of pictures in one row")
     if not isinstance(images, list):
         raise BadImage("not_an_image", f"a {type(images).__name__} where a list of pictures was expected")
@@ -175,9 +175,12 @@ def image_of(picture: Any, shard: AnyPath, options: ReadOptions) -> Picture | No
         BadImage: it is of another type, or it cannot be read.
     """
     if isinstance(picture, dict):
-        picture = picture.get("bytes") or picture.get("path")
-    if picture is None or picture in ("", b""):
+        data, path = picture.get("bytes"), picture.get("path")
+        picture = path or data if data in (None, b"") else data
+    if picture is None or picture == "":
         return None
+    if picture == b"":
+        raise BadImage("empty_image", "0 bytes")
     if isinstance(picture, bytes):
         path = _path_in(picture)
         return picture if path is None else options.picture(path, shard)

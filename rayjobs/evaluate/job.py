@@ -12,6 +12,7 @@ from mme5core.errors import InputError
 from mme5core.evaluation.benchmark import Benchmark, read_benchmark, read_vectors
 from mme5core.evaluation.report import ScoreSet, html, table
 from mme5core.evaluation.retrieval import score
+from mme5core.hub import pinned
 from mme5core.progress import Progress
 from mme5core.types import Content, EvalQuery, Rejected
 from rayjobs.command.outcome import Outcome
@@ -20,6 +21,7 @@ from rayjobs.evaluate.inputs import evaluate_folder
 
 
 def run(config: EvaluateConfig) -> Outcome:
+    config = _with_pinned_models(config)
     with evaluate_folder(config) as folder:
         finished = folder.open()
         if finished:
@@ -58,6 +60,16 @@ def run(config: EvaluateConfig) -> Outcome:
             extra_counters={"candidates": main_set.scores.num_candidates},
         )
         return Outcome(counters)
+
+
+def _with_pinned_models(config: EvaluateConfig) -> EvaluateConfig:
+    """Models of the hub at the commit that they have now: what is identified is what is loaded."""
+
+    def pin(model: str | None) -> dict[str, str | None]:
+        return {"model": pinned(model) if model else model}
+
+    also = {name: one.model_copy(update=pin(one.model)) for name, one in config.also.items()}
+    return config.model_copy(update=pin(config.model) | {"also": also})
 
 
 def _stored_table(folder: Path) -> str:

@@ -45,12 +45,14 @@ def run(config: SynthConfig) -> Outcome:
         make_shared_cache(config.teacher, TEACHER)
         places = tuple(labels(shards, config.input))
         with connected():
+            key = PictureKey(config.filters)
             task = ScanShard(
                 folder.work / "index",
-                PictureKey(config.filters),
+                key,
                 config.limit,
                 replace(read_options(config), fetch=False),
                 fetches=True,
+                check=key.check_columns if config.filters.need_columns else None,
                 refuses_unreachable=config.unreachable == "refuse",
             )
             index = scan(shards, places, task, job="synth", run=run_on_ray)

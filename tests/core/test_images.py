@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import struct
@@ -11,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from mme5core import images
-from mme5core.images import BadImage, image_bytes, image_hash, load_rgb, picture_size, to_jpeg
+from mme5core.images import BadImage, bytes_in_text, image_bytes, image_hash, load_rgb, picture_size, to_jpeg
 
 
 def encoded(picture: Image.Image, file_format: str, **options: Any) -> bytes:
@@ -224,6 +225,43 @@ def test_a_picture_is_the_same_in_every_container_and_turned_once(
     data = turned_by(orientation, file_format, **options)
     assert picture_size(data) == (40, 20)
     assert load_rgb(data).tobytes() == noise(40, 20).tobytes()
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_turn_that_only_xmp_names_is_the_same_in_tiff_and_png(compression: str | None) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    png = encoded(noise(20, 40), "PNG", pnginfo=text)
+    tiff = encoded(noise(20, 40), "TIFF", tiffinfo={700: XMP}, compression=compression)
+    assert picture_size(png) == picture_size(tiff) == (40, 20)
+    assert load_rgb(png).tobytes() == load_rgb(tiff).tobytes()
+
+
+def test_a_tile_that_is_far_larger_than_its_picture_is_refused() -> None:
+    # Width, height, bits, deflate, tiles of 2^20 x 2^20, one tile of nothing.
+    tags = [(256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1), (322, 1 << 20), (323, 1 << 20), (324, 8)]
+    tags.append((325, 8))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    with pytest.raises(BadImage, match="too_many_pixels: a tile of 1048576 x 1048576"):
+        load_rgb(data)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"])
+@pytest.mark.parametrize("alphabet", [b"+/", b"-_"])
+def test_a_picture_in_base64_is_known_by_its_first_bytes(file_format: str, alphabet: bytes) -> None:
+    for size in ((1, 1), (40, 20)):
+        data = encoded(Image.new("RGB", size), file_format)
+        text = base64.b64encode(data, altchars=alphabet).decode()
+        assert bytes_in_text(text) == (data if len(text) >= 40 else None)
+
+
+@pytest.mark.parametrize("text", ["BM" + "a" * 60, "Qk0" + "x" * 60, "pictures/" + "a" * 60 + ".jpg", "AAAA" * 20])
+def test_a_long_path_is_no_base64(text: str) -> None:
+    assert bytes_in_text(text) is None
 
 
 def with_metadata(file_format: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mme5core.corpus.index import Index
+from mme5core.corpus.picture_filters import FilterSettings, PictureKey
 from mme5core.corpus.scan import ScanShard, scan
 from mme5core.corpus.stored_pictures import StoredPictures
 from mme5core.errors import WorkPending
+from mme5core.images import BadImage
 from mme5core.readers import CorpusRow, ReadOptions
 from tests.core.corpus.picture_server import PictureServer
 
@@ -90,3 +93,38 @@ def test_where_nothing_is_fetched_no_file_of_pictures_is_made(tmp_path: Path) ->
     pq.write_table(pa.table({"id": ["a"], "image": [b"\x00pixels"]}), tmp_path / "a.parquet")
     index = scanned(tmp_path, tmp_path / "a.parquet")
     assert index.num_usable == 1 and not list((tmp_path / "index").glob("*.pictures"))
+
+
+def test_what_killed_scans_have_left_is_deleted(server: PictureServer, tmp_path: Path) -> None:
+    file = corpus(tmp_path, server, "0.png", "1.png")
+    server.away = {"/1.png"}
+    with pytest.raises(WorkPending):
+        scanned(tmp_path, file)
+    leftovers = [tmp_path / "index" / f".{'0' * 32}", tmp_path / "index" / f"{'0' * 32}.pictures"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    server.away = set()
+    index = scanned(tmp_path, file)
+    kept = {path.suffix for path in (tmp_path / "index").iterdir()}
+    assert not any(leftover.exists() for leftover in leftovers) and ".earlier" not in kept
+    assert len(list((tmp_path / "index").glob("*.pictures"))) == 1
+    pictures = StoredPictures((str(file),), ("a.parquet",), OPTIONS, tmp_path / "index")
+    assert [pictures.read(place) for place in places(index)] == [server.picture(f"/{n}.png") for n in range(2)]
+
+
+def test_what_a_filter_refuses_by_its_columns_is_not_fetched(server: PictureServer, tmp_path: Path) -> None:
+    pictures = [f"{server.address}/{name}.png" for name in "abc"]
+    nsfw = ["UNLIKELY", "NSFW", "UNLIKELY"]
+    pq.write_table(pa.table({"id": list("abc"), "image": pictures, "NSFW": nsfw}), tmp_path / "a.parquet")
+    check = PictureKey(FilterSettings(nsfw=["UNLIKELY"])).check_columns
+    options = replace(OPTIONS, columns=("NSFW",))
+    task = ScanShard(tmp_path / "index", key_of, options=options, fetches=True, check=check)
+    index = scan([tmp_path / "a.parquet"], ["a.parquet"], task, job="test")
+    assert [(row.id, row.reason) for row in index.refused()] == [("b", "filtered_nsfw")]
+    assert sorted(server.asked) == ["/a.png", "/c.png"]
+
+
+def test_a_file_that_is_gone_is_a_picture_that_is_away(tmp_path: Path) -> None:
+    pictures = StoredPictures((str(tmp_path / "gone.tar"),), ("gone.tar",), OPTIONS, tmp_path / "index")
+    with pytest.raises(BadImage, match=r"unreachable_image: .*gone.tar: .*No such file"):
+        pictures.read({"id": "a", "shard": 0, "offset": 512, "num_bytes": 10})

@@ -30,10 +30,13 @@ def test_a_folder_means_its_data_files_in_order_without_hidden_and_underscored_o
     folder = folder_of(tmp_path, *data, "_manifest.parquet", ".staged.parquet", "notes.txt", "sub/c.parquet")
     (folder / "folder.tar").mkdir()
     (folder / "_work").mkdir()
+    (folder / "_drafts").mkdir()
+    (folder / ".hidden.md").touch()
     (folder / "_work" / "d.parquet").touch()
     noted: list[str] = []
     assert names(folder, note=noted.append) == [*sorted(data), "c.parquet"]
-    assert noted == [f"input {str(folder)!r}: 1 other files are not read: notes.txt"]
+    others = ".staged.parquet, _drafts/, _manifest.parquet, ..."
+    assert noted == [f"input {str(folder)!r}: 4 other files are not read: {others}"]
 
 
 def test_rows_without_ids_are_named_apart_in_files_of_one_name(tmp_path: Path) -> None:

@@ -236,6 +236,26 @@ def test_batches_are_small_where_rows_are_large(tmp_path: Path, monkeypatch: pyt
     assert [row.image for row in read_rows(tmp_path / "a.parquet")] == [picture["bytes"] for picture in pictures]
 
 
+def test_batches_are_small_where_one_cell_may_be_repeated_from_the_dictionary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_rows, "MOST_BYTES", 1_000_000)
+    cell = np.random.default_rng(0).bytes(100_000)
+    pq.write_table(pa.table({"image": [cell] * 256}), tmp_path / "a.parquet")  # 100 KB that make 26 MB
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    assert parquet_rows.rows_at_once(file, 0, ["image"]) == 9
+    assert [row.image for row in read_rows(tmp_path / "a.parquet")] == [cell] * 256
+    pq.write_table(pa.table({"image": [cell] * 256}), tmp_path / "a.parquet", use_dictionary=False)
+    assert parquet_rows.rows_at_once(pq.ParquetFile(tmp_path / "a.parquet"), 0, ["image"]) == 256
+
+
+@pytest.mark.parametrize("empty", [b"", {"bytes": b"", "path": None}, {"bytes": b"", "path": ""}])
+def test_a_picture_of_no_bytes_beside_a_text_is_refused_and_not_embedded_as_text(tmp_path: Path, empty: Any) -> None:
+    none = {"bytes": None, "path": None} if isinstance(empty, dict) else None
+    columns = {"id": ["a", "b"], "text": ["one", "two"], "image": [empty, none]}
+    assert reasons(rows_of(tmp_path, columns)) == [("a", "empty_image"), ("b", None)]
+
+
 def test_a_batch_that_arrow_cannot_give_is_read_in_smaller_ones_from_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
