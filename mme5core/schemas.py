@@ -44,6 +44,14 @@ NEIGHBOURS = pa.schema(
     ]
 )
 
+# Beside each vector: what its row holds, whatever the instruction. Keys are equal where contents and pictures are; the
+# picture's is that of a row of this picture alone, and null for rows of none or several. Modality: T, I or IT.
+CONTENT_COLUMNS = (
+    pa.field("content_key", pa.binary(16)),
+    pa.field("picture_key", pa.binary(16)),
+    pa.field("modality", pa.string()),
+)
+
 # (image, language) pairs that a plan must never draw, because a benchmark tests them as unseen.
 HOLDOUT = pa.schema([("image_id", pa.string()), ("language", pa.string())])
 

@@ -16,6 +16,13 @@ DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 ALSO = ("int8", "binary")
 
 
+def matrix_of(column: pa.Array) -> np.ndarray:
+    """float32 [N, D] of a column of N lists of D numbers each, without nulls."""
+    numbers = column.flatten().to_numpy(zero_copy_only=False)
+    matrix: np.ndarray = numbers.astype(np.float32, copy=False).reshape(len(column), -1)
+    return matrix
+
+
 def cut(vector_ND: np.ndarray, dim: int) -> np.ndarray:
     """The first `dim` columns, unit length again: a Matryoshka model's vectors at a smaller width (arXiv 2205.13147).
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mme5core.schemas import CONTENT_COLUMNS
 from mme5core.storage import AnyPath
 from mme5core.types import Rejected
 
@@ -26,6 +27,7 @@ INDEX = pa.schema(
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("source", pa.string()),  # the chosen columns as a JSON object; null where none are chosen
+        *CONTENT_COLUMNS,  # null where the job writes no vectors
     ]
 )
 DUPLICATES = "duplicates.npy"

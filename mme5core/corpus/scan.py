@@ -29,7 +29,7 @@ from mme5core.tasks import Item, Runner, run_here
 from mme5core.types import Rejected
 
 TOTALS = "totals.json"
-VERSION_FILE, READERS_VERSION = "version.json", 2
+VERSION_FILE, READERS_VERSION = "version.json", 3
 BYTES_PER_GROUP = 1 << 24
 ROWS_AT_ONCE = 1 << 20
 BROKEN_FILES_SHOWN = 10
@@ -37,6 +37,9 @@ _UNFINISHED = re.compile(r"\.[0-9a-f]{32}|[0-9a-f]{32}\.pictures")
 
 KeyOf = Callable[[CorpusRow], bytes]
 """The 16-byte key of a row's content, equal where the content is. Raises BadImage for a row that cannot be used."""
+
+Describe = Callable[[CorpusRow, bytes], Item]
+"""CONTENT_COLUMNS of a row with this key."""
 
 
 def scan(
@@ -140,6 +143,7 @@ class ScanShard:
     It reports the `rows` of each part as they come, and at the end of the shard their `total`.
 
     Args:
+        describe: fills CONTENT_COLUMNS; None: they stay empty.
         fetches: fetch pictures that are at servers, and keep them beside the index.
         check: raises BadImage for a row whose pictures need not be fetched.
         refuses_unreachable: refuse those whose server does not answer; else a scan with such pictures ends unfinished.
@@ -149,6 +153,7 @@ class ScanShard:
     key_of: KeyOf
     limit: int | None = None
     options: ReadOptions = AS_IT_IS
+    describe: Describe | None = None
     fetches: bool = False
     check: Callable[[CorpusRow], None] | None = None
     refuses_unreachable: bool = False
@@ -167,7 +172,7 @@ class ScanShard:
                 pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer,
             ):
                 rows = islice(read_rows(locate(item["path"]), options), self.limit)
-                for table in _records(fetched.rows(rows) if self.fetches else rows, self.key_of):
+                for table in _records(fetched.rows(rows) if self.fetches else rows, self.key_of, self.describe):
                     writer.write_table(table)
                     total += len(table)
                     yield {"shard": item["shard"], "rows": len(table)}
@@ -180,11 +185,11 @@ class ScanShard:
         yield {"shard": item["shard"], "total": total}
 
 
-def _records(rows: Iterator[CorpusRow], key_of: KeyOf) -> Iterator[pa.Table]:
+def _records(rows: Iterator[CorpusRow], key_of: KeyOf, describe: Describe | None) -> Iterator[pa.Table]:
     group: list[Item] = []
     num_bytes = 0
     for row in rows:
-        group.append(_record(row, key_of))
+        group.append(_record(row, key_of, describe))
         num_bytes += len(row.source or "")
         if len(group) >= ROWS_PER_GROUP or num_bytes >= BYTES_PER_GROUP:
             yield pa.Table.from_pylist(group, INDEX)
@@ -193,12 +198,13 @@ def _records(rows: Iterator[CorpusRow], key_of: KeyOf) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(group, INDEX)
 
 
-def _record(row: CorpusRow, key_of: KeyOf) -> Item:
+def _record(row: CorpusRow, key_of: KeyOf, describe: Describe | None) -> Item:
     record: Item = {"id": row.id, "offset": row.offset, "num_bytes": row.num_bytes, "source": row.source}
     refused = row.refused
     if refused is None:
         try:
             record["key"] = key_of(row)
+            record |= describe(row, record["key"]) if describe else {}
         except BadImage as error:
             refused = Rejected(row.id, error.reason, error.detail)
         except Exception as error:

@@ -57,6 +57,18 @@ class EmbeddingKey:
         pictures = [_stands_for(picture) for picture in row.pictures]
         return content_key(row.text, None, self.instruction_of(row), pictures)
 
+    def content_columns(self, row: CorpusRow, key: bytes) -> Item:
+        """CONTENT_COLUMNS of a row with this key."""
+        pictures = [_stands_for(picture) for picture in row.pictures]
+        content = content_key(row.text, None, None, pictures) if self.instruction_of(row) else key
+        is_alone = len(pictures) == 1 and not row.text
+        picture = content_key(None, None, None, pictures) if len(pictures) == 1 and not is_alone else None
+        return {
+            "content_key": content,
+            "picture_key": content if is_alone else picture,
+            "modality": Content(row.text, None, row.pictures).modality,
+        }
+
     def instruction_of(self, row: CorpusRow) -> str | None:
         """The row's own instruction, else the job's for its modality."""
         if row.instruction:

@@ -16,6 +16,7 @@ from mme5core.corpus.source_columns import SourceColumns
 from mme5core.corpus.vector_log import REFUSED, VectorLog
 from mme5core.durable import wait_until_seen
 from mme5core.parts import NewPart
+from mme5core.schemas import CONTENT_COLUMNS
 from mme5core.tasks import Item
 from mme5core.types import Rejected
 from mme5core.vectors import Int8Calibration, VectorFormat, cut
@@ -106,7 +107,7 @@ class WriteVectors:
         num_kept = num_pending = num_cut = 0
         rows_per_group = max(1, SLICE_BYTES // (4 * self.vector_format.width))
         with NewPart(self.folder, self.schema) as part:
-            for rows, table in self.index.tables(["id", "source"], usable=True, within=(item["start"], item["stop"])):
+            for rows, table in self.index.tables(self._columns, usable=True, within=(item["start"], item["stop"])):
                 is_own = (rows >= item["start"]) & (rows < item["stop"])
                 own = places[rows[is_own] - item["start"]]
                 table = table.filter(pa.array(is_own))
@@ -121,6 +122,10 @@ class WriteVectors:
                         self._with_vectors(table.slice(start, rows_per_group), own[start : start + rows_per_group])
                     )
             yield item | {"kept": num_kept, "pending": num_pending, "cut": num_cut} | part.close()
+
+    @property
+    def _columns(self) -> list[str]:
+        return ["id", "source", *(field.name for field in CONTENT_COLUMNS)]
 
     def _places(self, item: Item) -> np.ndarray:
         """The places of the part's rows, once this node sees what the driver has written."""
@@ -142,4 +147,5 @@ class WriteVectors:
     def _with_vectors(self, rows: pa.Table, places: np.ndarray) -> pa.Table:
         vector_ND = cut(self.log.vectors(places), self.vector_format.dim)
         columns = {"id": rows["id"]} | self.vector_format.arrays(vector_ND, self.calibration)
+        columns |= {field.name: rows[field.name] for field in CONTENT_COLUMNS}
         return pa.table(columns | self.source.arrays(rows["source"]), schema=self.schema)

@@ -16,6 +16,7 @@ from mme5core.readers.shards import find_shards
 from mme5core.schemas import CANDIDATES, QUERIES
 from mme5core.storage import parquet_file
 from mme5core.types import Content, EvalQuery
+from mme5core.vectors import matrix_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
             batch = batch.filter(batch.column("embedding").is_valid())
             if not batch.num_rows:
                 continue
-            matrix = _matrix(batch.column("embedding"))
+            matrix = matrix_of(batch.column("embedding"))
             for row, vector_id in enumerate(batch.column("id").to_pylist()):
                 if vector_id in vectors:
                     raise InputError(f"{file}: a second vector of id {vector_id!r}")
@@ -97,13 +98,6 @@ def _query(row: dict[str, Any]) -> EvalQuery:
     content = Content(row["text"]) if row["text"] else None
     relevance = {row["positive_id"] or "": 1.0}
     return EvalQuery(row["id"], content, row["instruction"], relevance, language=row["language"])
-
-
-def _matrix(column: pa.Array) -> np.ndarray:
-    """float32 [N, D] of a column of lists of equal length."""
-    numbers = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    matrix: np.ndarray = numbers.reshape(len(column), -1)
-    return matrix
 
 
 def _read(file: Path, columns: Sequence[str]) -> pa.Table:

@@ -11,13 +11,14 @@ from mme5core.peers import sentence_transformer_width
 from mme5core.prompt_styles import check_style
 from mme5core.readers import ReadOptions, input_files, input_identity
 from mme5core.readers.shards import of_one_side
+from mme5core.schemas import CONTENT_COLUMNS
 from mme5core.storage import AnyPath
 from mme5core.tables import shards_of
 from mme5core.vectors import VectorFormat
 from rayjobs.embed_corpus.config import EmbedCorpusConfig
 from rayjobs.folder import JobFolder, job_folder
 
-OWN_COLUMNS = {"id", "embedding", "embedding_int8", "embedding_binary"}
+OWN_COLUMNS = {"id", "embedding", "embedding_int8", "embedding_binary", *(field.name for field in CONTENT_COLUMNS)}
 
 
 def corpus_shards(config: EmbedCorpusConfig) -> list[AnyPath]:

@@ -24,6 +24,7 @@ from mme5core.model_folder import encoder_settings
 from mme5core.parts import PartFiles
 from mme5core.progress import Progress
 from mme5core.readers.shards import labels
+from mme5core.schemas import CONTENT_COLUMNS
 from mme5core.vectors import Int8Calibration, VectorFormat, cut
 from rayjobs.command.outcome import BAD_INPUT, RESUMABLE, Outcome
 from rayjobs.embed_corpus.config import EmbedCorpusConfig
@@ -53,7 +54,8 @@ def run(config: EmbedCorpusConfig, *, load: LoadEncoder = load_encoder) -> Outco
         with connected():
             placement = placement_for(config, config.num_workers, job="embed-corpus")
             options = read_options(config, columns=config.columns)
-            task = ScanShard(folder.work / "index", EmbeddingKey(config.instruction), config.limit, options)
+            key = EmbeddingKey(config.instruction)
+            task = ScanShard(folder.work / "index", key, config.limit, options, key.content_columns)
             index = scan(shards, places_of_shards, task, job="embed-corpus", run=run_on_ray)
             if not index.num_usable:
                 return _nothing_usable(folder, index, config.output)
@@ -127,7 +129,7 @@ class WriteParts:
 
     def writer(self, calibration: Int8Calibration | None) -> PartWriter:
         schema = pa.schema(
-            [("id", pa.string()), *self._format.fields(), *self._source.fields()],
+            [("id", pa.string()), *self._format.fields(), *CONTENT_COLUMNS, *self._source.fields()],
             _file_metadata(self._folder, self._config, self._format, calibration),
         )
         parts = self._folder.work / "parts"

@@ -37,6 +37,8 @@ EMBED = Stage("embedding", cpus=1.0, takes_gpus=True)
 """Actors that hold an encoder."""
 ASK = Stage("asking", cpus=0.5)
 """Actors that wait for a server's answers."""
+MINE = Stage("searching", cpus=1.0, takes_gpus=True)
+"""Tasks that hold a block of queries and go through all candidates."""
 TRAIN = Stage("training", cpus=1.0, takes_gpus=True)
 """Processes of a training run."""
 

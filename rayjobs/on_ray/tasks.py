@@ -10,16 +10,23 @@ import pyarrow as pa
 
 from mme5core.errors import InputError, WorkFailed, first_line
 from mme5core.tasks import Item, Task
-from rayjobs.on_ray.resources import BOOKKEEPING, cluster_cpus
+from rayjobs.on_ray.resources import BOOKKEEPING, Placement, cluster_cpus
 
 WAITING_PER_CPU = 2
 """Tasks that wait for each CPU, so that it never idles; more would only fill the scheduler."""
+BOOKKEEPING_PLACE = Placement(BOOKKEEPING.cpus, 0.0)
 MAX_RETRIES = 5
 """Of a task whose node or process died."""
 
 
-def run_on_ray(task: Task, items: Sequence[Item]) -> Iterator[Item]:
+def run_on_ray(
+    task: Task, items: Sequence[Item], *, placement: Placement = BOOKKEEPING_PLACE, at_once: int | None = None
+) -> Iterator[Item]:
     """A `Runner` on the cluster, one Ray task for each item.
+
+    Args:
+        placement: of each task.
+        at_once: most tasks that run or wait; None: by the CPUs of the cluster.
 
     Raises:
         InputError: as a task raises it.
@@ -29,11 +36,15 @@ def run_on_ray(task: Task, items: Sequence[Item]) -> Iterator[Item]:
     import ray.exceptions
 
     remote = ray.remote(_reports).options(
-        num_cpus=BOOKKEEPING.cpus, num_returns="streaming", max_retries=MAX_RETRIES, name=type(task).__name__
+        num_cpus=placement.cpus,
+        num_gpus=placement.gpus,
+        num_returns="streaming",
+        max_retries=MAX_RETRIES,
+        name=type(task).__name__,
     )
     shared = ray.put(task)
     waiting = iter(items)
-    num_at_once = WAITING_PER_CPU * cluster_cpus()
+    num_at_once = at_once or WAITING_PER_CPU * cluster_cpus()
     running: list[Any] = [remote.remote(shared, item) for item in islice(waiting, num_at_once)]
     try:
         while running:
@@ -45,7 +56,9 @@ def run_on_ray(task: Task, items: Sequence[Item]) -> Iterator[Item]:
                 running += [remote.remote(shared, item) for item in islice(waiting, 1)]
                 continue
             except ray.exceptions.RayError as error:
-                raise WorkFailed(f"a task was lost ({first_line(error)})") from None
+                cause = getattr(error, "cause", None)
+                problem = first_line(error) if cause is None else f"{type(cause).__name__}: {first_line(cause)}"
+                raise WorkFailed(f"a task was lost ({problem})") from None
             yield _checked(message)
     finally:
         for other in running:

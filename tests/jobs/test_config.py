@@ -22,6 +22,7 @@ REQUIRED = {
     "synth": ["input=pictures"],
     "train": ["input=samples", "model=base"],
     "embed-corpus": ["input=corpus", "model=base"],
+    "mine": ["queries=vectors", "candidates=vectors"],
     "evaluate": ["benchmark=bench"],
     "demo": [],
 }

@@ -1,0 +1,50 @@
+"""The keys of `mine`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from mme5core.settings import key, required
+from rayjobs.command.config import JobConfig, as_list
+
+
+class MineConfig(JobConfig):
+    queries: list[str] = required(
+        "vectors of the queries: folder, file, glob or list of Parquet with id and embedding", names_input=True
+    )
+    candidates: list[str] = required("vectors of the candidates; may be the same", names_input=True)
+    top_k: int = key(50, "most neighbours of a query by each rule", ge=1)
+    rules: list[str] = key(
+        [],
+        "named rules, whose rows are united: mme5, unime-v2, megapairs, nv-retriever, mm-embed-modality, mm-embed-far; "
+        "none: the keys below",
+    )
+    min_rank: int = key(1, "first rank that is taken; ranks count by falling score", ge=1)
+    max_rank: int | None = key(None, "last rank that is taken; null: none", ge=1)
+    min_score: float | None = key(None, "lowest similarity that is taken")
+    max_score: float | None = key(None, "highest similarity that is taken, as the threshold of UniME-V2")
+    positives: str | None = key(
+        None,
+        "Parquet of query_id and candidate_id, or of id and positive_id: never neighbours, and what margins refer to",
+        names_input=True,
+        path="existing",
+    )
+    relative_margin: float | None = key(
+        None, "at most the positive's similarity less this share of it; NV-Retriever takes 0.05", ge=0
+    )
+    absolute_margin: float | None = key(None, "at most the positive's similarity less this", ge=0)
+    pool_column: str | None = key(None, "column of both sets that names pools, such as data sets or modality")
+    pool: Literal["any", "same", "other"] = key("any", "pool of a neighbour, beside that of its query")
+    own_picture: Literal["exclude", "allow", "force"] = key(
+        "exclude",
+        "the candidate that is the query's own picture without its text; force: a row of its own, source own_picture",
+    )
+    use_gpu: bool | None = key(None, "one accelerator per task; null: if the cluster has any", rows=False)
+    queries_per_file: int = key(20_000, "queries of one output file, which one task searches for", ge=1)
+
+    @field_validator("queries", "candidates", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, entries: Any) -> Any:
+        return as_list(entries)

@@ -1,0 +1,114 @@
+"""Nearest candidates between two sets of vectors: mine queries=vectors/ candidates=vectors/ output=near/ top_k=50"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import uuid
+from collections.abc import Sequence
+from functools import partial
+
+from mme5core.mining.candidate_index import CandidateIndex
+from mme5core.mining.neighbour_parts import MineBlock
+from mme5core.mining.vector_files import check_distinct_ids
+from mme5core.parts import Part, PartFiles
+from mme5core.progress import Progress
+from mme5core.tasks import Item
+from rayjobs.command.outcome import FAILED, Outcome
+from rayjobs.folder import JobFolder, nothing_kept
+from rayjobs.mine.config import MineConfig
+from rayjobs.mine.inputs import MineInputs, mine_folder, mine_inputs
+from rayjobs.on_ray.connection import connected
+from rayjobs.on_ray.resources import MINE, Placement, cluster_gpus, place, workers_per_node
+from rayjobs.on_ray.tasks import run_on_ray
+
+
+def run(config: MineConfig) -> Outcome:
+    inputs = mine_inputs(config)
+    with mine_folder(config, inputs) as folder:
+        finished = folder.open()
+        if finished:
+            return Outcome(finished["counters"], reason="already done")
+        # A random name: tasks of a killed run may still read theirs.
+        for earlier in folder.work.glob("candidates-*"):
+            shutil.rmtree(earlier, ignore_errors=True)
+        index = CandidateIndex.write(inputs.candidates, folder.work / f"candidates-{uuid.uuid4().hex}")
+        num_queries = inputs.num_queries(config.limit)
+        check_distinct_ids(inputs.queries, num_queries, folder.work)
+        with connected():
+            placement = _placement(config)
+            parts = _write_parts(folder, config, inputs, index, placement)
+            return _finish(folder, config, parts, num_queries, index)
+
+
+def _placement(config: MineConfig) -> Placement:
+    use_gpu = config.use_gpu
+    if use_gpu is None:
+        use_gpu = bool(cluster_gpus())
+        if not use_gpu:
+            print("mine: the cluster has no GPU: searching on CPUs (use_gpu=true would refuse)", file=sys.stderr)
+    return place(MINE, config.num_workers, gpus_per_worker=1.0 if use_gpu else 0.0)
+
+
+def _write_parts(
+    folder: JobFolder, config: MineConfig, inputs: MineInputs, index: CandidateIndex, placement: Placement
+) -> Sequence[Part]:
+    """The parts in their order; those of an earlier run are taken as they are."""
+    num_queries = inputs.num_queries(config.limit)
+    starts = range(0, num_queries, config.queries_per_file)
+    items: list[Item] = [
+        {"part": n, "start": start, "stop": min(start + config.queries_per_file, num_queries), "made_from": ""}
+        for n, start in enumerate(starts)
+    ]
+    files = PartFiles(folder.work / "parts", folder.path)
+    parts = files.written(items)
+    task = MineBlock(
+        inputs.queries,
+        inputs.candidates,
+        index,
+        inputs.rules,
+        config.own_picture,
+        config.pool_column,
+        tuple(inputs.positives),
+        folder.work / "parts",
+        None if placement.uses_gpu else workers_per_node(config.num_workers),
+    )
+    missing = [item for item in items if item["part"] not in parts]
+    run = partial(run_on_ray, placement=placement, at_once=config.num_workers)
+    done = sum(item["stop"] - item["start"] for item in items if item["part"] in parts)
+    with Progress("mine", num_queries, "queries", done=done) as progress:
+        for part in files.write(task, missing, run):
+            parts[part.number] = part
+            done += part.report["stop"] - part.report["start"]
+            progress.update(done)
+    return [parts[item["part"]] for item in items]
+
+
+def _finish(
+    folder: JobFolder, config: MineConfig, parts: Sequence[Part], num_queries: int, index: CandidateIndex
+) -> Outcome:
+    """Parts, quarantine, manifest."""
+    folder.check_owner()
+    counts = folder.write_quarantine(rejected for part in parts for rejected in part.refused())
+    folder.take_parts({part.entry["name"]: part.file for part in parts})
+    num_unusable = max(part.report["unusable"] for part in parts)
+    for count, what in ((num_unusable, "have no usable vector"), (index.num_repeated, "repeat the content of another")):
+        if count:
+            print(f"mine: {count:,} candidates {what} and are no neighbours", file=sys.stderr)
+    counters = folder.finish(
+        unit="queries",
+        num_read=num_queries,
+        num_kept=sum(part.report["kept"] for part in parts),
+        refused=counts,
+        pending=0,
+        extra_counters={
+            "neighbours": sum(part.report["rows"] for part in parts),
+            "candidates": len(index.order),
+            "unusable_candidates": num_unusable,
+            "repeated_candidates": index.num_repeated,
+        },
+        described=[part.entry for part in parts],
+    )
+    if not counters["kept"]:
+        return nothing_kept(counters, config.output, code=FAILED)
+    return Outcome(counters)

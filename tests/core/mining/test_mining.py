@@ -1,0 +1,248 @@
+"""Mining is brute force with rules: ties by id, nothing of the query itself, and each paper's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mme5core.errors import InputError
+from mme5core.mining import neighbour_parts, query_block
+from mme5core.mining.rules import NAMED, Rule, named_rules
+from mme5core.mining.vector_files import VectorFiles, check_distinct_ids
+from tests.core.mining.vectors_on_disk import exact_vectors, mined, write
+
+QUERIES, CANDIDATES = exact_vectors(23, 1), exact_vectors(150, 2)
+QUERY_IDS = [f"q{n}" for n in range(23)]
+CANDIDATE_IDS = [f"c{n}" for n in np.random.default_rng(3).permutation(150)]
+SCORES = {
+    query: dict(zip(CANDIDATE_IDS, (CANDIDATES @ vector).tolist(), strict=True))
+    for query, vector in zip(QUERY_IDS, QUERIES, strict=True)
+}
+
+
+def ranked(query: str, keep: Callable[[str, float], bool] = lambda candidate, score: True) -> list[tuple[str, float]]:
+    """(candidate, score) of those that are kept, by falling score, then by id."""
+    return sorted(((c, s) for c, s in SCORES[query].items() if keep(c, s)), key=lambda entry: (-entry[1], entry[0]))
+
+
+def of(rows: list[dict[str, Any]], query: str, source: str = "nearest") -> list[tuple[str, float]]:
+    return [(r["candidate_id"], r["score"]) for r in rows if (r["query_id"], r["source"]) == (query, source)]
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> tuple[str, str]:
+    return write(tmp_path / "q", QUERY_IDS, QUERIES), write(tmp_path / "c", CANDIDATE_IDS, CANDIDATES)
+
+
+@pytest.mark.parametrize(("chunk_rows", "scores_at_once"), [(1 << 14, 1 << 24), (10, 30), (1, 1)])
+@pytest.mark.parametrize("top_k", [1, 5, 400])
+def test_neighbours_are_those_of_brute_force_however_the_work_is_cut(
+    tmp_path: Path,
+    sets: tuple[str, str],
+    top_k: int,
+    chunk_rows: int,
+    scores_at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(neighbour_parts, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(query_block, "SCORES_ON_CPU", scores_at_once)
+    rows, refused, counts = mined(tmp_path / "out", *sets, Rule(top_k=top_k))
+    assert not refused and counts == {"kept": 23, "rows": 23 * min(top_k, 150), "unusable": 0}
+    for query in QUERY_IDS:
+        assert of(rows, query) == ranked(query)[:top_k]
+    assert [row["rank"] for row in rows[: min(top_k, 150)]] == list(range(1, min(top_k, 150) + 1))
+
+
+def test_a_set_with_itself_gives_no_query_as_its_own_neighbour(tmp_path: Path) -> None:
+    one = write(tmp_path / "c", CANDIDATE_IDS, CANDIDATES)
+    rows, _, _ = mined(tmp_path / "out", one, one, Rule(top_k=3))
+    assert len(rows) == 450 and all(row["query_id"] != row["candidate_id"] for row in rows)
+    assert {row["rank"] for row in rows} == {1, 2, 3}
+
+
+def key(text: str) -> bytes:
+    return text.encode().rjust(16)
+
+
+def test_equal_contents_are_no_neighbours_and_a_repeated_candidate_counts_once(tmp_path: Path) -> None:
+    keys = [key("a"), key("b"), key("b"), key("c"), None]
+    candidates = write(tmp_path / "c", ["1", "2", "3", "4", "5"], np.ones((5, 8), np.float32), content_key=keys)
+    queries = write(
+        tmp_path / "q", ["x", "y", "z"], np.ones((3, 8), np.float32), content_key=[key("a"), key("d"), None]
+    )
+    rows, _, _ = mined(tmp_path / "out", queries, candidates)
+    names = {query: [row["candidate_id"] for row in rows if row["query_id"] == query] for query in "xyz"}
+    assert names == {"x": ["2", "4", "5"], "y": ["1", "2", "4", "5"], "z": ["1", "2", "4", "5"]}
+
+
+@pytest.mark.parametrize(
+    ("own_picture", "expected"),
+    [
+        ("exclude", [("2", "nearest")]),
+        ("allow", [("1", "nearest"), ("2", "nearest")]),
+        ("force", [("2", "nearest"), ("1", "own_picture")]),
+    ],
+)
+def test_the_own_picture_of_a_query_is_excluded_allowed_or_forced(
+    tmp_path: Path, own_picture: str, expected: list[tuple[str, str]]
+) -> None:
+    vectors = np.eye(8, dtype=np.float32)[:2]
+    candidates = write(tmp_path / "c", ["1", "2"], vectors, content_key=[key("p"), key("r")], num_files=1)
+    queries = write(
+        tmp_path / "q", ["x"], vectors[:1], content_key=[key("p + text")], picture_key=[key("p")], num_files=1
+    )
+    rows, _, _ = mined(tmp_path / "out", queries, candidates, own_picture=own_picture)
+    assert [(row["candidate_id"], row["source"]) for row in rows] == expected
+    assert rows[0]["rank"] == rows[-1]["rank"] - (own_picture == "allow") == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "keep", "ranks"),
+    [
+        (Rule(top_k=4, max_score=0.03), lambda score: score <= 0.03, slice(0, 4)),
+        (Rule(top_k=4, min_score=0.02), lambda score: score >= 0.02, slice(0, 4)),
+        (Rule(top_k=400, min_score=-0.02, max_score=0.02), lambda score: -0.02 <= score <= 0.02, slice(0, 400)),
+        (Rule(top_k=3, min_rank=10), lambda score: True, slice(9, 12)),
+        (Rule(top_k=50, min_rank=10, max_rank=14), lambda score: True, slice(9, 14)),
+    ],
+)
+def test_bands_choose_before_ranks_and_windows_after(
+    tmp_path: Path, sets: tuple[str, str], rule: Rule, keep: Callable[[float], bool], ranks: slice
+) -> None:
+    rows, refused, _ = mined(tmp_path / "out", *sets, rule)
+    for query in QUERY_IDS:
+        expected = ranked(query, lambda candidate, score: keep(score))[ranks]
+        assert of(rows, query) == expected
+        assert (query in refused) == (not expected)
+    first = min((row["rank"] for row in rows), default=None)
+    assert first == ranks.start + 1
+
+
+def positives_file(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The third nearest is the positive of each query but two: one has none, one has an id that is in no corpus."""
+    positive = {query: ranked(query)[2][0] for query in QUERY_IDS}
+    positive["q4"] = "nowhere"
+    del positive["q5"]
+    file = folder / "positives.parquet"
+    pq.write_table(pa.table({"query_id": list(positive), "candidate_id": list(positive.values())}), file)
+    return file, positive
+
+
+def test_positives_are_never_neighbours(tmp_path: Path, sets: tuple[str, str]) -> None:
+    file, positive = positives_file(tmp_path)
+    rows, refused, _ = mined(tmp_path / "out", *sets, positives=[file])
+    assert not refused
+    for query in QUERY_IDS:
+        own = positive.get(query)
+        assert of(rows, query) == ranked(query, lambda c, s: c != own)[:5]  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("rule", "cap"),
+    [
+        (Rule(top_k=6, relative_margin=0.25), lambda score: score - 0.25 * abs(score)),
+        (Rule(top_k=6, absolute_margin=0.0), lambda score: score),
+        (Rule(top_k=6, absolute_margin=0.0625), lambda score: score - 0.0625),
+    ],
+)
+def test_margins_refer_to_each_querys_positive_and_a_query_without_one_is_refused(
+    tmp_path: Path, sets: tuple[str, str], rule: Rule, cap: Callable[[float], float]
+) -> None:
+    file, positive = positives_file(tmp_path)
+    rows, refused, counts = mined(tmp_path / "out", *sets, rule, positives=[file])
+    assert refused["q4"] == refused["q5"] == "no_positive"
+    for query in set(QUERY_IDS) - {"q4", "q5"}:
+        own = positive[query]
+        most = cap(SCORES[query][own])
+        assert of(rows, query) == ranked(query, lambda c, s: c != own and s <= most)[:6]  # noqa: B023
+    assert counts["kept"] == 23 - len(refused)
+
+
+@pytest.mark.parametrize("pool", ["same", "other"])
+def test_pools_are_within_or_across_a_column(tmp_path: Path, pool: Any) -> None:
+    pool_of = {candidate: "abc"[n % 3] if n % 10 else None for n, candidate in enumerate(CANDIDATE_IDS)}
+    query_pool = {query: "ab"[n % 2] for n, query in enumerate(QUERY_IDS)}
+    queries = write(tmp_path / "q", QUERY_IDS, QUERIES, dataset=list(query_pool.values()))
+    candidates = write(tmp_path / "c", CANDIDATE_IDS, CANDIDATES, dataset=list(pool_of.values()))
+    rows, _, _ = mined(tmp_path / "out", queries, candidates, Rule(top_k=5, pool=pool), pool="dataset")
+    for query in QUERY_IDS:
+        expected = ranked(query, lambda c, s: (pool_of[c] == query_pool[query]) == (pool == "same"))  # noqa: B023
+        assert of(rows, query) == expected[:5]
+
+
+def test_mm_embeds_two_classes_are_wrong_modality_above_the_positive_and_right_one_far_below(tmp_path: Path) -> None:
+    modality = {candidate: ("T", "I", "IT")[n % 3] for n, candidate in enumerate(CANDIDATE_IDS)}
+    queries = write(tmp_path / "q", QUERY_IDS, QUERIES)
+    candidates = write(tmp_path / "c", CANDIDATE_IDS, CANDIDATES, modality=list(modality.values()))
+    positive = {query: ranked(query)[30][0] for query in QUERY_IDS}
+    file = tmp_path / "positives.parquet"
+    pq.write_table(pa.table({"id": list(positive), "positive_id": list(positive.values())}), file)
+    rules = named_rules(["mm-embed-modality", "mm-embed-far"], Rule())
+    rows, _, _ = mined(tmp_path / "out", queries, candidates, *rules, positives=[file])
+    for query in QUERY_IDS:
+        own, wanted = positive[query], modality[positive[query]]
+        near = ranked(query, lambda c, s: c != own)[:50]  # noqa: B023
+        above = [(c, s) for c, s in near if s > SCORES[query][own] and modality[c] != wanted]
+        far = [(c, s) for c, s in near[45:] if modality[c] == wanted]
+        assert (of(rows, query, "mm-embed-modality"), of(rows, query, "mm-embed-far")) == (above, far)
+
+
+def test_named_rules_keep_the_papers_numbers_and_take_the_others_from_the_plain_one() -> None:
+    rules = named_rules(["mme5", "unime-v2", "megapairs"], Rule(top_k=9, max_score=0.9))
+    assert [(r.name, r.top_k, r.min_rank, r.min_score, r.max_score) for r in rules] == [
+        ("mme5", 5, 70, None, 0.9),
+        ("unime-v2", 50, 1, None, 0.9),
+        ("megapairs", 9, 1, 0.8, 0.96),
+    ]
+    with pytest.raises(ValueError, match="unknown rule 'mm5'; known: mme5, unime-v2"):
+        named_rules(["mm5"], Rule())
+    assert len(NAMED) == 6
+
+
+def test_vectors_that_are_none_are_refused_as_queries_and_counted_as_candidates(tmp_path: Path) -> None:
+    vectors: list[Any] = [np.ones(8, np.float32), None, np.full(8, np.nan, np.float32), np.ones(8, np.float32)]
+    queries = write(tmp_path / "q", ["a", "b", "c", "d"], vectors, num_files=1)
+    candidates = write(tmp_path / "c", ["1", "2", "3", "4"], vectors, num_files=1)
+    rows, refused, counts = mined(tmp_path / "out", queries, candidates)
+    assert refused == {"b": "no_vector", "c": "no_vector"}
+    assert [(row["query_id"], row["candidate_id"]) for row in rows] == [("a", "1"), ("a", "4"), ("d", "1"), ("d", "4")]
+    assert counts["unusable"] == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": ["a"], "vector": [[1.0]]}, "queries .* has no column 'embedding'; its columns are id, vector"),
+        ({"id": ["a"], "embedding": ["x"]}, "column 'embedding' is of string, no lists of floating-point numbers"),
+        (
+            {"id": pa.array([], pa.string()), "embedding": pa.array([], pa.list_(pa.float32()))},
+            "queries .*: no vectors",
+        ),
+    ],
+)
+def test_files_that_are_no_vectors_are_refused_by_name(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=message):
+        VectorFiles.open([str(tmp_path)], "queries")
+
+
+def test_vectors_of_several_widths_or_models_and_ids_that_occur_twice_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "x" / "a", ["a"], np.ones((1, 8), np.float32), num_files=1, model="one")
+    write(tmp_path / "x" / "b", ["b"], np.ones((1, 8), np.float32), num_files=1, model="two")
+    with pytest.raises(InputError, match=r"hold vectors of different models"):
+        VectorFiles.open([str(tmp_path / "x")], "queries")
+    write(tmp_path / "x" / "c", ["b"], np.ones((1, 4), np.float32), num_files=1, model="one")
+    with pytest.raises(InputError, match=r"hold vectors of different widths"):
+        VectorFiles.open([str(tmp_path / "x" / "a"), str(tmp_path / "x" / "c")], "queries")
+    twice = VectorFiles.open([write(tmp_path / "t", ["b", "a", "b"], np.ones((3, 8), np.float32))], "queries")
+    with pytest.raises(InputError, match="queries: two have the id 'b'"):
+        check_distinct_ids(twice, 3, tmp_path)
+    check_distinct_ids(twice, 2, tmp_path)
+    with pytest.raises(InputError, match="candidates: two have the id 'b'"):
+        mined(tmp_path / "out", str(tmp_path / "x" / "a"), str(tmp_path / "t"))
