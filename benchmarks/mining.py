@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.run import best_of
 from mme5core.mining.candidate_index import CandidateIndex
 from mme5core.mining.nearest import Nearest
 from mme5core.mining.neighbour_parts import CHUNK_ROWS, MineBlock
@@ -43,6 +42,8 @@ def main() -> None:
 
 def search(device: torch.device, scale: int = 1) -> dict[str, object]:
     """The search without reading, against its products alone, in tiles of the same shapes."""
+    from benchmarks.run import best_of  # not where memory is measured: it imports much
+
     torch.set_num_threads(2)
     torch.backends.cuda.matmul.allow_tf32 = False
     queries, candidates = (unit_vectors(count * scale, seed) for seed, count in ((0, NUM_QUERIES), (1, NUM_CANDIDATES)))
