@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 JOBS = ("synth", "train", "embed_corpus", "mine", "evaluate", "demo")
 # From the top down; a module imports its own layer or a lower one.
 CORE_LAYERS = (
-    {"training", "evaluation", "synthesis", "mining", "demo"},
+    {"training", "evaluation", "synthesis", "mining", "judge", "demo"},
     {"asking", "corpus", "encoder", "adapters", "losses", "peers", "sample_table"},
     {"backbones", "batching", "parts", "sample_readers", "tables", "prompt_styles", "distributed"},
     {"readers", "metrics", "schemas", "model_folder", "content_key", "vectors", "file_entries"},
@@ -34,6 +34,7 @@ JOB_LAYERS = (
 HUGGING_FACE = (
     "mme5core.backbones",
     "mme5core.encoder",
+    "mme5core.judge",
     "mme5core.adapters",
     "mme5core.training",
     "mme5core.demo",

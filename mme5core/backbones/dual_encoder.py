@@ -56,6 +56,9 @@ class DualEncoder:
         # No tokens at all mark a picture without text; the tokenizer would add BOS and EOS to an empty text.
         return [[] if not prompt else row for prompt, row in zip(prompts, ids, strict=True)]
 
+    def expanded(self, row: list[int], sizes: Sequence[PictureSize]) -> list[int]:
+        return row  # a tower of its own reads the pictures
+
     def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
         return self._byte_pixels.prepare(np.asarray(picture))
 

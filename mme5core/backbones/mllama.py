@@ -61,6 +61,11 @@ class Mllama:
         counts = [len(of_row) for of_row in sizes]
         return tokenize(self.tokenizer, texts, counts, image_prefix=self.image_prefix, max_tokens=max_tokens)
 
+    def expanded(self, row: list[int], sizes: Sequence[PictureSize]) -> list[int]:
+        if row.count(self.image_token_id) < len(sizes):
+            raise ValueError(f"{row.count(self.image_token_id)} tokens of pictures for {len(sizes)} pictures")
+        return row
+
     def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
         return self._byte_pixels.prepare(np.asarray(_thick_enough(picture, self.image_processor.size["height"])))
 

@@ -65,7 +65,7 @@ class PictureTokens(ABC):
     ) -> list[list[int]]:
         counts = [len(of_row) for of_row in sizes]
         rows = tokenize(self.tokenizer, prompts, counts, image_prefix=self.image_prefix, max_tokens=max_tokens)
-        return [self._expand(row, of_row) for row, of_row in zip(rows, sizes, strict=True)]
+        return [self.expanded(row, of_row) for row, of_row in zip(rows, sizes, strict=True)]
 
     def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
         return self._byte_pixels.prepare(np.asarray(self.usable(picture)))
@@ -124,8 +124,7 @@ class PictureTokens(ABC):
         """The features of several pictures, as `get_image_features` returns them."""
         return SimpleNamespace(pooler_output=tuple(feature for (feature,) in features))
 
-    def _expand(self, row: list[int], sizes: Sequence[PictureSize]) -> list[int]:
-        """The row, with the single token of each picture replaced by all its tokens."""
+    def expanded(self, row: list[int], sizes: Sequence[PictureSize]) -> list[int]:
         expanded: list[int] = []
         start = 0
         for size in sizes:

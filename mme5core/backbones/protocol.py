@@ -66,6 +66,14 @@ class Backbone(Protocol):
         """
         ...
 
+    def expanded(self, row: list[int], sizes: Sequence[PictureSize]) -> list[int]:
+        """The row of a prompt, with the single token of each picture replaced by all its tokens.
+
+        Raises:
+            ValueError: it has fewer tokens of pictures than pictures.
+        """
+        ...
+
     def prepare_picture(self, picture: Image.Image, *, is_one_of_several: bool = False) -> PictureInputs:
         """The image processor's tensors of one RGB picture; its pixels may still be bytes.
 

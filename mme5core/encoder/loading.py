@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, BitsAndBytesConfig
+from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from mme5core.backbones import Backbone, load_backbone
 from mme5core.backbones.loading import load_config
@@ -32,7 +32,7 @@ class LoadedModel:
 
     `settings` were stored beside it by `Encoder.save`. `base` is the model that its last adapter was trained on, which
     may have adapters too; without an adapter the checkpoint itself. `merged_adapter` is the folder of the last adapter
-    if it was folded into the weights.
+    if it was folded into the weights. `head` is the layer that makes logits of states, where it was asked for.
     """
 
     model: Any
@@ -40,6 +40,7 @@ class LoadedModel:
     settings: dict[str, Any]
     base: str
     merged_adapter: Path | None
+    head: Any = None
 
 
 def load_model(
@@ -51,6 +52,7 @@ def load_model(
     attention: str | None,
     remote_code: bool,
     quantize: str | None,
+    with_head: bool = False,
 ) -> LoadedModel:
     """The model at `path`; the arguments and errors are those of `Encoder.load`.
 
@@ -74,7 +76,7 @@ def load_model(
         _check_commit(adapter, pinned_base)
     config = load_config(pinned_base, remote_code=remote_code)
     backbone = load_backbone(pinned_base, config, remote_code=remote_code)
-    model = _load_weights(pinned_base, weights_dtype, attention, remote_code, quantize)
+    model, head = _load_weights(pinned_base, weights_dtype, attention, remote_code, quantize, with_head)
     if adapters:
         from mme5core.adapters import load_adapter  # imports peft, which most models do not need
 
@@ -87,6 +89,7 @@ def load_model(
         stored_settings(path, adapter),
         pinned_base if beneath == base else beneath,
         adapters[-1] if adapters and merge_adapter else None,
+        head,
     )
 
 
@@ -142,14 +145,23 @@ def _torch_dtype(dtype: str) -> torch.dtype | str:
 
 
 def _load_weights(
-    base: str, dtype: torch.dtype | str, attention: str | None, remote_code: bool, quantize: str | None
-) -> Any:
+    base: str,
+    dtype: torch.dtype | str,
+    attention: str | None,
+    remote_code: bool,
+    quantize: str | None,
+    with_head: bool,
+) -> tuple[Any, Any]:
+    """The base model, and its head where that is asked for."""
     name, revision = split_hub_id(base)
     kwargs = {"dtype": dtype, "attn_implementation": attention, "trust_remote_code": remote_code}
     if quantize is not None:
         kwargs |= _quantised(quantize)
     try:
-        return AutoModel.from_pretrained(name, revision=revision, **kwargs)
+        if not with_head:
+            return AutoModel.from_pretrained(name, revision=revision, **kwargs), None
+        whole = AutoModelForImageTextToText.from_pretrained(name, revision=revision, **kwargs)
+        return whole.model, whole.get_output_embeddings()
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the model at {base!r}: {first_line(error)}") from None
 

@@ -36,6 +36,11 @@ class EmbeddingModel(nn.Module):
 
     def embed_batch(self, batch: PreparedBatch) -> Tensor:
         """The vectors of one batch, which may lie in host memory: float32 [B, D], unit length."""
+        # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
+        return F.normalize(self.states(batch).float(), dim=-1)
+
+    def states(self, batch: PreparedBatch) -> Tensor:
+        """The pooled states of one batch, [B, D] in the model's dtype: vectors before they get unit length."""
         inputs, features = self.on_device(batch.inputs), batch.features
         if features is None and batch.pictures:
             distinct = [feature for part in self._tower_passes(batch.pictures) for feature in self.features(part)]
@@ -47,8 +52,7 @@ class EmbeddingModel(nn.Module):
                 if id(feature) not in moved:
                     moved[id(feature)] = tuple(part.to(device, non_blocking=True) for part in feature)
             features = [[moved[id(feature)] for feature in of_row] for of_row in features]
-        # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
-        return F.normalize(self.backbone.pooled(self.model, inputs, features).float(), dim=-1)
+        return self.backbone.pooled(self.model, inputs, features)
 
     def _tower_passes(self, pictures: Sequence[PictureInputs]) -> Iterator[list[PictureInputs]]:
         """The pictures in parts, one for each pass of the tower: its activations take more memory than all the rest."""

@@ -19,6 +19,8 @@ from mme5core.images import BadImage, image_hash, load_rgb, picture_size
 from mme5core.types import Content
 
 T = TypeVar("T")
+TokenIds = Callable[[Sequence[str], Sequence[Sequence[PictureSize]]], list[list[int]]]
+"""From prompts and the sizes of their pictures to the token ids of each."""
 OnBad = Callable[[int, BadImage], None]
 """Called with the place of a content that cannot be embedded, and the reason."""
 
@@ -84,6 +86,7 @@ def prepare_batches(
     num_threads: int = 1,
     on_bad: OnBad | None = None,
     on_cut: Callable[[int], None] | None = None,
+    token_ids: TokenIds | None = None,
 ) -> Iterator[PreparedBatch]:
     """The forward passes for `contents`: one modality each, sorted by length, prepared one at a time.
 
@@ -97,6 +100,7 @@ def prepare_batches(
         on_bad: called for a picture that cannot be read, a text that contains the picture token, and a content of
             more pictures than the family takes; the row is left out. None: they raise.
         on_cut: called with the place of each content whose prompt is truncated.
+        token_ids: in place of the backbone's own, which reads prompts as embedding does; nothing is truncated then.
 
     Raises:
         ValueError: a content that cannot be embedded, without `on_bad`.
@@ -116,9 +120,11 @@ def prepare_batches(
     if not good:
         return
     key_of = {row: keys[row] or () for row in good}
-    ids = _token_ids(
-        backbone, good, [prompts[row] for row in good], [sizes[row] or () for row in good], max_tokens, on_cut
-    )
+    good_prompts, good_sizes = [prompts[row] for row in good], [sizes[row] or () for row in good]
+    if token_ids is None:
+        ids = _token_ids(backbone, good, good_prompts, good_sizes, max_tokens, on_cut)
+    else:
+        ids = token_ids(good_prompts, good_sizes)
     ids_of = dict(zip(good, ids, strict=True))
     plan = plan_batches(
         [len(ids_of[row]) for row in good],

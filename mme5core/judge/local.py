@@ -1,0 +1,226 @@
+"""A judge in this process: how likely a vision-language model is to answer Yes, from one pass over the prompt.
+
+Shapes: N pairs, B rows of a pass, D width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mme5core.ahead import ahead
+from mme5core.backbones import Backbone
+from mme5core.backbones.protocol import PictureSize
+from mme5core.encoder.encoder import per_content
+from mme5core.encoder.loading import check_finite, default_device, load_model
+from mme5core.encoder.module import EmbeddingModel
+from mme5core.encoder.prepare import OnBad, PreparedBatch, prepare_batches
+from mme5core.judge.prompt import NO, YES, messages_of, parts_of, plain_text
+from mme5core.types import Content
+
+Pair = tuple[Content, Content]
+"""A query and a candidate."""
+
+
+class Judge:
+    """
+    Args:
+        head: the model's layer from states to logits.
+    """
+
+    def __init__(self, model: nn.Module, head: nn.Module, backbone: Backbone) -> None:
+        self.module = EmbeddingModel(model, backbone)
+        self.backbone = backbone
+        self._head = head
+        self._prompts = JudgePrompts(backbone)
+        self._scale = _logit_scale(model.config)
+        self._yes_no = self._prompts.answer_ids((YES, NO))
+        if self._yes_no[0] == self._yes_no[1]:
+            raise ValueError(
+                f"the tokenizer begins {YES!r} and {NO!r} with one token, so that the model cannot judge by it"
+            )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        adapter: str | os.PathLike[str] | None = None,
+        attention: str | None = None,
+        remote_code: bool = False,
+    ) -> Judge:
+        """A judge from the checkpoint of a vision-language model, an adapter folder or a hub id.
+
+        Args:
+            device, dtype, adapter, attention, remote_code: as `Encoder.load`.
+
+        Raises:
+            ValueError: as `Encoder.load`; or the model has no language-model head, or its tokenizer begins Yes and No
+                with one token.
+        """
+        loaded = load_model(
+            path,
+            adapter=adapter,
+            dtype=dtype,
+            merge_adapter=True,
+            attention=attention,
+            remote_code=remote_code,
+            quantize=None,
+            with_head=True,
+        )
+        if loaded.head is None:
+            raise ValueError(f"the model at {str(path)!r} has no language-model head: it cannot answer")
+        judge = cls(loaded.model, loaded.head, loaded.backbone)
+        where = default_device() if device == "auto" else torch.device(device)
+        judge.module.to(where)
+        judge._head.to(where)
+        check_finite(judge.module.model, str(path))
+        judge.module.eval()
+        return judge
+
+    def scores(
+        self,
+        pairs: Sequence[Pair],
+        instruction: str | Sequence[str | None] | None = None,
+        *,
+        batch_size: int = 16,
+        max_batch_tokens: int = 16_384,
+        on_bad: OnBad | None = None,
+    ) -> np.ndarray:
+        """p(Yes) / (p(Yes) + p(No)) at the first position of the answer: float32 [N] in (0, 1).
+
+        From logits in float32, without sampling and without penalties (UniME-V2, arXiv 2510.13515, section 3.2, whose
+        released scores carry a repetition penalty of 1.05).
+
+        Args:
+            instruction: of the queries: one for all, or one for each pair; None for none.
+            batch_size: most pairs of one pass.
+            max_batch_tokens: upper limit of pairs x longest prompt in one pass.
+            on_bad: called with the place of a pair that cannot be shown, whose score is NaN; None: it raises.
+
+        Raises:
+            ValueError: a picture cannot be read, or a pair has more than the model takes; naming its place.
+        """
+        prompts = [
+            self._prompts.text(query, candidate, own)
+            for (query, candidate), own in zip(pairs, per_content(instruction, len(pairs)), strict=True)
+        ]
+        shown = [
+            Content(prompt, images=(*query.images, *candidate.images))
+            for prompt, (query, candidate) in zip(prompts, pairs, strict=True)
+        ]
+        scores = np.full(len(pairs), np.nan, np.float32)
+        batches = prepare_batches(
+            self.backbone,
+            shown,
+            prompts,
+            max_tokens=0,
+            max_batch_rows=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            share_pictures=True,
+            on_bad=on_bad,
+            token_ids=self._prompts.token_ids,
+        )
+        for batch in ahead(batches):
+            scores[batch.rows] = self.score_batch(batch)
+        return scores
+
+    def score_batch(self, batch: PreparedBatch) -> np.ndarray:
+        """Scores of one prepared batch: float32 [B]."""
+        with torch.inference_mode():
+            scores: np.ndarray = yes_share(self.logits(self.module.states(batch))).cpu().numpy()
+        return scores
+
+    def logits(self, state_BD: Tensor) -> Tensor:
+        """float32 [B, 2]: of Yes and of No."""
+        head: Any = self._head
+        rows = list(self._yes_no)
+        logit_B2 = state_BD.float() @ head.weight[rows].float().T
+        bias = getattr(head, "bias", None)
+        return self._scale(logit_B2 if bias is None else logit_B2 + bias[rows].float())
+
+
+class JudgePrompts:
+    """The prompts of a judge for one model: through its chat template, or else in our own plain form."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._tokenizer: Any = backbone.tokenizer
+        self._uses_template = self._has_usable_template()
+
+    def text(self, query: Content, candidate: Content, instruction: str | None) -> str:
+        parts = [part if part is None else self._defused(part) for part in parts_of(query, candidate, instruction)]
+        return self._of_template(parts) if self._uses_template else plain_text(parts, self._backbone.image_prefix)
+
+    def token_ids(self, prompts: Sequence[str], sizes: Sequence[Sequence[PictureSize]]) -> list[list[int]]:
+        """Of whole prompts: a template's has all special tokens, a plain one gets those of the tokenizer."""
+        rows = self._tokenizer(list(prompts), add_special_tokens=not self._uses_template)["input_ids"]
+        return [self._backbone.expanded(row, of_row) for row, of_row in zip(rows, sizes, strict=True)]
+
+    def answer_ids(self, words: Sequence[str]) -> tuple[int, ...]:
+        """The first token of each word where the answer begins."""
+        prompt = self.text(Content("a"), Content("b"), None)
+        (before,) = self.token_ids([prompt], [()])
+        ids = []
+        for word in words:
+            (after,) = self.token_ids([prompt + word], [()])
+            # The tokenizer may end a prompt with a token of its own.
+            same = next((n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before))
+            ids.append(after[min(same, len(after) - 1)])
+        return tuple(ids)
+
+    def _of_template(self, parts: Sequence[str | None]) -> str:
+        text = self._tokenizer.apply_chat_template(messages_of(parts), tokenize=False, add_generation_prompt=True)
+        return str(text)
+
+    def _has_usable_template(self) -> bool:
+        """Whether there is a template that takes texts and pictures in parts, and keeps both."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            return False
+        token = getattr(self._backbone, "image_token", None)
+        try:
+            text = self._of_template(["first part", None, "second part"])
+        except Exception:  # templates are programs: they raise whatever they like
+            return False
+        shows_picture = token is None or text.count(token) == self._backbone.image_prefix.count(token)
+        return shows_picture and "first part" in text and "second part" in text
+
+    def _defused(self, text: str) -> str:
+        """The text without what the tokenizer would read as the end of a message, or another special token."""
+        for token in self._special_tokens():
+            if token in text and token != getattr(self._backbone, "image_token", None):
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _special_tokens(self) -> list[str]:
+        return [token for token in self._tokenizer.all_special_tokens if len(token) > 1]
+
+
+def yes_share(logit_B2: Tensor) -> Tensor:
+    """[B]: the share of Yes of two logits, Yes first; inside (0, 1) in float32 too.
+
+    >>> yes_share(torch.tensor([[1.0, 1.0], [500.0, -500.0]])).tolist()[0]
+    0.5
+    """
+    smallest = torch.finfo(torch.float32).eps
+    return torch.sigmoid(logit_B2[:, 0] - logit_B2[:, 1]).clamp(smallest, 1 - smallest)
+
+
+def _logit_scale(config: Any) -> Callable[[Tensor], Tensor]:
+    """What a family does with its logits after the head."""
+    text = config.get_text_config()
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    cap, times, over = (getattr(text, name, None) for name in names)
+
+    def scaled(logits: Tensor) -> Tensor:
+        logits = logits * (times or 1.0) / (over or 1.0)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    return scaled

@@ -1,0 +1,55 @@
+"""The prompt of a judge: a query, a candidate, and a question that is answered with Yes or No."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mme5core.types import Content
+
+YES, NO = "Yes", "No"
+QUESTION = f"Does the candidate meet what the query asks for? Answer {YES} or {NO}."
+_QUERY, _CANDIDATE = "Query:\n", "\n\nCandidate:\n"
+
+
+def parts_of(query: Content, candidate: Content, instruction: str | None) -> list[str | None]:
+    """The prompt in parts: texts, and None in the place of each picture, those of the query first.
+
+    What does not depend on the candidate comes first, so that the candidates of a query share it.
+
+    >>> parts_of(Content("a cat", "a.jpg"), Content("an animal"), "Find a caption:")[:3]
+    ['Query:\\n', None, 'Find a caption: a cat\\n\\nCandidate:\\n']
+    """
+    asked = " ".join(text for text in (instruction, query.text) if text)
+    return _joined(
+        [
+            _QUERY,
+            *[None] * len(query.images),
+            f"{asked}{_CANDIDATE}",
+            *[None] * len(candidate.images),
+            f"{candidate.text or ''}\n\n{QUESTION}",
+        ]
+    )
+
+
+def messages_of(parts: Sequence[str | None]) -> list[dict[str, Any]]:
+    """The prompt as a chat of one message, as chat templates take it."""
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+    return [{"role": "user", "content": content}]
+
+
+def plain_text(parts: Sequence[str | None], image_prefix: str) -> str:
+    """The prompt for a model without a chat template."""
+    # A line of its own: after a space, some tokenizers begin every word with one token.
+    return "".join(image_prefix if part is None else part for part in parts) + "\nAnswer:\n"
+
+
+def _joined(parts: Sequence[str | None]) -> list[str | None]:
+    """The parts, with texts that follow each other as one."""
+    joined: list[str | None] = []
+    for part in parts:
+        if part is not None and joined and joined[-1] is not None:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
