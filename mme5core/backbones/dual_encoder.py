@@ -32,6 +32,7 @@ class DualEncoder:
     mixes_picture_counts = True
     reads_several_coarsely = False
     default_style = "plain"
+    sees_late_pictures = False
     pooling = "projection"
     knows_tower = True
     needs_sizes = False
@@ -83,12 +84,19 @@ class DualEncoder:
             inputs["pixel_values"] = torch.cat([picture["pixel_values"] for (picture,) in pictures])
         return inputs
 
+    def positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | None:
+        return None
+
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
         pixels = torch.cat([picture["pixel_values"] for picture in pictures])
         return [(vector_D,) for vector_D in _vectors(base_model(model).get_image_features(pixel_values=pixels))]
 
     def pooled(
-        self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        features: Sequence[Sequence[Features]] | None = None,
+        cache: Any = None,
     ) -> Tensor:
         towers = base_model(model)
         parts = []

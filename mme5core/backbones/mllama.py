@@ -41,6 +41,7 @@ class Mllama:
     pooling = "last"
     knows_tower = True
     needs_sizes = False
+    sees_late_pictures = False  # the cross-attention's keys are cached as a whole
     max_text_tokens: int | None = None
     tower = ("vision_model", "multi_modal_projector")
 
@@ -90,6 +91,9 @@ class Mllama:
             inputs["cross_attention_mask"] = self._cross_attention_mask(token_ids, inputs["aspect_ratio_mask"])
         return inputs
 
+    def positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | None:
+        return None
+
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
         """The projected states of each picture's tiles, padding tiles included.
 
@@ -103,15 +107,19 @@ class Mllama:
         return [(tiles.flatten(0, 1).clone(),) for tiles in base.multi_modal_projector(state_B1TPD[:, 0])]
 
     def pooled(
-        self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        features: Sequence[Sequence[Features]] | None = None,
+        cache: Any = None,
     ) -> Tensor:
         if features is not None:
             inputs = {name: tensor for name, tensor in inputs.items() if name not in PIXELS}
             inputs["cross_attention_states"] = torch.stack(
                 [torch.cat([feature for (feature,) in of_row]) for of_row in features]
             )
-        state_BSD = model(**inputs, use_cache=False).last_hidden_state
-        return last_real_state(state_BSD, inputs["attention_mask"])
+        state_BSD = model(**inputs, use_cache=cache is not None, past_key_values=cache).last_hidden_state
+        return last_real_state(state_BSD, inputs["attention_mask"][:, -state_BSD.shape[1] :])
 
     def _cross_attention_mask(self, token_ids: Sequence[list[int]], tile_mask_BNT: Tensor) -> Tensor:
         """[B, S, N, T] for rows of N pictures: the tokens from a picture's own to the next one's attend to its real

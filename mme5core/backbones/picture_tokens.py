@@ -38,6 +38,7 @@ class PictureTokens(ABC):
     pooling = "last"
     knows_tower = True
     needs_sizes = True
+    sees_late_pictures = True
     max_text_tokens: int | None = None
     tower: tuple[str, ...]
     pixels: tuple[str, ...]
@@ -100,21 +101,28 @@ class PictureTokens(ABC):
         """The pictures' tensors as one batch."""
         return {name: torch.cat([picture[name] for picture in pictures]) for name in pictures[0]}
 
+    def positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | None:
+        return None
+
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
         output = base_model(model).get_image_features(**self.stack(pictures), return_dict=True)
         return [(feature,) for feature in output.pooler_output]
 
     def pooled(
-        self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        features: Sequence[Sequence[Features]] | None = None,
+        cache: Any = None,
     ) -> Tensor:
-        inputs = inputs | self.extra_inputs(inputs)
+        inputs = inputs | self.extra_inputs(inputs) | {"use_cache": cache is not None, "past_key_values": cache}
         if features is None:
-            state_BSD = model(**inputs, use_cache=False).last_hidden_state
+            state_BSD = model(**inputs).last_hidden_state
         else:
             inputs = inputs | {"pixel_values": inputs["input_ids"].new_zeros(1, dtype=torch.float32)}
             with image_features(base_model(model), self.joined([feature for of_row in features for feature in of_row])):
-                state_BSD = model(**inputs, use_cache=False).last_hidden_state
-        return last_real_state(state_BSD, inputs["attention_mask"])
+                state_BSD = model(**inputs).last_hidden_state
+        return last_real_state(state_BSD, inputs["attention_mask"][:, -state_BSD.shape[1] :])
 
     def extra_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Further inputs that the family's model needs, beside tokens, mask and pixels."""

@@ -48,6 +48,8 @@ class Backbone(Protocol):
     """Whether `features` is available; otherwise the tower runs for every row."""
     needs_sizes: bool
     """Whether a row's tokens depend on the sizes of its pictures; otherwise any size may be passed."""
+    sees_late_pictures: bool
+    """Whether tokens that follow a cache may show pictures that the cache does not know."""
     tokenizer: Any
     max_text_tokens: int | None
     """Most tokens of a text that the model can read, whatever `max_tokens` is; None: no limit of its own."""
@@ -96,17 +98,27 @@ class Backbone(Protocol):
         """
         ...
 
+    def positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | None:
+        """Of the tokens of whole rows, [..., B, S], where a cache would not tell the model; None: it counts them."""
+        ...
+
     def features(self, model: nn.Module, pictures: Sequence[PictureInputs]) -> list[Features]:
         """The vision tower's output for each picture, which does not depend on any text."""
         ...
 
     def pooled(
-        self, model: nn.Module, inputs: dict[str, Tensor], features: Sequence[Sequence[Features]] | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        features: Sequence[Sequence[Features]] | None = None,
+        cache: Any = None,
     ) -> Tensor:
-        """The rows' vectors [B, D], not yet normalised. Computes no LM head and no KV cache.
+        """The rows' vectors [B, D], not yet normalised. Computes no LM head.
 
         Args:
             features: those of each row's pictures, in their order; they replace the pixels in `inputs`.
+            cache: of transformers, holding keys and values of the tokens before these; it grows by these. `inputs`
+                have a mask over all tokens, and `collate`'s further inputs of the whole rows. None: no cache is made.
         """
         ...
 

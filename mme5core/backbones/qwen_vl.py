@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from mme5core.backbones.picture_tokens import PictureTokens
-from mme5core.backbones.protocol import PictureSize
+from mme5core.backbones.protocol import PictureSize, base_model
 
 MAX_ASPECT_RATIO = 200
 """The family's image processors refuse a picture with a higher ratio of its sides."""
@@ -26,6 +28,12 @@ class QwenVL(PictureTokens):
     def usable(self, picture: Image.Image) -> Image.Image:
         size = _within_ratio(picture.size)
         return picture if size == picture.size else picture.resize(size)
+
+    def positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | None:
+        if "image_grid_thw" not in inputs:
+            return None
+        positions, _ = base_model(model).get_rope_index(**(inputs | self.extra_inputs(inputs)))
+        return cast(Tensor, positions)
 
     def extra_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if "image_grid_thw" not in inputs:

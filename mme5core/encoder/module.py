@@ -43,8 +43,7 @@ class EmbeddingModel(nn.Module):
         """The pooled states of one batch, [B, D] in the model's dtype: vectors before they get unit length."""
         inputs, features = self.on_device(batch.inputs), batch.features
         if features is None and batch.pictures:
-            distinct = [feature for part in self._tower_passes(batch.pictures) for feature in self.features(part)]
-            features = [[distinct[place] for place in of_row] for of_row in batch.pictures_of]
+            features = self.features_of(batch)
         if features is not None:
             device = next(self.parameters()).device
             moved: dict[int, Features] = {}  # rows may share a picture
@@ -53,6 +52,11 @@ class EmbeddingModel(nn.Module):
                     moved[id(feature)] = tuple(part.to(device, non_blocking=True) for part in feature)
             features = [[moved[id(feature)] for feature in of_row] for of_row in features]
         return self.backbone.pooled(self.model, inputs, features)
+
+    def features_of(self, batch: PreparedBatch) -> list[list[Features]]:
+        """The tower's output for each row's pictures; the tower runs once for each distinct one."""
+        distinct = [feature for part in self._tower_passes(batch.pictures) for feature in self.features(part)]
+        return [[distinct[place] for place in of_row] for of_row in batch.pictures_of]
 
     def _tower_passes(self, pictures: Sequence[PictureInputs]) -> Iterator[list[PictureInputs]]:
         """The pictures in parts, one for each pass of the tower: its activations take more memory than all the rest."""

@@ -6,7 +6,8 @@ Shapes: N pairs, B rows of a pass, D width.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from mme5core.encoder.encoder import per_content
 from mme5core.encoder.loading import check_finite, default_device, load_model
 from mme5core.encoder.module import EmbeddingModel
 from mme5core.encoder.prepare import OnBad, PreparedBatch, prepare_batches
+from mme5core.encoder.shared_prefix import states
+from mme5core.images import BadImage
 from mme5core.judge.prompt import NO, YES, messages_of, parts_of, plain_text
 from mme5core.types import Content
 
@@ -108,34 +111,54 @@ class Judge:
         Raises:
             ValueError: a picture cannot be read, or a pair has more than the model takes; naming its place.
         """
+        instructions = per_content(instruction, len(pairs))
         prompts = [
             self._prompts.text(query, candidate, own)
-            for (query, candidate), own in zip(pairs, per_content(instruction, len(pairs)), strict=True)
+            for (query, candidate), own in zip(pairs, instructions, strict=True)
         ]
         shown = [
             Content(prompt, images=(*query.images, *candidate.images))
             for prompt, (query, candidate) in zip(prompts, pairs, strict=True)
         ]
         scores = np.full(len(pairs), np.nan, np.float32)
-        batches = prepare_batches(
-            self.backbone,
-            shown,
-            prompts,
-            max_tokens=0,
-            max_batch_rows=batch_size,
-            max_batch_tokens=max_batch_tokens,
-            share_pictures=True,
-            on_bad=on_bad,
-            token_ids=self._prompts.token_ids,
-        )
-        for batch in ahead(batches):
+        groups = _same_query(pairs, instructions)
+        limits = {"max_batch_rows": batch_size, "max_batch_tokens": max_batch_tokens}
+        for batch in ahead(self._batches(groups, shown, prompts, limits, on_bad)):
             scores[batch.rows] = self.score_batch(batch)
         return scores
+
+    def _batches(
+        self,
+        groups: Sequence[Sequence[int]],
+        shown: Sequence[Content],
+        prompts: Sequence[str],
+        limits: Mapping[str, int],
+        on_bad: OnBad | None,
+    ) -> Iterator[PreparedBatch]:
+        """The passes of each group: rows of different groups share none."""
+        for places in groups:
+
+            def report(row: int, error: BadImage, places: Sequence[int] = places) -> None:
+                if on_bad is None:
+                    raise ValueError(f"pair {places[row]}: {error}")
+                on_bad(places[row], error)
+
+            for batch in prepare_batches(
+                self.backbone,
+                [shown[place] for place in places],
+                [prompts[place] for place in places],
+                max_tokens=0,
+                share_pictures=True,
+                on_bad=report,
+                token_ids=self._prompts.token_ids,
+                **limits,  # type: ignore[arg-type]
+            ):
+                yield replace(batch, rows=[places[row] for row in batch.rows])
 
     def score_batch(self, batch: PreparedBatch) -> np.ndarray:
         """Scores of one prepared batch: float32 [B]."""
         with torch.inference_mode():
-            scores: np.ndarray = yes_share(self.logits(self.module.states(batch))).cpu().numpy()
+            scores: np.ndarray = yes_share(self.logits(states(self.module, batch))).cpu().numpy()
         return scores
 
     def logits(self, state_BD: Tensor) -> Tensor:
@@ -145,6 +168,16 @@ class Judge:
         logit_B2 = state_BD.float() @ head.weight[rows].float().T
         bias = getattr(head, "bias", None)
         return self._scale(logit_B2 if bias is None else logit_B2 + bias[rows].float())
+
+
+def _same_query(pairs: Sequence[Pair], instructions: Sequence[str | None]) -> list[list[int]]:
+    """Places of the pairs, those of one query with several candidates together, and all others together."""
+    groups: dict[tuple[int, str | None], list[int]] = {}
+    for place, ((query, _), own) in enumerate(zip(pairs, instructions, strict=True)):
+        groups.setdefault((id(query), own), []).append(place)
+    several = [places for places in groups.values() if len(places) > 1]
+    others = [places[0] for places in groups.values() if len(places) == 1]
+    return ([others] if others else []) + several
 
 
 class JudgePrompts:

@@ -164,7 +164,7 @@ def test_what_cannot_be_shown_is_reported_by_its_place_or_raises(load: Load) -> 
     good = judge.scores(pairs)
     pairs[1] = (Content("a cat"), Content("x", b"no picture"))
     pairs[2] = (Content("a <|image_pad|> cat"), Content("x"))
-    with pytest.raises(ValueError, match="content 2: picture_token_in_text"):
+    with pytest.raises(ValueError, match="pair 2: picture_token_in_text"):
         judge.scores(pairs)
     bad: dict[int, str] = {}
 
