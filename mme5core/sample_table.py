@@ -47,6 +47,10 @@ class SampleTable:
         self.tasks: list[str] = self._table["task"].to_pylist()
         self.sources: list[str] = self._table["source"].to_pylist()
 
+    def ids(self) -> pa.Array:
+        """All ids, in their order."""
+        return pa.concat_arrays(self._table["id"].chunks) if len(self) else pa.array([], pa.string())
+
     def id_of(self, position: int) -> str:
         return str(self._table["id"][position].as_py())
 

@@ -81,6 +81,23 @@ SAMPLES = pa.schema(
     ]
 )
 
+# A training sample with hard negatives that a judge has chosen. `scores` are of the positive, then of each negative;
+# `negative_ids` are the candidates' ids in the neighbours.
+JUDGED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("modality_combination", pa.string()),
+        ("instruction", pa.string()),
+        ("document_instruction", pa.string()),
+        ("query", CONTENT_OF_SEVERAL),
+        ("positive", CONTENT_OF_SEVERAL),
+        ("negatives", pa.list_(CONTENT_OF_SEVERAL)),
+        ("scores", pa.list_(pa.float32())),
+        ("negative_ids", pa.list_(pa.string())),
+    ]
+)
+
 # A benchmark folder: `queries.parquet` and `candidates.parquet`. Vectors are found by `id`.
 QUERIES = pa.schema(
     [

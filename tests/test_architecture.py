@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-JOBS = ("synth", "train", "embed_corpus", "mine", "evaluate", "demo")
+JOBS = ("synth", "train", "embed_corpus", "mine", "judge", "evaluate", "demo")
 # From the top down; a module imports its own layer or a lower one.
 CORE_LAYERS = (
     {"training", "evaluation", "synthesis", "mining", "judge", "demo"},

@@ -110,12 +110,7 @@ def prepare_batches(
     for row in rows:
         reading.attempt(partial(_check_prompt, backbone, prompts[row]), row)
     sizes = [reading.attempt(partial(sizes_of, backbone), row) for row in rows]
-    keys: list[tuple[Hashable, ...] | None] = [
-        reading.attempt(partial(picture_keys, backbone), row)
-        if share
-        else tuple((row, place) for place in range(len(contents[row].images)))
-        for row in rows
-    ]
+    keys = [_keys(backbone, reading, row, share=share) for row in rows]
     good = [row for row in rows if row not in reading.bad_rows]
     if not good:
         return
@@ -136,6 +131,13 @@ def prepare_batches(
     )
     batches = [[good[place] for place in places] for places in plan]
     yield from _prepared(backbone, reading, batches, ids_of, key_of, share=share, num_threads=num_threads)
+
+
+def _keys(backbone: Backbone, reading: _Reading, row: int, *, share: bool) -> tuple[Hashable, ...] | None:
+    """Of a row's pictures; different for all of them where none is shared."""
+    if share:
+        return reading.attempt(partial(picture_keys, backbone), row)
+    return tuple((row, place) for place in range(len(reading.contents[row].images)))
 
 
 def _prepared(

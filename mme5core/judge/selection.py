@@ -43,3 +43,21 @@ def select_negatives(
             raise ValueError(f"a judge's score is in [0, 1], got {score}")
     survivors = [place for place, score in enumerate(scores) if score <= positive_score - beta]
     return [place for offset in range(step) for place in survivors[offset::step]][:count]
+
+
+def filled_as_published(
+    chosen: Sequence[int], scores: Sequence[float] | np.ndarray, *, count: int, seed: int
+) -> tuple[list[int], list[float]]:
+    """Places and scores of `count` negatives, as UniME-V2's released data has them where fewer candidates survive.
+
+    Those that survive are repeated. Where none does, candidates are drawn at random, each with the score 1.0: the soft
+    labels then put nearly all of their mass on the negatives.
+
+    >>> filled_as_published([2, 0], [0.1, 0.9, 0.2], count=5, seed=0)
+    ([2, 0, 2, 0, 2], [0.2, 0.1, 0.2, 0.1, 0.2])
+    """
+    if chosen:
+        places = [chosen[number % len(chosen)] for number in range(count)]
+        return places, [float(scores[place]) for place in places]
+    places = np.random.default_rng(seed).permutation(len(scores))[:count].tolist()
+    return places, [1.0] * len(places)

@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from mme5core.errors import first_line
 from mme5core.images import BadImage
+from mme5core.readers.cells import image_of
 from mme5core.readers.corpus_row import ReadOptions
 from mme5core.readers.img2dataset import read_picture as read_from_tar
 from mme5core.readers.parquet_rows import rows_at_once
 from mme5core.readers.picture_places import RemotePicture
 from mme5core.readers.pictures import read_picture as read_from_folder
-from mme5core.readers.table import choose_columns, image_of
+from mme5core.readers.table import choose_columns
 from mme5core.storage import AnyPath, parquet_file
 
 SUFFIXES_WITH_PICTURES = (".tar", ".parquet")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 from typing import Any
 
 from mme5core.errors import first_line
 from mme5core.images import BadImage
-from mme5core.picture_formats import IMAGE_SUFFIXES
+from mme5core.readers.cells import image_of, text_of
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
 from mme5core.readers.mmeb import is_one as is_mmeb
 from mme5core.readers.mmeb import read as read_mmeb
 from mme5core.readers.parquet_rows import records_of
 from mme5core.readers.picture_places import Picture
 from mme5core.readers.texts import as_text
+from mme5core.readers.training_samples import is_one as is_samples
+from mme5core.readers.training_samples import read as read_samples
 from mme5core.storage import AnyPath, parquet_file
 
 # For each role, the first of these names that a file has, in upper or lower case.
@@ -25,7 +26,6 @@ IMAGES_COLUMNS = ("images",)  # lists of pictures, of contents that hold several
 INSTRUCTION_COLUMNS = ("instruction",)
 IMG2DATASET = ("key", "status", "error_message")
 """Columns of Parquet files of img2dataset, which hold the failed downloads too."""
-LONGEST_PATH = 4096
 Columns = dict[str, str | None]
 
 
@@ -35,6 +35,9 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
     names = file.schema_arrow.names
     if is_mmeb(names):
         yield from read_mmeb(shard, options)
+        return
+    if is_samples(names):
+        yield from read_samples(shard, options)
         return
     columns = choose_columns(names)
     wanted = [name for name in columns.values() if name]
@@ -101,9 +104,9 @@ def _row_of(
     """
     if fields["status"] not in (None, "success"):
         raise BadImage(as_text(fields["status"]), as_text(fields["error"] or ""))
-    text, instruction = _text_of(fields["text"], "text"), _text_of(fields["instruction"], "instruction")
+    text, instruction = text_of(fields["text"], "text"), text_of(fields["instruction"], "instruction")
     title = fields["title"]
-    title = _text_of(title if title is None or isinstance(title, str | bytes) else str(title), "title")
+    title = text_of(title if title is None or isinstance(title, str | bytes) else str(title), "title")
     if title:
         text = f"{title} {text or ''}".strip()
     pictures = _pictures(fields["image"], fields["images"], shard, options)
@@ -118,24 +121,6 @@ def _row_of(
         source=options.source(record),
         images=pictures if len(pictures) > 1 else (),
     )
-
-
-def _text_of(field: Any, role: str) -> str | None:
-    """A text column's entry; binary ones are UTF-8, as some writers leave the annotation out.
-
-    Raises:
-        BadImage: it is no text.
-    """
-    if isinstance(field, bytes):
-        try:
-            field = field.decode()
-        except UnicodeDecodeError as error:
-            raise BadImage("text_not_unicode", f"{role}: {first_line(error)}") from None
-    if field is not None and not isinstance(field, str):
-        raise BadImage(f"{role}_not_a_string", type(field).__name__)
-    if not is_unicode(field or ""):
-        raise BadImage("text_not_unicode", "a lone surrogate")
-    return field
 
 
 def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> tuple[Picture, ...]:
@@ -158,43 +143,3 @@ def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> 
             raise BadImage("missing_image", f"picture {place} of {len(images)} is empty")
         pictures.append(picture)
     return tuple(pictures)
-
-
-def is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def image_of(picture: Any, shard: AnyPath, options: ReadOptions) -> Picture | None:
-    """A picture given as bytes, a Hugging Face image struct, a path, an address or base64; None if empty.
-
-    Raises:
-        BadImage: it is of another type, or it cannot be read.
-    """
-    if isinstance(picture, dict):
-        data, path = picture.get("bytes"), picture.get("path")
-        picture = path or data if data in (None, b"") else data
-    if picture is None or picture == "":
-        return None
-    if picture == b"":
-        raise BadImage("empty_image", "0 bytes")
-    if isinstance(picture, bytes):
-        path = _path_in(picture)
-        return picture if path is None else options.picture(path, shard)
-    if isinstance(picture, str):
-        return options.picture(picture, shard)
-    raise BadImage("not_an_image", f"a {type(picture).__name__} where bytes or a path were expected")
-
-
-def _path_in(data: bytes) -> str | None:
-    """A path in a binary column, whose writer left out the annotation of strings; None for a picture's bytes."""
-    if len(data) > LONGEST_PATH or min(data) < 32:  # every picture has control characters
-        return None
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return None
-    return text if PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES or "://" in text else None

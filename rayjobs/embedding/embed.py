@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from mme5core.corpus.contents import Contents
@@ -18,8 +17,7 @@ from rayjobs.on_ray.resources import (
     EMBED,
     Placement,
     cluster_cpus,
-    cluster_gpus,
-    place,
+    place_on,
     workers_per_node,
 )
 from rayjobs.on_ray.streams import ActorPool, stream
@@ -33,12 +31,7 @@ def placement_for(settings: EmbeddingSettings, num_workers: int, *, job: str) ->
     Raises:
         InputError: the cluster has fewer GPUs than the workers need.
     """
-    if settings.device == "cpu":
-        return place(EMBED, num_workers)
-    if settings.device == "auto" and not cluster_gpus():
-        print(f"{job}: the cluster has no GPU: embedding on CPUs (device=cuda would refuse)", file=sys.stderr)
-        return place(EMBED, num_workers)
-    return place(EMBED, num_workers, gpus_per_worker=settings.gpus_per_worker)
+    return place_on(EMBED, num_workers, device=settings.device, gpus_per_worker=settings.gpus_per_worker, job=job)
 
 
 def embed_contents(

@@ -6,6 +6,7 @@ silent fall back to less.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from mme5core.errors import InputError
@@ -37,6 +38,8 @@ EMBED = Stage("embedding", cpus=1.0, takes_gpus=True)
 """Actors that hold an encoder."""
 ASK = Stage("asking", cpus=0.5)
 """Actors that wait for a server's answers."""
+JUDGE = Stage("judging", cpus=1.0, takes_gpus=True)
+"""Actors that hold a judge."""
 MINE = Stage("searching", cpus=1.0, takes_gpus=True)
 """Tasks that hold a block of queries and go through all candidates."""
 TRAIN = Stage("training", cpus=1.0, takes_gpus=True)
@@ -73,6 +76,20 @@ def place(stage: Stage, num_workers: int, *, gpus_per_worker: float = 0.0) -> Pl
     # Actors that held every CPU would starve the tasks that feed them, and the job would hang.
     free = ray.cluster_resources().get("CPU", 1.0) - 1.0
     return Placement(max(LEAST_ACTOR_CPUS, min(stage.cpus, free / num_workers)), gpus)
+
+
+def place_on(stage: Stage, num_workers: int, *, device: str, gpus_per_worker: float, job: str) -> Placement:
+    """GPUs where the cluster has any, or `device` wants them; never the CPU without a line.
+
+    Raises:
+        InputError: the cluster has fewer GPUs than the workers need.
+    """
+    if device == "cpu":
+        return place(stage, num_workers)
+    if device == "auto" and not cluster_gpus():
+        print(f"{job}: the cluster has no GPU: {stage.name} on CPUs (device=cuda would refuse)", file=sys.stderr)
+        return place(stage, num_workers)
+    return place(stage, num_workers, gpus_per_worker=gpus_per_worker)
 
 
 def cluster_gpus() -> float:

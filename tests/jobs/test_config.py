@@ -23,6 +23,7 @@ REQUIRED = {
     "train": ["input=samples", "model=base"],
     "embed-corpus": ["input=corpus", "model=base"],
     "mine": ["queries=vectors", "candidates=vectors"],
+    "judge": ["input=samples", "neighbours=near"],
     "evaluate": ["benchmark=bench"],
     "demo": [],
 }

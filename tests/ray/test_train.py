@@ -51,7 +51,7 @@ def test_one_worker_gives_the_losses_of_two(two_workers: Path, samples: Path, ba
 @pytest.mark.parametrize(
     "driver_only",
     [
-        pytest.param(False, id="the whole cluster"),
+        pytest.param(False, id="the whole cluster", marks=pytest.mark.slow),
         pytest.param(True, id="the driver alone", marks=pytest.mark.slow),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mme5core.judge import Judge
 from mme5core.judge.local import JudgePrompts
 from tests.core.backbones.families import UNKNOWN, VLMS
 from tests.core.contents import picture
+from tests.core.judge.families import each_family
 
 SEVERAL = sorted(set(VLMS) - {"llava_next", *UNKNOWN})
 TEMPLATE = (
@@ -59,6 +61,11 @@ def load(checkpoint: Callable[[str], Path], tmp_path: Path) -> Load:
     return loaded
 
 
+@cache
+def whole_model(folder: Path) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def expected(judge: Judge, folder: Path, pair: tuple[Content, Content], instruction: str | None) -> float:
     """From the logits of the whole model, for one pair alone."""
     prompts = JudgePrompts(judge.backbone)
@@ -69,14 +76,14 @@ def expected(judge: Judge, folder: Path, pair: tuple[Content, Content], instruct
     prepared = [judge.backbone.prepare_picture(image, is_one_of_several=len(images) > 1) for image in images]
     inputs = judge.module.on_device(judge.backbone.collate(ids, [prepared] if prepared else None))
     extra: Callable[[Any], dict[str, Any]] = getattr(judge.backbone, "extra_inputs", lambda inputs: {})
-    whole = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    whole = whole_model(folder)
     with torch.inference_mode():
         logits = whole(**inputs, **extra(inputs), use_cache=False).logits[0, -1]
     yes, no = (logits[token].double() for token in prompts.answer_ids(("Yes", "No")))
     return float(yes.exp() / (yes.exp() + no.exp()))
 
 
-@pytest.mark.parametrize("family", list(VLMS))
+@pytest.mark.parametrize("family", each_family(VLMS))
 def test_scores_are_those_of_the_whole_models_logits_whatever_the_batch(
     family: str, load: Load, checkpoint: Callable[[str], Path]
 ) -> None:

@@ -15,6 +15,7 @@ from mme5core.encoder import shared_prefix
 from mme5core.judge import Judge
 from tests.core.backbones.families import UNKNOWN, VLMS
 from tests.core.contents import picture
+from tests.core.judge.families import each_family
 
 LONG = "a dog on a red sofa, asleep, while the cat looks on; " * 4
 TEXTS = [Content("a cat"), Content("a dog on a sofa"), Content("x"), Content("a " * 30)]
@@ -48,7 +49,7 @@ def alone(judge: Judge, query: Content, candidates: list[Content]) -> list[float
     return [float(judge.scores([(query, candidate)], "Find it:")[0]) for candidate in candidates]
 
 
-@pytest.mark.parametrize("family", list(VLMS))
+@pytest.mark.parametrize("family", each_family(VLMS))
 def test_texts_of_one_query_share_its_text(
     family: str, judge_of: Callable[[str], Judge], shared: list[tuple[int, int]]
 ) -> None:
@@ -60,7 +61,7 @@ def test_texts_of_one_query_share_its_text(
     assert len(shared) == 1 and shared[0][0] > 80 and np.ptp(scores) > 1e-3
 
 
-@pytest.mark.parametrize("family", sorted(set(VLMS) - set(UNKNOWN)))
+@pytest.mark.parametrize("family", each_family(set(VLMS) - set(UNKNOWN)))
 def test_texts_share_the_querys_picture(
     family: str, judge_of: Callable[[str], Judge], shared: list[tuple[int, int]]
 ) -> None:
@@ -71,7 +72,7 @@ def test_texts_share_the_querys_picture(
     assert [pictures for tokens, pictures in shared] == [1] and shared[0][0] > 80
 
 
-@pytest.mark.parametrize("family", sorted(set(VLMS) - {"mllama", *UNKNOWN}))
+@pytest.mark.parametrize("family", each_family(set(VLMS) - {"mllama", *UNKNOWN}))
 @pytest.mark.parametrize("image", [None, picture(9, (50, 50))])
 def test_pictures_share_what_comes_before_them(
     family: str, image: Image.Image | None, judge_of: Callable[[str], Judge], shared: list[tuple[int, int]]

@@ -1,0 +1,1 @@
+"""The job `judge`: mined candidates to judged hard negatives with soft scores."""

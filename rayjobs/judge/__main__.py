@@ -1,0 +1,21 @@
+"""Judged hard negatives: judge input=samples/ neighbours=near/ judge.model=MODEL output=judged/"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from rayjobs.command.job import Job, Verb
+from rayjobs.command.main import main as run_command
+from rayjobs.judge import job
+from rayjobs.judge.config import JudgeConfig
+from rayjobs.judge.preview import preview
+
+JOB = Job("judge", {"": Verb(JudgeConfig, job.run, preview, needs_output=True)})
+
+
+def main() -> NoReturn:
+    run_command(JOB)
+
+
+if __name__ == "__main__":
+    main()

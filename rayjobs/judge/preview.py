@@ -1,0 +1,23 @@
+"""What `judge` would do: samples, neighbours, output."""
+
+from __future__ import annotations
+
+from mme5core.storage import parquet_file
+from rayjobs.judge.config import JudgeConfig
+from rayjobs.judge.inputs import judge_folder, neighbour_files, sample_files
+from rayjobs.preview_lines import output_lines
+
+
+def preview(config: JudgeConfig) -> list[str]:
+    """
+    Raises:
+        InputError: a run would refuse the configuration or the input.
+    """
+    samples, neighbours = sample_files(config), neighbour_files(config)
+    num_samples, num_pairs = (
+        sum(parquet_file(file).metadata.num_rows for file in files) for files in (samples, neighbours)
+    )
+    return [
+        f"{num_samples:,} samples, {num_pairs:,} neighbours: at most {num_samples + num_pairs:,} pairs to judge",
+        *output_lines(config.output, judge_folder(config, samples, neighbours)),
+    ]
