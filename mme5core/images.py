@@ -234,18 +234,28 @@ def _rgb(picture: Image.Image, max_pixels: int) -> Image.Image:
     width, height = picture.size
     if width * height > max_pixels:
         raise BadImage("too_many_pixels", f"{width} x {height} is above {max_pixels} pixels")
-    if isinstance(picture, TiffImagePlugin.TiffImageFile):
-        # libtiff makes room for a whole tile, whatever the picture's size.
-        tile = [int(picture.tag_v2.get(tag, 0)) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
-        if tile[0] * tile[1] > max_pixels:
-            raise BadImage("too_many_pixels", f"a tile of {tile[0]} x {tile[1]} is above {max_pixels} pixels")
     try:
+        _check_tile(picture, max_pixels)
         picture.load()
         is_turned = isinstance(picture, TiffImagePlugin.TiffImageFile)  # by Pillow
         turn = None if is_turned else _TURNS.get(_orientation(picture))
         return _to_rgb(picture if turn is None else picture.transpose(turn))
+    except BadImage:
+        raise
     except Exception as error:  # decoders raise whatever they like
         raise BadImage("broken_image", first_line(error)) from None
+
+
+def _check_tile(picture: Image.Image, max_pixels: int) -> None:
+    """
+    Raises:
+        BadImage: libtiff would make room for a tile that is much larger than the picture.
+    """
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        tags = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
+        width, height = (int(picture.tag_v2.get(tag, 0)) for tag in tags)
+        if width * height > max_pixels:
+            raise BadImage("too_many_pixels", f"a tile of {width} x {height} is above {max_pixels} pixels")
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -30,6 +30,8 @@ class QwenVL(PictureTokens):
         return picture if size == picture.size else picture.resize(size)
 
     def positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | None:
+        # What an earlier pass has left there would be added to the positions of rows after a cache.
+        base_model(model).rope_deltas = None
         if "image_grid_thw" not in inputs:
             return None
         positions, _ = base_model(model).get_rope_index(**(inputs | self.extra_inputs(inputs)))

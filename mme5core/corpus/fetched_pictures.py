@@ -124,8 +124,14 @@ class FetchPictures:
 
 def fetched_files(folder: Path) -> set[str]:
     """The names of the files of fetched pictures that an index in the folder names, be it set aside or not."""
-    metadata = (pq.read_metadata(file).metadata or {} for file in folder.glob("*.*") if file.suffix in _INDEXES)
-    return {entry[PICTURES_FILE].decode() for entry in metadata if PICTURES_FILE in entry}
+    indexes = [file for file in folder.glob("*.*") if file.suffix in _INDEXES]
+    return {name for file in indexes for name in pictures_of(file)}
+
+
+def pictures_of(index: Path) -> list[str]:
+    """The name of the file of fetched pictures that an index names, if it does."""
+    metadata = pq.read_metadata(index).metadata or {}
+    return [metadata[PICTURES_FILE].decode()] if PICTURES_FILE in metadata else []
 
 
 def set_aside(folder: Path, shard: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mme5core.corpus.fetched_pictures import ASIDE, FetchPictures, fetched_files, set_aside
+from mme5core.corpus.fetched_pictures import ASIDE, FetchPictures, fetched_files, pictures_of, set_aside
 from mme5core.corpus.index import DUPLICATES, INDEX, ROWS_PER_GROUP, Index, id_key, index_file, rows_of
 from mme5core.corpus.out_of_core import first_of_equal, keys_of, save_array
 from mme5core.durable import sync_file, wait_until_seen, write_json
@@ -33,6 +34,8 @@ VERSION_FILE, READERS_VERSION = "version.json", 3
 BYTES_PER_GROUP = 1 << 24
 ROWS_AT_ONCE = 1 << 20
 BROKEN_FILES_SHOWN = 10
+LEFT_S = 300.0
+"""A file that nobody has written to for so long was left by a killed task."""
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}|[0-9a-f]{32}\.pictures")
 
 KeyOf = Callable[[CorpusRow], bytes]
@@ -125,10 +128,14 @@ def _scan_missing(shards: Sequence[AnyPath], labels: Sequence[str], task: ScanSh
 
 def _delete_leftovers(folder: Path) -> None:
     """Delete what killed tasks have left, and what earlier scans fetched for shards that are scanned now."""
-    for file in folder.glob(f"*{ASIDE}"):
-        if file.with_suffix(".parquet").is_file():
-            file.unlink(missing_ok=True)
+    superseded = {file for file in folder.glob(f"*{ASIDE}") if file.with_suffix(".parquet").is_file()}
+    names = {name for file in superseded for name in pictures_of(file)}
+    for file in superseded:
+        file.unlink(missing_ok=True)
+    # Another run that has taken the folder over may be writing the newer ones.
+    oldest = time.time() - LEFT_S
     leftovers = [file for file in folder.iterdir() if _UNFINISHED.fullmatch(file.name)]
+    leftovers = [file for file in leftovers if file.name in names or _time_of(file) < oldest]
     if leftovers:
         kept = fetched_files(folder)
         for file in leftovers:
@@ -183,6 +190,13 @@ class ScanShard:
             temporary.unlink(missing_ok=True)
             raise WorkFailed(f"cannot index {item['path']} into {self.folder}: {first_line(error)}") from None
         yield {"shard": item["shard"], "total": total}
+
+
+def _time_of(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # deleted or renamed since
+        return time.time()
 
 
 def _records(rows: Iterator[CorpusRow], key_of: KeyOf, describe: Describe | None) -> Iterator[pa.Table]:

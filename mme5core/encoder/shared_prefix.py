@@ -6,7 +6,7 @@ Shapes: B rows, S tokens of the longest row, P of the shared prefix, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from torch import Tensor
@@ -38,7 +38,7 @@ def states(module: EmbeddingModel, batch: PreparedBatch) -> Tensor:
     has_unknown_pictures = not batch.pictures and "pixel_values" in batch.inputs
     saved = prefix.num_tokens * (num_rows - 1)
     if has_unknown_pictures or saved < max(LEAST_TOKENS, LEAST_SAVED * num_rows * length):
-        return module.states(batch)
+        return module.states(replace(batch, features=features) if batch.pictures else batch)
     inputs = module.on_device(batch.inputs)
     positions = backbone.positions(module.model, inputs)
     cache = DynamicCache(config=base_model(module.model).config.get_text_config())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mme5core.ahead import ahead
 from mme5core.backbones import Backbone
-from mme5core.backbones.protocol import PictureSize
+from mme5core.backbones.protocol import CHARACTERS_PER_TOKEN, PictureSize
 from mme5core.encoder.encoder import per_content
 from mme5core.encoder.loading import check_finite, default_device, load_model
 from mme5core.encoder.module import EmbeddingModel
@@ -26,6 +26,8 @@ from mme5core.images import BadImage
 from mme5core.judge.prompt import NO, YES, messages_of, parts_of, plain_text
 from mme5core.types import Content
 
+MAX_TEXT_TOKENS = 2048
+"""Of the text of a query or a candidate; what is longer is judged by its beginning."""
 Pair = tuple[Content, Content]
 """A query and a candidate."""
 
@@ -184,12 +186,14 @@ class JudgePrompts:
     """The prompts of a judge for one model: through its chat template, or else in our own plain form."""
 
     def __init__(self, backbone: Backbone) -> None:
+        self.max_text_tokens = MAX_TEXT_TOKENS
         self._backbone = backbone
         self._tokenizer: Any = backbone.tokenizer
         self._uses_template = self._has_usable_template()
 
     def text(self, query: Content, candidate: Content, instruction: str | None) -> str:
-        parts = [part if part is None else self._defused(part) for part in parts_of(query, candidate, instruction)]
+        query, candidate = self._usable(query), self._usable(candidate)
+        parts = parts_of(query, candidate, None if instruction is None else self._defused(instruction))
         return self._of_template(parts) if self._uses_template else plain_text(parts, self._backbone.image_prefix)
 
     def token_ids(self, prompts: Sequence[str], sizes: Sequence[Sequence[PictureSize]]) -> list[list[int]]:
@@ -225,15 +229,31 @@ class JudgePrompts:
         shows_picture = token is None or text.count(token) == self._backbone.image_prefix.count(token)
         return shows_picture and "first part" in text and "second part" in text
 
+    def _usable(self, content: Content) -> Content:
+        """The content with its text cut to `max_text_tokens` and defused."""
+        if not content.text:
+            return content
+        text = self._defused(content.text)
+        if len(text) > self.max_text_tokens:
+            text = text[: CHARACTERS_PER_TOKEN * self.max_text_tokens]
+            encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            if len(encoded["input_ids"]) > self.max_text_tokens:
+                text = text[: encoded["offset_mapping"][self.max_text_tokens][0]]
+        return Content(text, images=content.images)
+
     def _defused(self, text: str) -> str:
-        """The text without what the tokenizer would read as the end of a message, or another special token."""
-        for token in self._special_tokens():
+        """The text without what the tokenizer would read as the end of a message, or another control token."""
+        for token in _control_tokens(self._tokenizer):
             if token in text and token != getattr(self._backbone, "image_token", None):
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
-    def _special_tokens(self) -> list[str]:
-        return [token for token in self._tokenizer.all_special_tokens if len(token) > 1]
+
+def _control_tokens(tokenizer: Any) -> set[str]:
+    """Texts that the tokenizer reads as one token with a meaning of its own, named by it or only added to it."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    marked = {str(token) for token in added if token.special or str(token)[:1] in "<["}
+    return {token for token in {*tokenizer.all_special_tokens, *marked} if len(token) > 1}
 
 
 def yes_share(logit_B2: Tensor) -> Tensor:

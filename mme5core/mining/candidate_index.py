@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from mme5core.corpus.out_of_core import first_of_equal, keys_of
 from mme5core.errors import InputError
-from mme5core.mining.id_order import IdOrder
+from mme5core.mining.id_order import IdOrder, IdTwice
 from mme5core.mining.vector_files import VectorFiles
 
 MODALITIES = ("", "T", "I", "IT")
@@ -41,7 +41,7 @@ class CandidateIndex:
         ids = (table["id"] for _, table in candidates.tables(["id"]))
         try:
             order = IdOrder.write(ids, len(candidates), folder / "ids")
-        except ValueError as error:
+        except IdTwice as error:
             raise InputError(f"{candidates.setting}: two have the id {str(error)!r}") from None
         is_repeated = _repeated(candidates, folder)
         is_repeated.tofile(folder / "repeated")

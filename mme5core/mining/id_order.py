@@ -18,6 +18,10 @@ IDS_IN_MEMORY = 1 << 20
 _SAMPLES_PER_RUN = 1024
 
 
+class IdTwice(ValueError):
+    """An id that occurs twice."""
+
+
 @dataclass(frozen=True, slots=True)
 class IdOrder:
     """The place of each row's id among all ids in the order of their characters, mapped; travels to the tasks.
@@ -41,7 +45,7 @@ class IdOrder:
             ids: of all rows, in their order.
 
         Raises:
-            ValueError: an id occurs twice; the message names it.
+            IdTwice: its message is the id.
         """
         folder.mkdir()
         runs = list(_write_runs(ids, folder, ids_in_memory))
@@ -87,7 +91,9 @@ def _write_runs(ids: Iterable[pa.ChunkedArray], folder: Path, ids_in_memory: int
     def run() -> pa.Table:
         nonlocal num_runs, num_waiting
         file = folder / f"{num_runs:06d}.run"
-        write_table(pa.concat_tables(waiting).sort_by("id"), file)
+        table = pa.concat_tables(waiting).sort_by("id")
+        _check_distinct(table["id"])  # many equal ids would make one range of all of them
+        write_table(table, file)
         waiting.clear()
         num_runs, num_waiting = num_runs + 1, 0
         return _mapped(file)
@@ -131,7 +137,7 @@ def _check_distinct(ids: pa.ChunkedArray) -> None:
     if len(ids) > 1:
         again = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1))
         if pc.any(again).as_py():
-            raise ValueError(ids[pc.index(again, True).as_py()].as_py())
+            raise IdTwice(ids[pc.index(again, True).as_py()].as_py())
 
 
 def _mapped(file: Path) -> pa.Table:

@@ -12,6 +12,8 @@ from torch import Tensor
 LAST = torch.iinfo(torch.int64).max
 """The place of a candidate that is none."""
 GROUP = 64
+HITS_PER_PLACE = 8
+"""How many candidates of a chunk may compete for each place before the chunk is taken in halves."""
 
 
 class Nearest:
@@ -35,7 +37,13 @@ class Nearest:
         """
         kept_BK = self.score_BK[first : first + len(score_BC)]
         floor_B = kept_BK.amin(1).clamp_min(self._floor)
-        query_H, candidate_H = _at_least(score_BC, floor_B, self._k)
+        hits = _at_least(score_BC, floor_B, self._k, most=self._most_hits(len(score_BC)))
+        if hits is None:  # many equal scores: what the first half leaves rules most of the second out
+            half = score_BC.shape[1] // 2
+            self.add(score_BC[:, :half], place_C[:half], first=first)
+            self.add(score_BC[:, half:], place_C[half:], first=first)
+            return
+        query_H, candidate_H = self._before_ties(score_BC, place_C, *hits, first=first)
         if not len(query_H):
             return
         row_R, begun_R, size_R = _runs(query_H)
@@ -51,6 +59,20 @@ class Nearest:
         place_RM = torch.cat([self.place_BK[rows], place_RM], dim=1)
         self.score_BK[rows], self.place_BK[rows] = _best(score_RM, place_RM, self._k)
 
+    def _most_hits(self, num_queries: int) -> int:
+        return HITS_PER_PLACE * self._k * num_queries
+
+    def _before_ties(
+        self, score_BC: Tensor, place_C: Tensor, query_H: Tensor, candidate_H: Tensor, *, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """The hits without those that only equal the lowest kept score and come after all that have it."""
+        kept = slice(first, first + len(score_BC))
+        lowest_B = self.score_BK[kept].amin(1)
+        is_lowest_BK = self.score_BK[kept] == lowest_B[:, None]
+        last_B = self.place_BK[kept].masked_fill(~is_lowest_BK, -1).amax(1)
+        is_new_H = (score_BC[query_H, candidate_H] > lowest_B[query_H]) | (place_C[candidate_H] < last_B[query_H])
+        return query_H[is_new_H], candidate_H[is_new_H]
+
     def ranked(self) -> tuple[np.ndarray, np.ndarray]:
         """Scores float32 and places int64 [B, K], best first; where a query has fewer, -inf and LAST."""
         score_BK, place_BK = self.score_BK.cpu().numpy(), self.place_BK.cpu().numpy()
@@ -58,9 +80,11 @@ class Nearest:
         return np.take_along_axis(score_BK, order, 1), np.take_along_axis(place_BK, order, 1)
 
 
-def _at_least(score_BC: Tensor, floor_B: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _at_least(score_BC: Tensor, floor_B: Tensor, k: int, *, most: int) -> tuple[Tensor, Tensor] | None:
     """(query, candidate) of all that may be among the k best, queries rising: those at or above the floor, and at or
     above the k-th highest of the maxima of groups of candidates, each of which is another candidate.
+
+    None if there are more than `most`, and it would help to look at fewer candidates at once.
     """
     num_candidates = score_BC.shape[1]
     size = GROUP
@@ -75,6 +99,8 @@ def _at_least(score_BC: Tensor, floor_B: Tensor, k: int) -> tuple[Tensor, Tensor
     floor_B = floor_B.clamp_min(torch.finfo(score_BC.dtype).min)
     query_N, group_N = (best_BG >= floor_B[:, None]).nonzero(as_tuple=True)
     near_NS = group_BGS[query_N, group_N] >= floor_B[query_N, None]
+    if num_candidates > 2 * max(k, GROUP) and int(near_NS.sum()) > most:
+        return None
     which_H, place_H = near_NS.nonzero(as_tuple=True)
     query_H, candidate_H = query_N[which_H], group_N[which_H] * size + place_H
     if whole < num_candidates:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from mme5core.parts import NewPart
 from mme5core.processors import threads_per_process
 from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath
+from mme5core.tables import of_size
 from mme5core.tasks import Item
 from mme5core.types import Rejected
 
@@ -62,8 +64,10 @@ class MineBlock:
             queries, self.index, self.rules, own_picture=self.own_picture, positives=positives, device=device
         )
         num_unusable = 0
-        for start, table in ahead(self.candidates.tables(self._columns(), rows=self._rows_at_once())):
+        start = 0
+        for table in ahead(self._chunks()):
             num_unusable += block.look_at(start, table, table[self.pool] if self.pool else None)
+            start += len(table)
         rows = pa.concat_tables(block.neighbours())
         is_without = np.ones(len(queries.ids), np.bool_)
         is_without[rows["query"].to_numpy()] = False
@@ -77,11 +81,14 @@ class MineBlock:
     def _read(self, start: int, stop: int) -> Queries:
         more = ["content_key", "picture_key", *([self.pool] if self.pool else [])]
         more = [name for name in more if self.queries.has([name])]
-        tables = [table for _, table in self.queries.tables(["id", "embedding", *more], start=start, stop=stop)]
-        table = pa.concat_tables(tables).combine_chunks()
+        vectors = np.empty((stop - start, self.queries.width), np.float32)
+        tables = []
+        for first, table in self.queries.tables(["id", "embedding", *more], start=start, stop=stop, rows=1 << 12):
+            vectors[first - start : first - start + len(table)] = matrix(table, self.queries.width)
+            tables.append(table.drop_columns(["embedding"]))
+        table = pa.concat_tables(tables)
         columns = {name: pa.concat_arrays(table[name].chunks) for name in more}
         ids = pa.concat_arrays(table["id"].chunks)
-        vectors = np.concatenate([matrix(part, self.queries.width) for part in tables])
         pools = columns.get(self.pool) if self.pool else None
         return Queries(ids, vectors, columns.get("content_key"), columns.get("picture_key"), pools)
 
@@ -105,6 +112,13 @@ class MineBlock:
                 reason, detail = "no_positive", "none of its positives is among the candidates"
             refused.append(Rejected(queries.ids[place].as_py(), reason, detail))
         return refused
+
+    def _chunks(self) -> Iterator[pa.Table]:
+        """All candidates in chunks of one size, wherever files and row groups end: in products of other shapes, equal
+        vectors may get scores that differ in the last bit, and ties would depend on the files."""
+        tables = (table for _, table in self.candidates.tables(self._columns(), rows=self._rows_at_once()))
+        first = next(tables)
+        yield from of_size(chain([first], tables), self._rows_at_once(), first.schema)
 
     def _columns(self) -> list[str]:
         known = ["content_key", *([self.pool] if self.pool else [])]

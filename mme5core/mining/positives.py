@@ -17,6 +17,7 @@ from mme5core.storage import AnyPath, parquet_file
 from mme5core.tables import errors_name_setting, shards_of
 
 # (query, positive): as in neighbours and relevance judgements, or as in a benchmark's queries.
+PAIRS_AT_ONCE = 1 << 12
 _COLUMNS = (("query_id", "candidate_id"), ("id", "positive_id"))
 
 
@@ -75,11 +76,15 @@ def positives_of(
             key_owners.append(queries)
         if scores:
             codes = modality_codes(table["modality"]) if "modality" in more else np.zeros(len(table), np.uint8)
-            vectors = _vectors(candidates, start + rows)
-            similar = np.einsum("nd,nd->n", query_BD[queries], vectors)
-            for query, row, score in zip(queries.tolist(), rows.tolist(), similar.tolist(), strict=True):
-                if not score <= score_B[query]:
-                    score_B[query], modality_B[query] = score, codes[row]
+            for low in range(0, len(rows), PAIRS_AT_ONCE):
+                some = slice(low, low + PAIRS_AT_ONCE)
+                distinct, back = np.unique(rows[some], return_inverse=True)
+                similar = np.einsum("nd,nd->n", query_BD[queries[some]], _vectors(candidates, start + distinct)[back])
+                for query, row, score in zip(
+                    queries[some].tolist(), rows[some].tolist(), similar.tolist(), strict=True
+                ):
+                    if np.isfinite(score) and not score <= score_B[query]:
+                        score_B[query], modality_B[query] = score, codes[row]
     return Positives(ids, KeyJoin.of(pa.concat_arrays(keys), np.concatenate(key_owners)), score_B, modality_B)
 
 

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mme5core.mining.candidate_index import CandidateIndex
 from mme5core.mining.nearest import LAST, Nearest
@@ -22,6 +24,7 @@ from mme5core.mining.vector_files import matrix
 
 SCORES_ON_CPU, SCORES_ON_GPU = 1 << 24, 1 << 28
 """Similarities that are computed at once."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class QueryBlock:
@@ -41,8 +44,9 @@ class QueryBlock:
         device: torch.device,
     ) -> None:
         self._queries, self._index, self._rules, self._positives = queries, index, rules, positives
-        self._device = device
+        self._device, self._chunk_rows = device, 0
         self._query_BD = torch.as_tensor(queries.vectors).to(device)
+        self._largest = float(np.abs(queries.vectors).max(initial=0.0))
         number_B = np.arange(len(queries.ids))
         self._excluded = [("id", KeyJoin.of(queries.ids, number_B))]
         if queries.content_keys is not None:
@@ -80,19 +84,25 @@ class QueryBlock:
         is_usable = np.isfinite(vector_CD).all(axis=1)
         if not is_usable.all():
             vector_CD = np.where(is_usable[:, None], vector_CD, np.float32(0.0))
-        is_none_C = torch.as_tensor(~is_usable | self._index.is_repeated(start, start + len(table))).to(self._device)
+        is_repeated = self._index.is_repeated(start, start + len(table))
+        is_none_C = torch.as_tensor(~is_usable | is_repeated).to(self._device)
         place_C = torch.as_tensor(np.array(self._index.order.places(start, start + len(table)))).to(self._device)
+        may_overflow = bool(self._largest * np.abs(vector_CD).max(initial=0.0) * vector_CD.shape[1] >= _LARGEST)
         candidate_CD = torch.as_tensor(np.require(vector_CD, requirements="W")).to(self._device)
+        self._chunk_rows = max(self._chunk_rows, len(table))
+        if len(table) < self._chunk_rows:  # the last chunk: products of one shape give equal vectors equal scores
+            candidate_CD = F.pad(candidate_CD, (0, 0, 0, self._chunk_rows - len(table)))
         pool_C = None if pools is None or self._pool_B is None else self._codes(pools)
-        excluded, pictures = self._pairs(table)
-        for first in range(0, len(self._query_BD), self._queries_at_once(len(table))):
-            tile = slice(first, first + self._queries_at_once(len(table)))
-            score_QC = self._query_BD[tile] @ candidate_CD.T
+        excluded, pictures = self._pairs(table, is_repeated)
+        for first in range(0, len(self._query_BD), self._queries_at_once(self._chunk_rows)):
+            tile = slice(first, first + self._queries_at_once(self._chunk_rows))
+            score_QC = (self._query_BD[tile] @ candidate_CD.T)[:, : len(table)]
+            if may_overflow:  # what is no number is no similarity
+                torch.nan_to_num_(score_QC, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
             score_QC.masked_fill_(is_none_C, -torch.inf)
+            self._exclude(score_QC, first, excluded)
             self._keep_pictures(score_QC, first, pictures, place_C)
-            for pairs in (excluded, pictures):
-                query, row = _within(pairs, first, len(score_QC))
-                score_QC[query.to(self._device), row.to(self._device)] = -torch.inf
+            self._exclude(score_QC, first, pictures)
             for rule, cap_B, nearest in zip(self._rules, self._caps, self._nearest, strict=True):
                 nearest.add(self._of_rule(score_QC, rule, cap_B, tile, pool_C), place_C, first=first)
         return int((~is_usable).sum())
@@ -128,13 +138,23 @@ class QueryBlock:
             }
         )
 
-    def _pairs(self, table: pa.Table) -> tuple[Pairs, Pairs]:
-        """Pairs of this chunk that are excluded, and those of a query with its own picture."""
+    def _pairs(self, table: pa.Table, is_repeated: np.ndarray) -> tuple[Pairs, Pairs]:
+        """Pairs of this chunk that are excluded, and those of a query with its own picture.
+
+        A repeated content is no candidate at all: as a pair with every query that has it, it would take much memory.
+        """
         names = set(table.column_names)
+        if "content_key" in names and is_repeated.any():
+            keys = pc.if_else(pa.array(is_repeated), pa.scalar(None, pa.binary(16)), table["content_key"])
+            table = table.set_column(table.column_names.index("content_key"), "content_key", keys)
         excluded = joined([join.pairs(table[name]) for name, join in self._excluded if name in names])
         has_pictures = self._pictures is not None and "content_key" in names
         pictures = joined([self._pictures.pairs(table["content_key"])] if has_pictures else [])  # type: ignore[union-attr]
         return excluded, pictures
+
+    def _exclude(self, score_QC: Tensor, first: int, pairs: Pairs) -> None:
+        query, row = _within(pairs, first, len(score_QC))
+        score_QC[query.to(self._device), row.to(self._device)] = -torch.inf
 
     def _keep_pictures(self, score_QC: Tensor, first: int, pictures: Pairs, place_C: Tensor) -> None:
         if not self._forces_picture:
@@ -164,7 +184,7 @@ class QueryBlock:
         if cap_B is not None:
             score_QC = score_QC.masked_fill(score_QC > cap_B[tile, None], -torch.inf)
         if rule.pool != "any" and pool_C is not None and self._pool_B is not None:
-            is_same_QC = self._pool_B[tile, None] == pool_C
+            is_same_QC = (self._pool_B[tile, None] == pool_C) & (pool_C >= 0)
             score_QC = score_QC.masked_fill(is_same_QC != (rule.pool == "same"), -torch.inf)
         return score_QC
 

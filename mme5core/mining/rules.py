@@ -82,9 +82,11 @@ def named_rules(names: list[str], plain: Rule) -> list[Rule]:
     """The named rules, their other numbers as in the plain one; without names the plain one.
 
     Raises:
-        ValueError: an unknown name; the message lists those that exist.
+        ValueError: an unknown name, for which the message lists those that exist, or one that is named twice.
     """
     for name in names:
         if name not in NAMED:
             raise ValueError(f"unknown rule {name!r}; known: {', '.join(NAMED)}")
+        if names.count(name) > 1:
+            raise ValueError(f"rule {name!r} is named twice")
     return [replace(plain, name=name, **NAMED[name]) for name in names] or [plain]  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mme5core.errors import InputError, first_line
-from mme5core.mining.id_order import IdOrder
+from mme5core.mining.id_order import IdOrder, IdTwice
 from mme5core.schemas import CONTENT_COLUMNS
 from mme5core.storage import locate, parquet_file
 from mme5core.tables import errors_name_setting, shards_of
@@ -64,8 +64,8 @@ class VectorFiles:
                     names = ", ".join(schema.names)
                     raise InputError(f"{setting} {str(file)!r} has no column {min(missing)!r}; its columns are {names}")
                 sizes.append(parquet.metadata.num_rows)
-                if sizes[-1]:
-                    widths.setdefault(_width(parquet, schema.field("embedding").type), str(file))
+                if width := _width(parquet, schema.field("embedding").type):
+                    widths.setdefault(width, str(file))
             model = (schema.metadata or {}).get(b"mme5.model_identity", b"").decode()
             if model:
                 models.setdefault(model, str(file))
@@ -74,7 +74,7 @@ class VectorFiles:
             if len(several) > 1:
                 (_, one), (_, other), *_ = several.items()
                 raise InputError(f"{setting}: {one} and {other} hold vectors of different {what}")
-        if not sum(sizes):
+        if not widths:
             raise InputError(f"{setting} {', '.join(inputs)}: no vectors")
         starts = np.cumsum([0, *sizes])
         model = next(iter(models), "")
@@ -119,7 +119,7 @@ def check_distinct_ids(vectors: VectorFiles, num_rows: int, work: Path) -> None:
     ids = (table["id"] for _, table in vectors.tables(["id"], stop=num_rows))
     try:
         IdOrder.write(ids, num_rows, folder)
-    except ValueError as error:
+    except IdTwice as error:
         raise InputError(f"{vectors.setting}: two have the id {str(error)!r}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -159,18 +159,20 @@ def _typed(table: pa.Table) -> pa.Table:
     return table
 
 
-def _width(parquet: pq.ParquetFile, kind: pa.DataType) -> int:
-    """Of the first vector of a file; a fixed one is named by the type.
+def _width(parquet: pq.ParquetFile, kind: pa.DataType) -> int | None:
+    """Of the first vector of a file that has numbers; None if it has none. A fixed one is named by the type.
 
     Raises:
         pa.ArrowInvalid: the column holds no vectors.
     """
+    if not parquet.metadata.num_rows:
+        return None
     if not pa.types.is_floating(getattr(kind, "value_type", pa.null())):
         raise pa.ArrowInvalid(f"column 'embedding' is of {kind}, no lists of floating-point numbers")
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
     for batch in parquet.iter_batches(1 << 10, columns=["embedding"]):
-        lengths = pc.drop_null(pc.list_value_length(batch.column(0)))
-        if len(lengths):
-            return int(lengths[0].as_py())
-    raise pa.ArrowInvalid("column 'embedding' is empty")
+        lengths = pc.drop_null(pc.list_value_length(batch.column(0))).to_numpy()
+        if lengths.any():
+            return int(lengths[lengths > 0][0])
+    return None

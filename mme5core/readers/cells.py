@@ -49,7 +49,7 @@ def image_of(picture: Any, shard: AnyPath, options: ReadOptions) -> Picture | No
     """
     if isinstance(picture, dict):
         data, path = picture.get("bytes"), picture.get("path")
-        picture = path or data if data in (None, b"") else data
+        picture = path or data if data in (None, b"", "") else data
     if picture is None or picture == "":
         return None
     if picture == b"":

@@ -297,6 +297,7 @@ class JobFolder:
             any(self.work.glob("index/*.pictures"))
             or any(self.work.glob("rows/*.arrow"))
             or any(self.work.glob("batches/*.json"))
+            or any(self.work.glob("parts/report-*.json"))
         ):
             return False
         if any(f.stat().st_size for f in self.work.glob("answers/*.answers")):

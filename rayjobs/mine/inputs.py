@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from mme5core.errors import InputError
 from mme5core.mining.positives import positive_files
 from mme5core.mining.rules import Rule, named_rules
 from mme5core.mining.vector_files import VectorFiles
 from mme5core.readers import input_files, input_identity
-from mme5core.storage import AnyPath, locate
+from mme5core.storage import AnyPath, locate, parquet_file
 from rayjobs.folder import JobFolder, job_folder
 from rayjobs.mine.config import MineConfig
 
@@ -43,12 +45,34 @@ def mine_inputs(config: MineConfig) -> MineInputs:
             "queries and candidates are vectors of different models (or adapters, prompt styles, widths): "
             f"{queries.paths[0]} and {candidates.paths[0]}"
         )
-    if config.pool_column is not None:
-        for files in (queries, candidates):
-            if not files.has([config.pool_column]):
-                raise InputError(f"{files.setting}: no column {config.pool_column!r}, which pool_column names")
+    _check_columns(config, rules, queries, candidates)
     positives = positive_files(config.positives) if config.positives else []
     return MineInputs(queries, candidates, tuple(positives), rules)
+
+
+def _check_columns(config: MineConfig, rules: tuple[Rule, ...], queries: VectorFiles, candidates: VectorFiles) -> None:
+    """
+    Raises:
+        InputError: a rule needs a column that the vectors do not have.
+    """
+    wanted = [(files, config.pool_column, "pool_column names") for files in (queries, candidates)]
+    if modality := next((rule.name for rule in rules if rule.modality != "any"), None):
+        wanted.append((candidates, "modality", f"rule {modality!r} looks at"))
+    if config.own_picture == "force":
+        wanted += [
+            (queries, "picture_key", "own_picture=force needs"),
+            (candidates, "content_key", "own_picture=force needs"),
+        ]
+    for files, column, why in wanted:
+        if column is not None and not files.has([column]):
+            raise InputError(f"{files.setting}: no column {column!r}, which {why}")
+    for files in (queries, candidates) if config.pool_column else ():
+        for path in files.paths:
+            kind = parquet_file(locate(path)).schema_arrow.field(config.pool_column).type
+            if pa.types.is_nested(kind):
+                raise InputError(
+                    f"{files.setting}: pool_column={config.pool_column} is of {kind}: names or numbers are needed"
+                )
 
 
 def _rules(config: MineConfig) -> tuple[Rule, ...]:

@@ -30,8 +30,9 @@ def run(config: MineConfig) -> Outcome:
         if finished:
             return Outcome(finished["counters"], reason="already done")
         # A random name: tasks of a killed run may still read theirs.
-        for earlier in folder.work.glob("candidates-*"):
-            shutil.rmtree(earlier, ignore_errors=True)
+        for pattern in ("candidates-*", "ids-*"):
+            for earlier in folder.work.glob(pattern):
+                shutil.rmtree(earlier, ignore_errors=True)
         index = CandidateIndex.write(inputs.candidates, folder.work / f"candidates-{uuid.uuid4().hex}")
         num_queries = inputs.num_queries(config.limit)
         check_distinct_ids(inputs.queries, num_queries, folder.work)

@@ -240,14 +240,23 @@ def test_a_turn_that_only_xmp_names_is_the_same_in_tiff_and_png(compression: str
     assert load_rgb(png).tobytes() == load_rgb(tiff).tobytes()
 
 
+def tiff_of_a_tile(kind: int, width: bytes) -> bytes:
+    """A header of 8 x 8 pixels, and of one tile of nothing with this width and the height 2^20."""
+    tags = [(256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1), (322, 0), (323, 1 << 20), (324, 8), (325, 8)]
+    entries = [struct.pack("<HHII", tag, 4, 1, number) for tag, number in tags]
+    entries[6] = struct.pack("<HHI", 322, kind, 1 if kind in (4, 11) else 4) + width
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4)
+
+
 def test_a_tile_that_is_far_larger_than_its_picture_is_refused() -> None:
-    # Width, height, bits, deflate, tiles of 2^20 x 2^20, one tile of nothing.
-    tags = [(256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1), (322, 1 << 20), (323, 1 << 20), (324, 8)]
-    tags.append((325, 8))
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    data = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(4)
     with pytest.raises(BadImage, match="too_many_pixels: a tile of 1048576 x 1048576"):
-        load_rgb(data)
+        load_rgb(tiff_of_a_tile(4, struct.pack("<I", 1 << 20)))
+
+
+@pytest.mark.parametrize("kind", [2, 7, 11])  # a text, bytes, a float that is NaN
+def test_a_tile_whose_width_is_no_number_is_a_broken_picture(kind: int) -> None:
+    with pytest.raises(BadImage, match="broken_image"):
+        load_rgb(tiff_of_a_tile(kind, b"\xff\xff\xff\x7f"))
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM"])

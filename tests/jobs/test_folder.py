@@ -187,15 +187,17 @@ def test_a_done_folder_opened_again_gives_its_manifest_and_stays_as_it_is(tmp_pa
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
 
 
-@pytest.mark.parametrize("is_done", [False, True])
-def test_a_run_of_another_configuration_is_refused_naming_what_differs(tmp_path: Path, is_done: bool) -> None:
+@pytest.mark.parametrize(
+    "work", [None, "rows/a.arrow", "parts/report-00000.json", "batches/a.json", "index/a.pictures"]
+)
+def test_a_run_of_another_configuration_is_refused_naming_what_differs(tmp_path: Path, work: str | None) -> None:
     first = folder_of(tmp_path / "out", seed=3)
     first.open()
-    if is_done:
+    if work is None:
         finish(first, num_kept=0)
     else:
-        (first.work / "rows").mkdir()
-        (first.work / "rows" / "a.arrow").touch()
+        (first.work / work).parent.mkdir()
+        (first.work / work).touch()
     first.close()
     with pytest.raises(InputError) as caught:
         folder_of(tmp_path / "out", seed=4).open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,10 +104,13 @@ def test_what_killed_scans_have_left_is_deleted(server: PictureServer, tmp_path:
     leftovers = [tmp_path / "index" / f".{'0' * 32}", tmp_path / "index" / f"{'0' * 32}.pictures"]
     for leftover in leftovers:
         leftover.write_bytes(b"half")
+        os.utime(leftover, (0, 0))
+    fresh = tmp_path / "index" / f".{'1' * 32}"
+    fresh.write_bytes(b"of another run")
     server.away = set()
     index = scanned(tmp_path, file)
     kept = {path.suffix for path in (tmp_path / "index").iterdir()}
-    assert not any(leftover.exists() for leftover in leftovers) and ".earlier" not in kept
+    assert not any(leftover.exists() for leftover in leftovers) and ".earlier" not in kept and fresh.exists()
     assert len(list((tmp_path / "index").glob("*.pictures"))) == 1
     pictures = StoredPictures((str(file),), ("a.parquet",), OPTIONS, tmp_path / "index")
     assert [pictures.read(place) for place in places(index)] == [server.picture(f"/{n}.png") for n in range(2)]

@@ -120,3 +120,28 @@ def test_a_short_prefix_is_not_worth_a_pass(judge_of: Callable[[str], Judge], mo
     assert len(calls) == 1
     judge.scores([(Content(LONG), TEXTS[0]), (query, TEXTS[0])])
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("family", each_family({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"}))
+def test_rows_without_pictures_are_right_after_a_pass_with_pictures(
+    family: str, judge_of: Callable[[str], Judge]
+) -> None:
+    judge, query = judge_of(family), Content(LONG)
+    wanted = alone(judge, query, TEXTS)
+    pairs = [(Content("what", picture(1)), Content("a cat")), *((query, candidate) for candidate in TEXTS)]
+    np.testing.assert_allclose(judge.scores(pairs, "Find it:")[1:], wanted, atol=1e-5)
+
+
+def test_the_tower_runs_once_where_nothing_is_shared(
+    judge_of: Callable[[str], Judge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, counts = judge_of("mllama"), list[int]()
+    features = judge.module.features
+
+    def counted(pictures: Any) -> Any:
+        counts.append(len(pictures))
+        return features(pictures)
+
+    monkeypatch.setattr(judge.module, "features", counted)
+    judge.scores([(Content("a", picture(1)), Content("b")), (Content("c", picture(2)), Content("d"))])
+    assert sum(counts) == 2

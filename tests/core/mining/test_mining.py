@@ -246,3 +246,83 @@ def test_vectors_of_several_widths_or_models_and_ids_that_occur_twice_are_refuse
     check_distinct_ids(twice, 2, tmp_path)
     with pytest.raises(InputError, match="candidates: two have the id 'b'"):
         mined(tmp_path / "out", str(tmp_path / "x" / "a"), str(tmp_path / "t"))
+
+
+def test_ties_do_not_depend_on_where_files_and_row_groups_end(tmp_path: Path) -> None:
+    # Vectors whose products are rounded: in products of other shapes, equal ones would get other last bits.
+    random = np.random.default_rng(0)
+    one, many = random.standard_normal((1, 384)).astype(np.float32), random.standard_normal((40, 384))
+    queries = write(tmp_path / "q", [f"q{n}" for n in range(40)], many.astype(np.float32))
+    folder = tmp_path / "c"
+    folder.mkdir()
+    ids = [f"c{n:04d}" for n in range(700)]
+    table = pa.table({"id": ids, "embedding": list(np.repeat(one, 700, axis=0))})
+    pq.write_table(table.slice(1), folder / "a.parquet")
+    pq.write_table(table.slice(0, 1), folder / "b.parquet")
+    rows, _, _ = mined(tmp_path / "out", queries, str(folder), Rule(top_k=3))
+    assert all(row["candidate_id"] == f"c{row['rank'] - 1:04d}" for row in rows)
+
+
+def test_products_that_are_no_numbers_cost_neither_their_chunk_nor_a_rank(tmp_path: Path) -> None:
+    big = np.float32(3e38)
+    candidates = np.array([[1, 0], [big, -big], [big, big], [2, 0]], np.float32)
+    queries = write(tmp_path / "q", ["x"], np.full((1, 2), 2.0, np.float32), num_files=1)
+    rows, _, _ = mined(tmp_path / "out", queries, write(tmp_path / "c", ["1", "nan", "inf", "2"], candidates))
+    assert [(row["candidate_id"], row["rank"]) for row in rows] == [("2", 1), ("1", 2)]
+
+
+def test_a_picture_alone_is_not_forced_as_its_own_neighbour(tmp_path: Path) -> None:
+    keys = [key("p"), key("r")]
+    one = write(tmp_path / "c", ["1", "2"], np.eye(8, dtype=np.float32)[:2], content_key=keys, picture_key=keys)
+    rows, _, _ = mined(tmp_path / "out", one, one, own_picture="force")
+    assert [(row["query_id"], row["candidate_id"], row["source"]) for row in rows] == [
+        ("1", "2", "nearest"),
+        ("2", "1", "nearest"),
+    ]
+
+
+def test_many_equal_contents_make_no_pair_of_each_query_with_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [key("same")] * 300
+    ids = [f"{n:03d}" for n in range(300)]
+    one = write(tmp_path / "c", ids, exact_vectors(300, 5), content_key=keys, picture_key=keys)
+    num_pairs: list[int] = []
+    pairs_of = query_block.QueryBlock._pairs
+
+    def noted(self: Any, table: pa.Table, is_repeated: np.ndarray) -> Any:
+        excluded, pictures = pairs_of(self, table, is_repeated)
+        num_pairs.append(len(excluded[0]) + len(pictures[0]))
+        return excluded, pictures
+
+    monkeypatch.setattr(query_block.QueryBlock, "_pairs", noted)
+    rows, refused, _ = mined(tmp_path / "out", one, one)
+    assert not rows and set(refused.values()) == {"no_neighbour"} and sum(num_pairs) <= 3 * 300
+
+
+def test_a_positive_without_a_vector_does_not_hide_another(tmp_path: Path) -> None:
+    vectors: list[Any] = [np.eye(8, dtype=np.float32)[0], None, np.eye(8, dtype=np.float32)[0] / 2]
+    candidates = write(tmp_path / "c", ["p1", "p2", "n"], vectors, num_files=1)
+    queries = write(tmp_path / "q", ["x"], np.eye(8, dtype=np.float32)[:1], num_files=1)
+    pq.write_table(pa.table({"query_id": ["x", "x"], "candidate_id": ["p1", "p2"]}), tmp_path / "p.parquet")
+    rule = Rule(relative_margin=0.05)
+    rows, refused, _ = mined(tmp_path / "out", queries, candidates, rule, positives=[tmp_path / "p.parquet"])
+    assert [row["candidate_id"] for row in rows] == ["n"] and not refused
+
+
+def test_queries_without_a_pool_are_of_none(tmp_path: Path) -> None:
+    queries = write(tmp_path / "q", ["a", "b"], np.ones((2, 8), np.float32), num_files=1, dataset=["x", None])
+    candidates = write(tmp_path / "c", ["1", "2"], np.ones((2, 8), np.float32), num_files=1, dataset=["x", None])
+    rows, refused, _ = mined(tmp_path / "out", queries, candidates, Rule(pool="same"), pool="dataset")
+    assert [(row["query_id"], row["candidate_id"]) for row in rows] == [("a", "1")] and set(refused) == {"b"}
+
+
+def test_files_without_a_vector_do_not_spoil_those_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    files: dict[str, list[Any]] = {"a": [[], None], "b": [None, None], "c": [[1.0, 2.0], []]}
+    for name, vectors in files.items():
+        table = pa.table({"id": [f"{name}1", f"{name}2"], "embedding": pa.array(vectors, pa.list_(pa.float32()))})
+        pq.write_table(table, tmp_path / "c" / f"{name}.parquet")
+    queries = write(tmp_path / "q", ["x"], np.ones((1, 2), np.float32), num_files=1)
+    rows, _, counts = mined(tmp_path / "out", queries, str(tmp_path / "c"))
+    assert [row["candidate_id"] for row in rows] == ["c1"] and counts["unusable"] == 5

@@ -65,3 +65,21 @@ def test_nothing_below_the_floor_is_kept() -> None:
 def test_more_neighbours_than_candidates_are_all_of_them() -> None:
     scores = np.array([[0.1, 0.3, 0.2]], np.float32)
     np.testing.assert_array_equal(searched(scores, np.arange(3), 5, chunk=2)[1], [[1, 2, 0, LAST, LAST]])
+
+
+def test_many_ties_are_looked_at_in_parts() -> None:
+    places = np.random.default_rng(0).permutation(4096)
+    scores = np.zeros((8, 4096), np.float32)
+    scores[:, 4000:] = 1.0
+    nearest, sizes = Nearest(8, 5, device=CPU), list[int]()
+    add = nearest.add
+
+    def counted(part: torch.Tensor, of_part: torch.Tensor, *, first: int = 0) -> None:
+        sizes.append(part.shape[1])
+        add(part, of_part, first=first)
+
+    nearest.add = counted  # type: ignore[method-assign]
+    for half in (slice(0, 2048), slice(2048, 4096)):
+        nearest.add(torch.as_tensor(scores[:, half].copy()), torch.as_tensor(places[half]))
+    np.testing.assert_array_equal(nearest.ranked()[1], np.tile(np.sort(places[4000:])[:5], (8, 1)))
+    assert min(sizes) < 2048

@@ -256,6 +256,12 @@ def test_a_picture_of_no_bytes_beside_a_text_is_refused_and_not_embedded_as_text
     assert reasons(rows_of(tmp_path, columns)) == [("a", "empty_image"), ("b", None)]
 
 
+def test_an_empty_text_in_the_place_of_bytes_leaves_the_path(tmp_path: Path) -> None:
+    (tmp_path / "pic.png").write_bytes(b"picture")
+    rows = rows_of(tmp_path, {"text": ["a"], "image": [{"bytes": "", "path": "pic.png"}]})
+    assert rows[0].image == b"picture"
+
+
 def test_a_batch_that_arrow_cannot_give_is_read_in_smaller_ones_from_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
