@@ -320,7 +320,7 @@ class Client:
         if isinstance(error, TimeoutError) or (isinstance(error, openai.APITimeoutError) and not _is_lost(error)):
             return _Failure(f"no answer from the {self.role} in {self._timeout_s:g} s", is_unreachable=True)
         reason = without_key(" ".join(str(error.__cause__ or error).split())[:200], self._api_key)
-        if isinstance(error, aiohttp.ClientError):
+        if isinstance(error, aiohttp.ClientError) or _is_no_http(error):
             return _Failure(f"a reply that is no HTTP from the {self.role} ({reason or first_line(error)})")
         was_called = not _was_never_connected(error)
         return _Failure(f"cannot reach the {self.role} ({reason})", is_unreachable=True, was_called=was_called)
@@ -341,6 +341,15 @@ def _is_lost(error: openai.APITimeoutError) -> bool:
     """Whether there was no connection, or no more: the library calls that a timeout too, where aiohttp is below it."""
     below = error.__cause__ and error.__cause__.__cause__
     return isinstance(below, aiohttp.ClientConnectionError) and not isinstance(below, aiohttp.ServerTimeoutError)
+
+
+def _is_no_http(error: BaseException | None) -> bool:
+    """Whether what came back could not be read as HTTP, however deep the library has wrapped that."""
+    while error is not None:
+        if isinstance(error, aiohttp.ClientResponseError | aiohttp.ClientPayloadError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _was_never_connected(error: BaseException) -> bool:

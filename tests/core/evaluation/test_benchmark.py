@@ -104,7 +104,8 @@ def test_vectors_are_read_from_every_list_of_floats(tmp_path: Path, kind: pa.Dat
 
 def test_a_row_without_vector_is_left_out_and_moves_no_other(tmp_path: Path) -> None:
     rows: dict[str, list[float] | None] = {"a": [1, 2], "b": None, "c": [3, 4], "d": [5, 6]}
-    found = as_lists(read_vectors([vectors_at(tmp_path / "a.parquet", rows)], list(rows)))
+    kind = pa.list_(pa.float32())  # older versions of pyarrow write no null among lists of one size
+    found = as_lists(read_vectors([vectors_at(tmp_path / "a.parquet", rows, kind=kind)], list(rows)))
     assert found == {"a": [1, 2], "c": [3, 4], "d": [5, 6]}
 
 
