@@ -21,6 +21,7 @@ from torch import nn
 from benchmarks import checkpoints, embedding, full_size
 from benchmarks.run import best_of
 from mme5core.judge import Judge
+from mme5core.judge.local import yes_share
 from mme5core.types import Content
 
 
@@ -55,7 +56,7 @@ def measure(*, full: bool) -> dict[str, Any]:
 
     def bare() -> None:
         for batch in prepared:
-            last["bare"][batch.rows] = judge.score_batch(batch)
+            last["bare"][batch.rows] = yes_share(judge.log_odds_of(batch))
 
     def job() -> None:
         last["job"] = judge.scores(pairs, batch_size=batch_size, max_batch_tokens=1 << 16)

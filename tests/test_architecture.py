@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 JOBS = ("synth", "train", "embed_corpus", "mine", "judge", "evaluate", "demo")
 # From the top down; a module imports its own layer or a lower one.
 CORE_LAYERS = (
-    {"training", "evaluation", "synthesis", "mining", "judge", "demo"},
+    {"training", "evaluation", "synthesis", "mining", "reranker", "demo"},
+    {"judge"},
     {"asking", "corpus", "encoder", "adapters", "losses", "peers", "sample_table"},
     {"backbones", "batching", "parts", "sample_readers", "tables", "prompt_styles", "distributed"},
     {"readers", "metrics", "schemas", "model_folder", "content_key", "vectors", "file_entries"},

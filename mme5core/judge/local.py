@@ -113,6 +113,24 @@ class Judge:
         Raises:
             ValueError: a picture cannot be read, or a pair has more than the model takes; naming its place.
         """
+        log_odds = self.log_odds(
+            pairs, instruction, batch_size=batch_size, max_batch_tokens=max_batch_tokens, on_bad=on_bad
+        )
+        return yes_share(log_odds)
+
+    def log_odds(
+        self,
+        pairs: Sequence[Pair],
+        instruction: str | Sequence[str | None] | None = None,
+        *,
+        batch_size: int = 16,
+        max_batch_tokens: int = 16_384,
+        on_bad: OnBad | None = None,
+    ) -> np.ndarray:
+        """The logit of Yes less that of No: float32 [N]; NaN of a pair that cannot be shown.
+
+        Args, Raises: as `scores`.
+        """
         instructions = per_content(instruction, len(pairs))
         prompts = [
             self._prompts.text(query, candidate, own)
@@ -122,12 +140,12 @@ class Judge:
             Content(prompt, images=(*query.images, *candidate.images))
             for prompt, (query, candidate) in zip(prompts, pairs, strict=True)
         ]
-        scores = np.full(len(pairs), np.nan, np.float32)
+        log_odds = np.full(len(pairs), np.nan, np.float32)
         groups = _same_query(pairs, instructions)
         limits = {"max_batch_rows": batch_size, "max_batch_tokens": max_batch_tokens}
         for batch in ahead(self._batches(groups, shown, prompts, limits, on_bad)):
-            scores[batch.rows] = self.score_batch(batch)
-        return scores
+            log_odds[batch.rows] = self.log_odds_of(batch)
+        return log_odds
 
     def _batches(
         self,
@@ -157,11 +175,12 @@ class Judge:
             ):
                 yield replace(batch, rows=[places[row] for row in batch.rows])
 
-    def score_batch(self, batch: PreparedBatch) -> np.ndarray:
-        """Scores of one prepared batch: float32 [B]."""
+    def log_odds_of(self, batch: PreparedBatch) -> np.ndarray:
+        """`log_odds` of one prepared batch: float32 [B]."""
         with torch.inference_mode():
-            scores: np.ndarray = yes_share(self.logits(states(self.module, batch))).cpu().numpy()
-        return scores
+            logit_B2 = self.logits(states(self.module, batch))
+            log_odds: np.ndarray = (logit_B2[:, 0] - logit_B2[:, 1]).cpu().numpy()
+        return log_odds
 
     def logits(self, state_BD: Tensor) -> Tensor:
         """float32 [B, 2]: of Yes and of No."""
@@ -256,14 +275,16 @@ def _control_tokens(tokenizer: Any) -> set[str]:
     return {token for token in {*tokenizer.all_special_tokens, *marked} if len(token) > 1}
 
 
-def yes_share(logit_B2: Tensor) -> Tensor:
-    """[B]: the share of Yes of two logits, Yes first; inside (0, 1) in float32 too.
+def yes_share(log_odds: np.ndarray) -> np.ndarray:
+    """The share of Yes; inside (0, 1) in float32 too, and NaN of NaN.
 
-    >>> yes_share(torch.tensor([[1.0, 1.0], [500.0, -500.0]])).tolist()[0]
-    0.5
+    >>> yes_share(np.array([0.0, 1000.0], np.float32)) < 1
+    array([ True,  True])
     """
-    smallest = torch.finfo(torch.float32).eps
-    return torch.sigmoid(logit_B2[:, 0] - logit_B2[:, 1]).clamp(smallest, 1 - smallest)
+    smallest = np.finfo(np.float32).eps
+    shares = 0.5 * (1.0 + np.tanh(0.5 * log_odds.astype(np.float64)))  # the logistic function, without overflow
+    clipped: np.ndarray = np.clip(shares, smallest, 1 - smallest).astype(np.float32)
+    return clipped
 
 
 def _logit_scale(config: Any) -> Callable[[Tensor], Tensor]:
