@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from mme5core.distributed import gather_with_gradient, rank, world_size
 
 Negatives = Literal["own", "all"]
+Divergence = Literal["symmetric_kl", "jensen_shannon"]
+DIVERGENCES: tuple[Divergence, ...] = ("symmetric_kl", "jensen_shannon")
 Margin = tuple[Literal["absolute", "relative"], float]
 
 MAX_LOGITS = 1 << 24
@@ -91,23 +93,28 @@ def soft_label_kl(
     *,
     temperature: float | Tensor,
     eps: float = 1e-8,
+    divergence: Divergence = "symmetric_kl",
     rows: slice | None = None,
 ) -> Tensor:
-    """Symmetric KL divergence between similarities and a judge's scores, the mean over queries (UniME-V2, eq. 4).
+    """Divergence between similarities and a judge's scores, the mean over queries (UniME-V2, eq. 4).
 
     0.5 (KL(P || Q) + KL(Q || P)) with P = softmax(similarity / t) and Q = softmax(score / t). The logarithms
     are log(p + eps): eps is part of the published loss and limits the cost of a confident error.
 
     Args:
+        divergence: "symmetric_kl": as above, which the paper calls Jensen-Shannon; "jensen_shannon": the divergence of
+            that name, 0.5 (KL(P || M) + KL(Q || M)) with M = (P + Q) / 2.
         candidate_BCD: unit vectors of each query's own candidates; candidate 0 is the positive.
         score_BC: the judge's scores in [0, 1].
         temperature: divides similarities and scores; one for all, or one for each query [B].
         rows: return only the share of these rows: the sum of their losses / B. No row depends on another.
 
     Raises:
-        ValueError: temperature not above 0, or shapes that do not fit.
+        ValueError: temperature not above 0, shapes that do not fit, or an unknown divergence.
     """
     _check_temperature(temperature)
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"unknown divergence {divergence!r}; known: {', '.join(DIVERGENCES)}")
     if candidate_BCD.shape[:2] != score_BC.shape or candidate_BCD.shape[::2] != query_BD.shape:
         raise ValueError(
             f"shapes do not fit: query {tuple(query_BD.shape)}, candidates {tuple(candidate_BCD.shape)}, "
@@ -118,9 +125,12 @@ def soft_label_kl(
     similarity_RC = torch.einsum("bd,bcd->bc", query_BD[part], candidate_BCD[part])
     p_RC = (_at_least_float32(similarity_RC) / temperature_R1).softmax(dim=1)
     q_RC = (score_BC[part].to(p_RC.dtype) / temperature_R1).softmax(dim=1)
-    log_ratio_RC = (p_RC + eps).log() - (q_RC + eps).log()
+    log_p_RC, log_q_RC = (p_RC + eps).log(), (q_RC + eps).log()
+    if divergence == "jensen_shannon":
+        log_m_RC = (0.5 * (p_RC + q_RC) + eps).log()
+        return 0.5 * (p_RC * (log_p_RC - log_m_RC) + q_RC * (log_q_RC - log_m_RC)).sum() / len(query_BD)
     # KL(P||Q) + KL(Q||P) = sum (P - Q) (log P - log Q)
-    return 0.5 * ((p_RC - q_RC) * log_ratio_RC).sum() / len(query_BD)
+    return 0.5 * ((p_RC - q_RC) * (log_p_RC - log_q_RC)).sum() / len(query_BD)
 
 
 def matryoshka(

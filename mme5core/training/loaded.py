@@ -103,6 +103,9 @@ def objective_of(settings: TrainingSettings) -> Objective:
         margin=None if loss.margin is None else (loss.margin_kind, loss.margin),
         margin_spares_own=loss.margin_spares_own,
         matryoshka_dims=tuple(loss.matryoshka_dims),
+        divergence=loss.divergence,
+        eps=loss.eps,
+        in_batch_weight=loss.in_batch_weight,
     )
 
 

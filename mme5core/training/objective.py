@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mme5core.losses import Margin, Negatives, info_nce, matryoshka, soft_label_kl
+from mme5core.losses import Divergence, Margin, Negatives, info_nce, matryoshka, soft_label_kl
 
 Kind = Literal["info_nce", "soft_label_kl"]
 TEMPERATURES = "temperatures/"
@@ -30,6 +30,10 @@ class Labels:
 class Objective:
     """A loss with its settings, which `losses` documents.
 
+    Args:
+        in_batch_weight: of InfoNCE over the batch, which is added to soft labels. These compare a query with its own
+            candidates only; U-MARVEL found that hard negatives alone train badly.
+
     Raises:
         ValueError: an unknown kind.
     """
@@ -42,6 +46,9 @@ class Objective:
     margin: Margin | None = None
     margin_spares_own: bool = False
     matryoshka_dims: tuple[int, ...] = ()
+    divergence: Divergence = "symmetric_kl"
+    eps: float = 1e-8
+    in_batch_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -50,7 +57,12 @@ class Objective:
     @property
     def needs_positive_ids(self) -> bool:
         """Whether columns may repeat a row's positive, and must be masked: a batch of few labels repeats them."""
-        return self.kind == "info_nce"
+        return self.has_in_batch
+
+    @property
+    def has_in_batch(self) -> bool:
+        """Whether documents of other rows are negatives."""
+        return self.kind == "info_nce" or self.in_batch_weight > 0
 
     @property
     def needs_negative_ids(self) -> bool:
@@ -58,7 +70,7 @@ class Objective:
 
         No row has its positive among its own hard negatives.
         """
-        return self.kind == "info_nce" and self.negatives == "all"
+        return self.has_in_batch and self.negatives == "all"
 
     def share(
         self,
@@ -75,7 +87,13 @@ class Objective:
 
         def loss(query_BD: Tensor, positive_BD: Tensor, negative_BKD: Tensor | None) -> Tensor:
             if self.kind == "soft_label_kl":
-                return _soft_label(query_BD, positive_BD, negative_BKD, labels, divisor, rows)
+                soft = self._soft_labels(query_BD, positive_BD, negative_BKD, labels, divisor, rows)
+                if not self.in_batch_weight:
+                    return soft
+                return soft + self.in_batch_weight * in_batch(query_BD, positive_BD, negative_BKD)
+            return in_batch(query_BD, positive_BD, negative_BKD)
+
+        def in_batch(query_BD: Tensor, positive_BD: Tensor, negative_BKD: Tensor | None) -> Tensor:
             return info_nce(
                 query_BD,
                 positive_BD,
@@ -94,6 +112,27 @@ class Objective:
         if not self.matryoshka_dims:
             return loss(query_BD, positive_BD, negative_BKD)
         return matryoshka(loss, query_BD, positive_BD, negative_BKD, dims=self.matryoshka_dims)
+
+    def _soft_labels(
+        self,
+        query_BD: Tensor,
+        positive_BD: Tensor,
+        negative_BKD: Tensor | None,
+        labels: Labels,
+        temperature: float | Tensor,
+        rows: slice,
+    ) -> Tensor:
+        if negative_BKD is None or labels.scores is None:
+            raise ValueError("loss soft_label_kl needs hard negatives with a judge's scores")
+        return soft_label_kl(
+            query_BD,
+            torch.cat([positive_BD[:, None], negative_BKD], dim=1),
+            labels.scores,
+            temperature=temperature,
+            eps=self.eps,
+            divergence=self.divergence,
+            rows=rows,
+        )
 
 
 class TaskTemperatures(nn.Module):
@@ -153,17 +192,3 @@ class TaskTemperatures(nn.Module):
         step = {"step": torch.tensor(float(num_updates))}
         moments = {kind: tensor.to(self.logarithm.device) for kind, tensor in stored.items() if tensor is not None}
         self.optimizer.state[self.logarithm] = step | moments
-
-
-def _soft_label(
-    query_BD: Tensor,
-    positive_BD: Tensor,
-    negative_BKD: Tensor | None,
-    labels: Labels,
-    temperature: float | Tensor,
-    rows: slice,
-) -> Tensor:
-    if negative_BKD is None or labels.scores is None:
-        raise ValueError("loss soft_label_kl needs hard negatives with a judge's scores")
-    candidate_BCD = torch.cat([positive_BD[:, None], negative_BKD], dim=1)
-    return soft_label_kl(query_BD, candidate_BCD, labels.scores, temperature=temperature, rows=rows)

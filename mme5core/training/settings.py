@@ -32,6 +32,13 @@ class LossSettings(Section):
     kind: Literal["info_nce", "soft_label_kl"] = key(
         "info_nce", "InfoNCE; or the divergence from a judge's scores (UniME-V2), which samples must bring"
     )
+    divergence: Literal["symmetric_kl", "jensen_shannon"] = key(
+        "symmetric_kl", "of soft labels: as UniME-V2's code has it, or the one that its paper names", added_later=True
+    )
+    eps: float = key(1e-8, "of soft labels: added to shares within logarithms", gt=0, added_later=True)
+    in_batch_weight: float = key(
+        0.0, "of InfoNCE over the batch beside soft labels; 0: a query's own candidates only", ge=0, added_later=True
+    )
     symmetric: bool = key(False, "InfoNCE from document to query too, the mean of both")
     hardness: float = key(0.0, "weight of near negatives, exp(hardness x similarity); 9 in LLaVE", ge=0)
     margin: float | None = key(

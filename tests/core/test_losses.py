@@ -316,6 +316,39 @@ def test_soft_label_kl_has_the_numeric_gradient() -> None:
     np.testing.assert_allclose(candidate.grad.numpy(), of_candidate, atol=1e-7)
 
 
+def slow_js(query: np.ndarray, candidate: np.ndarray, score: np.ndarray, temperature: float, eps: float) -> float:
+    total = 0.0
+    for q_D, c_CD, s_C in zip(query, candidate, score, strict=True):
+        p, q = (np.exp(x / temperature) / np.exp(x / temperature).sum() for x in (c_CD @ q_D, s_C))
+        m = (p + q) / 2
+        total += 0.5 * sum((d * (np.log(d + eps) - np.log(m + eps))).sum() for d in (p, q))
+    return total / len(query)
+
+
+def test_jensen_shannon_is_its_formula_and_never_above_log_2() -> None:
+    found = soft_label_kl(*tensors(QUERY, CANDIDATE, SCORE), temperature=0.02, divergence="jensen_shannon")
+    assert found.item() == pytest.approx(slow_js(QUERY, CANDIDATE, SCORE, 0.02, 1e-8), rel=1e-9)
+    assert 0 < found.item() <= np.log(2)
+    with pytest.raises(ValueError, match="unknown divergence 'js'; known: symmetric_kl, jensen_shannon"):
+        soft_label_kl(*tensors(QUERY, CANDIDATE, SCORE), temperature=0.02, divergence="js")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("divergence", "slow"), [("symmetric_kl", slow_kl), ("jensen_shannon", slow_js)])
+def test_scores_of_0_and_1_give_a_finite_loss_with_the_numeric_gradient(divergence: Any, slow: Any) -> None:
+    score = (np.arange(SCORE.size) % 2).reshape(SCORE.shape).astype(float)
+    query, candidate, scores = tensors(QUERY, CANDIDATE, score)
+    loss = soft_label_kl(query, candidate, scores, temperature=0.02, divergence=divergence)
+    assert loss.item() == pytest.approx(slow(QUERY, CANDIDATE, score, 0.02, 1e-8), rel=1e-9)
+    loss.backward()
+    assert query.grad is not None and candidate.grad is not None
+    of_query = numeric_gradient(lambda array: slow(array, CANDIDATE, score, 0.02, 1e-8), QUERY)
+    of_candidate = numeric_gradient(lambda array: slow(QUERY, array, score, 0.02, 1e-8), CANDIDATE)
+    np.testing.assert_allclose(query.grad.numpy(), of_query, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(candidate.grad.numpy(), of_candidate, rtol=1e-4, atol=1e-5)
+    single = soft_label_kl(*(t.float() for t in tensors(QUERY, CANDIDATE, score)), temperature=0.02)
+    assert bool(torch.isfinite(single))
+
+
 def test_similarities_that_equal_the_scores_cost_nothing() -> None:
     similarity = np.einsum("bd,bcd->bc", QUERY, CANDIDATE)
     assert soft_label_kl(*tensors(QUERY, CANDIDATE, similarity), temperature=0.02).item() == pytest.approx(0, abs=1e-12)

@@ -35,6 +35,9 @@ OBJECTIVES = {
     "margin": Objective(0.05, margin=("absolute", 0.02), negatives="all"),
     "matryoshka": Objective(0.05, matryoshka_dims=(16, 128)),
     "soft labels": Objective(0.05, kind="soft_label_kl"),
+    "soft labels and the batch": Objective(
+        0.05, kind="soft_label_kl", divergence="jensen_shannon", in_batch_weight=0.5, negatives="all"
+    ),
 }
 
 
