@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from mme5core.sample_readers import read_samples
 from mme5core.types import Sample
 from tests.ray.conftest import Ended, adds_up, kill_when, read_parts, run_job, train_args
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +53,6 @@ def test_judged_samples_train_with_soft_labels(samples: Path, near: Path, base: 
     assert again.code == 0 and again.summary["reason"] == "already done"
 
 
-def test_a_judge_that_is_none_and_neighbours_of_others_are_refused_in_a_line(
-    samples: Path, near: Path, base: Path, world: Any, tmp_path: Path
-) -> None:
-    for more, message in (
-        (["judge.model="], "'judge.model' is required"),
-        (["judge.model=no/such/folder"], "judge.model: no model at 'no/such/folder'"),
-        ([f"neighbours={world.root}/neighbours"], "none of its rows is of two samples of the input"),
-        (["neighbours=nowhere"], "neighbours 'nowhere'"),
-    ):
-        ended = judge(samples, near, base, tmp_path / "out", *more)
-        assert ended.code == 2 and message in ended.summary["reason"], ended.summary
-        assert "Traceback" not in ended.stderr
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("driver_only", [False, True])
 def test_a_killed_judge_goes_on_with_the_parts_that_it_has(
     driver_only: bool, samples: Path, near: Path, base: Path, tmp_path: Path

@@ -65,6 +65,7 @@ def test_neighbours_in_the_order_of_the_queries_whatever_the_files_and_workers(
     assert other.code == 2 and "top_k" in other.summary["reason"]
 
 
+@pytest.mark.slow
 def test_embedded_pictures_are_mined_and_synth_takes_their_neighbours(
     world: World, base: Path, teacher: Any, tmp_path: Path
 ) -> None:
