@@ -42,7 +42,7 @@ class CandidateIndex:
         try:
             order = IdOrder.write(ids, len(candidates), folder / "ids")
         except IdTwice as error:
-            raise InputError(f"{candidates.setting}: two have the id {str(error)!r}") from None
+            raise InputError(f"{candidates.setting}: two have the id {str(error)[:100]!r}") from None
         is_repeated = _repeated(candidates, folder)
         is_repeated.tofile(folder / "repeated")
         modality_of_place = np.zeros(len(candidates), np.uint8)
@@ -51,6 +51,19 @@ class CandidateIndex:
                 modality_of_place[order.places(start, start + len(table))] = modality_codes(table["modality"])
         modality_of_place.tofile(folder / "modalities")
         return cls(folder, order, int(is_repeated.sum()))
+
+    def check_modalities(self, rule: str) -> None:
+        """
+        Raises:
+            InputError: a rule looks at modalities, and a candidate has none that we know.
+        """
+        unknown = np.flatnonzero(np.memmap(self.folder / "modalities", np.uint8, "r") == 0)
+        if len(unknown):
+            (name,) = self.order.ids(unknown[:1]).to_pylist()
+            raise InputError(
+                f"candidates: {len(unknown):,} have a modality other than T, I or IT, which rule {rule!r} looks at "
+                f"(the first: {name[:100]!r})"
+            )
 
     def is_repeated(self, start: int, stop: int) -> np.ndarray:
         """bool: which of some candidates have the content of an earlier one."""

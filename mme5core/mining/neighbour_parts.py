@@ -114,8 +114,7 @@ class MineBlock:
         return refused
 
     def _chunks(self) -> Iterator[pa.Table]:
-        """All candidates in chunks of one size, wherever files and row groups end: in products of other shapes, equal
-        vectors may get scores that differ in the last bit, and ties would depend on the files."""
+        """All candidates in chunks of one size, wherever files and row groups end: ties must not depend on it."""
         tables = (table for _, table in self.candidates.tables(self._columns(), rows=self._rows_at_once()))
         first = next(tables)
         yield from of_size(chain([first], tables), self._rows_at_once(), first.schema)
@@ -125,7 +124,8 @@ class MineBlock:
         return ["id", "embedding", *(name for name in known if self.candidates.has([name]))]
 
     def _rows_at_once(self) -> int:
-        return max(1, min(CHUNK_ROWS, CHUNK_BYTES // (4 * self.candidates.width)))
+        rows = min(CHUNK_ROWS, CHUNK_BYTES // (4 * self.candidates.width))
+        return max(1, rows // 64 * 64 or rows)  # in whole tiles, see `query_block.whole_tiles`
 
 
 _ORDER = [("query", "ascending"), ("source", "ascending"), ("rank", "ascending")]

@@ -17,7 +17,7 @@ from mme5core.storage import AnyPath, parquet_file
 from mme5core.tables import errors_name_setting, shards_of
 
 # (query, positive): as in neighbours and relevance judgements, or as in a benchmark's queries.
-PAIRS_AT_ONCE = 1 << 12
+PAIRS_AT_ONCE = 256
 _COLUMNS = (("query_id", "candidate_id"), ("id", "positive_id"))
 
 
@@ -79,13 +79,25 @@ def positives_of(
             for low in range(0, len(rows), PAIRS_AT_ONCE):
                 some = slice(low, low + PAIRS_AT_ONCE)
                 distinct, back = np.unique(rows[some], return_inverse=True)
-                similar = np.einsum("nd,nd->n", query_BD[queries[some]], _vectors(candidates, start + distinct)[back])
+                similar = _products(query_BD[queries[some]], _vectors(candidates, start + distinct)[back])
                 for query, row, score in zip(
                     queries[some].tolist(), rows[some].tolist(), similar.tolist(), strict=True
                 ):
                     if np.isfinite(score) and not score <= score_B[query]:
                         score_B[query], modality_B[query] = score, codes[row]
     return Positives(ids, KeyJoin.of(pa.concat_arrays(keys), np.concatenate(key_owners)), score_B, modality_B)
+
+
+def _products(query_ND: np.ndarray, positive_ND: np.ndarray) -> np.ndarray:
+    """float32 [N]: of each query with its positive, by the same product as the search, so that copies score alike."""
+    import torch
+
+    query, positive = (
+        torch.nn.functional.pad(torch.as_tensor(part), (0, 0, 0, PAIRS_AT_ONCE - len(part)))
+        for part in (query_ND, positive_ND)
+    )
+    products: np.ndarray = (query @ positive.T).diagonal()[: len(query_ND)].numpy()
+    return products
 
 
 def _vectors(candidates: VectorFiles, numbers: np.ndarray) -> np.ndarray:
@@ -117,7 +129,7 @@ def _pairs(query_ids: pa.Array, files: Sequence[AnyPath]) -> tuple[pa.Array, np.
 def _pair_columns(file: AnyPath) -> tuple[str, str]:
     names = parquet_file(file).schema_arrow.names
     for pair in _COLUMNS:
-        if set(pair) <= set(names):
+        if all(names.count(name) == 1 for name in pair):
             return pair
     known = " or ".join(" and ".join(pair) for pair in _COLUMNS)
     raise InputError(f"positives {str(file)!r} has no columns {known}; its columns are {', '.join(names)}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from mme5core.mining.vector_files import is_nobody
 from mme5core.types import Rejected
 
 
@@ -31,10 +32,15 @@ class Queries:
 
 def usable(queries: Queries) -> tuple[Queries, list[Rejected]]:
     """The queries whose vectors are numbers, and the others with a reason."""
-    is_usable = np.isfinite(queries.vectors).all(axis=1)
+    is_null = is_nobody(queries.ids)
+    is_usable = np.isfinite(queries.vectors).all(axis=1) & ~is_null
     refused = [
-        Rejected(row_id or "", "no_vector", "its embedding is missing, of another width, or holds what is no number")
-        for row_id in queries.ids.filter(pa.array(~is_usable)).to_pylist()
+        Rejected("", "no_id", "its id is null")
+        if null
+        else Rejected(row_id, "no_vector", "its embedding is missing, of another width, or holds what is no number")
+        for row_id, null in zip(
+            queries.ids.filter(pa.array(~is_usable)).to_pylist(), is_null[~is_usable].tolist(), strict=True
+        )
     ]
     if is_usable.all():
         return queries, refused

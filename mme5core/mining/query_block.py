@@ -20,10 +20,11 @@ from mme5core.mining.pairs import KeyJoin, Pairs, joined
 from mme5core.mining.positives import Positives
 from mme5core.mining.queries import Queries
 from mme5core.mining.rules import OWN_PICTURE, OwnPicture, Rule
-from mme5core.mining.vector_files import matrix
+from mme5core.mining.vector_files import is_nobody, matrix
 
 SCORES_ON_CPU, SCORES_ON_GPU = 1 << 24, 1 << 28
 """Similarities that are computed at once."""
+TILE = 64
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -45,7 +46,9 @@ class QueryBlock:
     ) -> None:
         self._queries, self._index, self._rules, self._positives = queries, index, rules, positives
         self._device, self._chunk_rows = device, 0
-        self._query_BD = torch.as_tensor(queries.vectors).to(device)
+        self._num_queries = len(queries.ids)
+        query_BD = torch.as_tensor(queries.vectors).to(device)
+        self._query_BD = F.pad(query_BD, (0, 0, 0, whole_tiles(len(query_BD)) - len(query_BD)))
         self._largest = float(np.abs(queries.vectors).max(initial=0.0))
         number_B = np.arange(len(queries.ids))
         self._excluded = [("id", KeyJoin.of(queries.ids, number_B))]
@@ -65,7 +68,7 @@ class QueryBlock:
         self._nearest = [
             Nearest(
                 len(number_B),
-                rule.num_ranked,
+                min(rule.num_ranked, len(index.order)),
                 device=device,
                 floor=-torch.inf if rule.min_score is None else rule.min_score,
             )
@@ -81,22 +84,22 @@ class QueryBlock:
             pools: of the candidates.
         """
         vector_CD = matrix(table, self._queries.vectors.shape[1])
-        is_usable = np.isfinite(vector_CD).all(axis=1)
+        is_usable = np.isfinite(vector_CD).all(axis=1) & ~is_nobody(table["id"])
         if not is_usable.all():
             vector_CD = np.where(is_usable[:, None], vector_CD, np.float32(0.0))
         is_repeated = self._index.is_repeated(start, start + len(table))
         is_none_C = torch.as_tensor(~is_usable | is_repeated).to(self._device)
         place_C = torch.as_tensor(np.array(self._index.order.places(start, start + len(table)))).to(self._device)
-        may_overflow = bool(self._largest * np.abs(vector_CD).max(initial=0.0) * vector_CD.shape[1] >= _LARGEST)
+        may_overflow = self._largest * float(np.abs(vector_CD).max(initial=0.0)) * vector_CD.shape[1] >= _LARGEST
         candidate_CD = torch.as_tensor(np.require(vector_CD, requirements="W")).to(self._device)
-        self._chunk_rows = max(self._chunk_rows, len(table))
-        if len(table) < self._chunk_rows:  # the last chunk: products of one shape give equal vectors equal scores
+        self._chunk_rows = max(self._chunk_rows, whole_tiles(len(table)))
+        if len(table) < self._chunk_rows:
             candidate_CD = F.pad(candidate_CD, (0, 0, 0, self._chunk_rows - len(table)))
         pool_C = None if pools is None or self._pool_B is None else self._codes(pools)
         excluded, pictures = self._pairs(table, is_repeated)
-        for first in range(0, len(self._query_BD), self._queries_at_once(self._chunk_rows)):
+        for first in range(0, self._num_queries, self._queries_at_once(self._chunk_rows)):
             tile = slice(first, first + self._queries_at_once(self._chunk_rows))
-            score_QC = (self._query_BD[tile] @ candidate_CD.T)[:, : len(table)]
+            score_QC = (self._query_BD[tile] @ candidate_CD.T)[: self._num_queries - first, : len(table)]
             if may_overflow:  # what is no number is no similarity
                 torch.nan_to_num_(score_QC, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
             score_QC.masked_fill_(is_none_C, -torch.inf)
@@ -213,7 +216,13 @@ class QueryBlock:
 
     def _queries_at_once(self, num_candidates: int) -> int:
         scores = SCORES_ON_CPU if self._device.type == "cpu" else SCORES_ON_GPU
-        return max(1, scores // num_candidates)
+        return max(TILE, scores // num_candidates // TILE * TILE)
+
+
+def whole_tiles(count: int) -> int:
+    """The next multiple of TILE: the rows and columns that are left over from whole tiles go through other code of the
+    matrix product, in which the same two vectors may have a score of another last bit."""
+    return -(-count // TILE) * TILE
 
 
 def _within(pairs: Pairs, first: int, count: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -45,6 +46,10 @@ class Rule:
     above_positive: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("min_score", "max_score", "relative_margin", "absolute_margin"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number, got {number}")
         if self.max_rank is not None and self.max_rank < self.min_rank:
             raise ValueError(f"max_rank={self.max_rank} is below min_rank={self.min_rank}")
         if self.min_score is not None and self.max_score is not None and self.max_score < self.min_score:

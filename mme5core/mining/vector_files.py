@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ from mme5core.storage import locate, parquet_file
 from mme5core.tables import errors_name_setting, shards_of
 from mme5core.vectors import matrix_of
 
-_TYPES = {"id": pa.string()} | {field.name: field.type for field in CONTENT_COLUMNS}
+_NULL = "\0null "
+_TYPES = {"id": pa.string(), "embedding": pa.list_(pa.float32())} | {
+    field.name: field.type for field in CONTENT_COLUMNS
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,16 @@ class VectorFiles:
         return int(self.starts[-1])
 
     @classmethod
-    def open(cls, inputs: Sequence[str], setting: str) -> VectorFiles:
+    def open(cls, inputs: Sequence[str], setting: str, *, without: str | None = None) -> VectorFiles:
         """
+        Args:
+            without: a folder below the inputs that is left out: the job's output may lie there.
+
         Raises:
             InputError: there are no such files, they hold no vectors, of several widths, or of several models.
         """
         try:
-            files = shards_of(inputs, suffixes=(".parquet",))
+            files = shards_of(inputs, suffixes=(".parquet",), without=without)
         except InputError as error:
             raise InputError(str(error).replace("input", setting, 1)) from None
         sizes, widths, models = [], dict[int, str](), dict[str, str]()
@@ -63,13 +70,19 @@ class VectorFiles:
                 if missing := {"id", "embedding"} - set(schema.names):
                     names = ", ".join(schema.names)
                     raise InputError(f"{setting} {str(file)!r} has no column {min(missing)!r}; its columns are {names}")
+                if twice := next((name for name in schema.names if schema.names.count(name) > 1), None):
+                    raise InputError(f"{setting} {str(file)!r}: two columns are called {twice!r}")
                 sizes.append(parquet.metadata.num_rows)
                 if width := _width(parquet, schema.field("embedding").type):
                     widths.setdefault(width, str(file))
-            model = (schema.metadata or {}).get(b"mme5.model_identity", b"").decode()
+            model = (schema.metadata or {}).get(b"mme5.model_identity", b"").decode(errors="replace")
             if model:
                 models.setdefault(model, str(file))
-            columns = set(schema.names) if columns is None else columns & set(schema.names)
+            if sizes[-1]:
+                lacking = {field.name for field in CONTENT_COLUMNS} & (columns or set()) - set(schema.names)
+                for name in sorted(lacking):
+                    print(f"{setting}: {file} has no {name}, so none is looked at", file=sys.stderr)
+                columns = set(schema.names) if columns is None else columns & set(schema.names)
         for what, several in (("widths", widths), ("models", models)):
             if len(several) > 1:
                 (_, one), (_, other), *_ = several.items()
@@ -102,7 +115,7 @@ class VectorFiles:
                         for batch in parquet.iter_batches(rows, row_groups=[group], columns=list(columns)):
                             low, high = max(start - here, 0), min(stop - here, len(batch))
                             if high > low:
-                                yield here + low, _typed(pa.table(batch.slice(low, high - low)))
+                                yield here + low, _typed(pa.table(batch.slice(low, high - low)), here + low)
                             here += len(batch)
                     begun += size
 
@@ -120,7 +133,7 @@ def check_distinct_ids(vectors: VectorFiles, num_rows: int, work: Path) -> None:
     try:
         IdOrder.write(ids, num_rows, folder)
     except IdTwice as error:
-        raise InputError(f"{vectors.setting}: two have the id {str(error)!r}") from None
+        raise InputError(f"{vectors.setting}: two have the id {str(error)[:100]!r}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -143,20 +156,34 @@ def matrix(table: pa.Table, width: int) -> np.ndarray:
     return vectors
 
 
-def _typed(table: pa.Table) -> pa.Table:
-    """The columns of known names in our types; other writers of Parquet do not keep the width of keys.
+def _typed(table: pa.Table, start: int) -> pa.Table:
+    """The columns in our types, the same for every file; columns that we do not know as texts.
+
+    A null id becomes one that only this row has, and that `is_nobody` knows.
+
+    Args:
+        start: the number of the first row.
 
     Raises:
         pa.ArrowInvalid: naming the column that holds something else.
     """
-    for place, name in enumerate(table.column_names):
-        if name in _TYPES:
-            try:
-                column = table[name].cast(_TYPES[name])
-            except pa.ArrowException as error:
-                raise pa.ArrowInvalid(f"column {name!r}: {first_line(error)}") from None
-            table = table.set_column(place, name, pc.fill_null(column, "") if name == "id" else column)
-    return table
+    columns = {}
+    for name in table.column_names:
+        try:
+            column = table[name].cast(_TYPES.get(name, pa.string()))
+            column.validate(full=True)  # a text may be no UTF-8
+        except pa.ArrowException as error:
+            raise pa.ArrowInvalid(f"column {name!r}: {first_line(error)}") from None
+        if name == "id" and column.null_count:
+            numbers = pa.array([f"{_NULL}{number}" for number in range(start, start + len(column))])
+            column = pc.coalesce(column, numbers)
+        columns[name] = column
+    return pa.table(columns)
+
+
+def is_nobody(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """bool: which ids are null in their file."""
+    return np.asarray(pc.starts_with(ids, _NULL))
 
 
 def _width(parquet: pq.ParquetFile, kind: pa.DataType) -> int | None:
@@ -173,6 +200,6 @@ def _width(parquet: pq.ParquetFile, kind: pa.DataType) -> int | None:
         return int(kind.list_size)
     for batch in parquet.iter_batches(1 << 10, columns=["embedding"]):
         lengths = pc.drop_null(pc.list_value_length(batch.column(0))).to_numpy()
-        if lengths.any():
-            return int(lengths[lengths > 0][0])
+        if lengths.any():  # the most frequent one: a single row may be odd
+            return int(np.bincount(lengths[lengths > 0]).argmax())
     return None

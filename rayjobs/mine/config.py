@@ -48,3 +48,10 @@ class MineConfig(JobConfig):
     @classmethod
     def _one_is_a_list(cls, entries: Any) -> Any:
         return as_list(entries)
+
+    @field_validator("queries", "candidates")
+    @classmethod
+    def _not_empty(cls, entries: list[str]) -> list[str]:
+        if not entries or not all(entries):
+            raise ValueError("no vectors given")
+        return entries

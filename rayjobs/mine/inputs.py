@@ -33,8 +33,8 @@ def mine_inputs(config: MineConfig) -> MineInputs:
         InputError: something is not there, or does not fit.
     """
     rules = _rules(config)
-    queries = VectorFiles.open(config.queries, "queries")
-    candidates = VectorFiles.open(config.candidates, "candidates")
+    queries = VectorFiles.open(config.queries, "queries", without=config.output or None)
+    candidates = VectorFiles.open(config.candidates, "candidates", without=config.output or None)
     if queries.width != candidates.width:
         raise InputError(
             f"queries are vectors of width {queries.width:,} and candidates of {candidates.width:,}: they cannot be of "
@@ -91,7 +91,7 @@ def _rules(config: MineConfig) -> tuple[Rule, ...]:
     except ValueError as error:
         raise InputError(str(error)) from None
     for rule in rules:
-        if rule.needs_positives and config.positives is None:
+        if rule.needs_positives and not config.positives:
             what = f"rule {rule.name!r} refers" if config.rules else "relative_margin and absolute_margin refer"
             raise InputError(f"{what} to each query's positive: positives= is needed")
         if rule.pool != "any" and config.pool_column is None:

@@ -34,6 +34,9 @@ def run(config: MineConfig) -> Outcome:
             for earlier in folder.work.glob(pattern):
                 shutil.rmtree(earlier, ignore_errors=True)
         index = CandidateIndex.write(inputs.candidates, folder.work / f"candidates-{uuid.uuid4().hex}")
+        for rule in inputs.rules:
+            if rule.modality != "any":
+                index.check_modalities(rule.name)
         num_queries = inputs.num_queries(config.limit)
         check_distinct_ids(inputs.queries, num_queries, folder.work)
         with connected():

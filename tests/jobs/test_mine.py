@@ -21,6 +21,8 @@ from tests.jobs.every_job import every_job
         (["rules=[mm-embed]"], "unknown rule 'mm-embed'; known: mme5, unime-v2"),
         (["rules=[nv-retriever]"], "rule 'nv-retriever' refers to each query's positive: positives= is needed"),
         (["relative_margin=0.1"], "positives= is needed"),
+        (["relative_margin=0.1", "positives="], "positives= is needed"),
+        (["min_score=nan"], "min_score must be a finite number, got nan"),
         (["pool=same"], "pool=same needs pool_column="),
         (["pool_column=dataset", "pool=same"], "queries: no column 'dataset', which pool_column names"),
         (["min_rank=5", "max_rank=3"], "max_rank=3 is below min_rank=5"),

@@ -13,6 +13,7 @@ import pytest
 
 from mme5core.errors import InputError
 from mme5core.mining import neighbour_parts, query_block
+from mme5core.mining.candidate_index import CandidateIndex
 from mme5core.mining.rules import NAMED, Rule, named_rules
 from mme5core.mining.vector_files import VectorFiles, check_distinct_ids
 from tests.core.mining.vectors_on_disk import exact_vectors, mined, write
@@ -326,3 +327,122 @@ def test_files_without_a_vector_do_not_spoil_those_beside_them(tmp_path: Path) -
     queries = write(tmp_path / "q", ["x"], np.ones((1, 2), np.float32), num_files=1)
     rows, _, counts = mined(tmp_path / "out", queries, str(tmp_path / "c"))
     assert [row["candidate_id"] for row in rows] == ["c1"] and counts["unusable"] == 5
+
+
+def unit(count: int, width: int, seed: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def test_equal_vectors_tie_wherever_they_stand_in_a_small_set(tmp_path: Path) -> None:
+    vectors = unit(5, 256, 1)
+    vectors[4] = vectors[0]
+    candidates = write(tmp_path / "c", ["b", "m1", "m2", "m3", "a"], vectors, num_files=1)
+    queries = write(tmp_path / "q", [f"q{n}" for n in range(200)], unit(200, 256, 2))
+    rows, _, _ = mined(tmp_path / "out", queries, candidates, Rule(top_k=5))
+    rank = {(row["query_id"], row["candidate_id"]): row["rank"] for row in rows}
+    assert all(rank[f"q{n}", "b"] == rank[f"q{n}", "a"] + 1 for n in range(200))
+
+
+def test_a_copy_of_the_positive_is_not_above_it(tmp_path: Path) -> None:
+    positives = unit(50, 256, 5)
+    names = [f"p{n:02}" for n in range(50)]
+    candidates = write(
+        tmp_path / "c",
+        [*names, *(f"copy{n:02}" for n in range(50))],
+        np.concatenate([positives, positives]),
+        modality=["T"] * 50 + ["I"] * 50,
+    )
+    ids = [f"q{n}" for n in range(50)]
+    queries = write(tmp_path / "q", ids, unit(50, 256, 6))
+    pq.write_table(pa.table({"query_id": ids, "candidate_id": names}), tmp_path / "p.parquet")
+    rules = [*named_rules(["mm-embed-modality"], Rule()), Rule(top_k=200, absolute_margin=0.0)]
+    rows, _, _ = mined(tmp_path / "out", queries, candidates, *rules, positives=[tmp_path / "p.parquet"])
+    copies = {
+        (row["query_id"], row["source"]) for row in rows if row["candidate_id"] == f"copy{int(row['query_id'][1:]):02}"
+    }
+    assert copies == {(query, "nearest") for query in ids}
+
+
+def test_files_of_other_list_types_and_pools_of_other_types_belong_together(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    kinds = [pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float32(), 2), pa.large_list(pa.float16())]
+    pools = [pa.array(["1"]), pa.array([1]), pa.array(["1"]).dictionary_encode(), pa.array([1], pa.int8())]
+    for number, (kind, pool) in enumerate(zip(kinds, pools, strict=True)):
+        vector = pa.array([np.array([1, 0.5], np.float16)], kind)
+        table = pa.table({"id": [f"c{number}"], "embedding": vector, "pool": pool})
+        pq.write_table(table, folder / f"{number}.parquet")
+    queries = write(tmp_path / "q", ["x"], np.ones((1, 2), np.float32), num_files=1, pool=["1"])
+    rows, _, _ = mined(tmp_path / "out", queries, str(folder), Rule(pool="same"), pool="pool")
+    assert [(row["candidate_id"], row["score"]) for row in rows] == [(f"c{n}", 1.5) for n in range(4)]
+
+
+def test_null_ids_are_nobodys(tmp_path: Path) -> None:
+    ones: list[Any] = [None, "a", None]
+    one = write(tmp_path / "c", ones, np.ones((3, 2), np.float32), num_files=1)
+    queries = write(tmp_path / "q", [None, "x", None], np.ones((3, 2), np.float32), num_files=1)
+    rows, refused, counts = mined(tmp_path / "out", queries, one)
+    assert [(row["query_id"], row["candidate_id"]) for row in rows] == [("x", "a")]
+    assert refused == {"": "no_id"} and counts["unusable"] == 2
+
+
+def test_one_odd_row_does_not_decide_the_width(tmp_path: Path) -> None:
+    vectors = [np.ones(2, np.float32), *np.ones((3, 4), np.float32)]
+    queries = write(tmp_path / "q", ["odd", "a", "b", "c"], vectors, num_files=1)
+    rows, refused, _ = mined(tmp_path / "out", queries, queries)
+    assert refused == {"odd": "no_vector"} and {row["query_id"] for row in rows} == {"a", "b", "c"}
+
+
+def test_more_ranks_than_candidates_take_no_more_memory(tmp_path: Path, sets: tuple[str, str]) -> None:
+    rows, _, _ = mined(tmp_path / "out", *sets, Rule(top_k=10**12))
+    assert len(rows) == 23 * 150
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            pa.table([pa.array(["a"]), pa.array(["b"]), pa.array([[1.0]])], names=["id", "id", "embedding"]),
+            "two columns are called 'id'",
+        ),
+        (
+            pa.table({"id": pa.array([b"\xff\xfe"]).view(pa.string()), "embedding": [[1.0]]}),
+            "column 'id': .*UTF8",
+        ),
+    ],
+)
+def test_columns_twice_and_ids_that_are_no_text_name_their_file(tmp_path: Path, table: pa.Table, message: str) -> None:
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=rf"a\.parquet.*{message}"):
+        check_distinct_ids(VectorFiles.open([str(tmp_path)], "queries"), 1, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["min_score", "max_score", "relative_margin", "absolute_margin"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_bounds_are_numbers(name: str, number: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+        Rule(**{name: number})  # type: ignore[arg-type]
+
+
+def test_the_jobs_own_output_below_its_input_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "v", ["a"], np.ones((1, 2), np.float32), num_files=1)
+    (tmp_path / "v" / "near").mkdir()
+    pq.write_table(pa.table({"query_id": ["a"]}), tmp_path / "v" / "near" / "part-00000.parquet")
+    assert len(VectorFiles.open([str(tmp_path / "v")], "queries", without=str(tmp_path / "v" / "near"))) == 1
+
+
+def test_a_modality_that_we_do_not_know_is_named_where_a_rule_looks_at_it(tmp_path: Path) -> None:
+    candidates = write(tmp_path / "c", ["a", "b"], np.ones((2, 2), np.float32), num_files=1, modality=["T", "image"])
+    index = CandidateIndex.write(VectorFiles.open([candidates], "candidates"), tmp_path / "index")
+    with pytest.raises(InputError, match=r"1 have a modality other than T, I or IT, .*'mm-embed-far'.*'b'"):
+        index.check_modalities("mm-embed-far")
+
+
+def test_a_column_that_only_some_files_have_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "c" / "a", ["a"], np.ones((1, 2), np.float32), num_files=1, content_key=[key("k")])
+    write(tmp_path / "c" / "b", ["b"], np.ones((1, 2), np.float32), num_files=1)
+    write(tmp_path / "c" / "d", [], np.ones((0, 2), np.float32), num_files=1)
+    files = VectorFiles.open([str(tmp_path / "c")], "candidates")
+    assert not files.has(["content_key"])
+    assert "b/part-00000.parquet has no content_key, so none is looked at" in capsys.readouterr().err
