@@ -13,7 +13,7 @@ _QUERY, _CANDIDATE = "Query:\n", "\n\nCandidate:\n"
 
 
 def parts_of(query: Content, candidate: Content, instruction: str | None) -> list[str | None]:
-    """The prompt in parts: texts, and None in the place of each picture, those of the query first.
+    r"""The prompt in parts: texts, and None in the place of each picture, those of the query first.
 
     What does not depend on the candidate comes first, so that the candidates of a query share it.
 
