@@ -17,8 +17,8 @@ def parts_of(query: Content, candidate: Content, instruction: str | None) -> lis
 
     What does not depend on the candidate comes first, so that the candidates of a query share it.
 
-    >>> parts_of(Content("a cat", "a.jpg"), Content("an animal"), "Find a caption:")[:3]
-    ['Query:\\n', None, 'Find a caption: a cat\\n\\nCandidate:\\n']
+    >>> parts_of(Content("a cat", "a.jpg"), Content(image="b.jpg"), "Find a picture:")[:3]
+    ['Query:\n', None, 'Find a picture: a cat\n\nCandidate:\n']
     """
     asked = " ".join(text for text in (instruction, query.text) if text)
     return _joined(
