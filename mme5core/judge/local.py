@@ -131,6 +131,9 @@ class Judge:
 
         Args, Raises: as `scores`.
         """
+        for place, pair in enumerate(pairs):
+            if not all(isinstance(content, Content) for content in pair):
+                raise TypeError(f"pair {place}: two Content(text=..., image=...) expected, not {pair!r}"[:200])
         instructions = per_content(instruction, len(pairs))
         prompts = [
             self._prompts.text(query, candidate, own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -42,8 +43,12 @@ def run(config: JudgeConfig) -> Outcome:
         plan = plan_judging(table.ids(), neighbours, folder.work / "candidates.int64")
         if not plan.starts[-1]:
             raise InputError(
-                f"neighbours {config.neighbours!r}: none of its rows is of two samples of the input "
-                f"({plan.num_unknown:,} name others)"
+                f"neighbours {config.neighbours!r}: "
+                + (
+                    f"none of its rows is of two samples of the input ({plan.num_unknown:,} name others)"
+                    if plan.num_unknown
+                    else "there is no row in it that names two samples: mine has kept nothing"
+                )
             )
         parts = _write_parts(folder, config, plan, len(table))
         return _finish(folder, config, parts, refused, num_read, plan)
@@ -122,6 +127,17 @@ def _judged(config: JudgeConfig, block: JudgeBlock, task: Task, items: Sequence[
         yield json.loads(row["report"])
 
 
+def _remarks(config: JudgeConfig, totals: Counter[str]) -> Iterator[str]:
+    wrong, fewer = totals["wrong_positives"], totals["fewer"]
+    if wrong and config.select.min_positive_score is None:
+        yield f"{wrong:,} positives score below 0.5; select.min_positive_score=0.5 refuses their samples"
+    if fewer and config.select.fill == "fewer":
+        yield (
+            f"{fewer:,} samples have fewer than select.count={config.select.count} negatives; train refuses those with "
+            "fewer than its num_negatives"
+        )
+
+
 def _finish(
     folder: JobFolder,
     config: JudgeConfig,
@@ -135,6 +151,8 @@ def _finish(
     totals = Counter[str]()
     for part in parts:
         totals.update({name: part.report[name] for name in ("kept", "pairs", "wrong_positives", "fewer", "unshown")})
+    for line in _remarks(config, totals):
+        print(f"judge: {line}", file=sys.stderr)
     counts = folder.write_quarantine([*refused, *(rejected for part in parts for rejected in part.refused())])
     folder.take_parts({part.entry["name"]: part.file for part in parts})
     kept = totals.pop("kept")

@@ -17,6 +17,7 @@ def preview(config: JudgeConfig) -> list[str]:
     num_samples, num_pairs = (
         sum(parquet_file(file).metadata.num_rows for file in files) for files in (samples, neighbours)
     )
+    num_samples = min(num_samples, config.limit or num_samples)
     return [
         f"{num_samples:,} samples, {num_pairs:,} neighbours: at most {num_samples + num_pairs:,} pairs to judge",
         *output_lines(config.output, judge_folder(config, samples, neighbours)),

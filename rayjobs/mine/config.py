@@ -32,7 +32,7 @@ class MineConfig(JobConfig):
         path="existing",
     )
     relative_margin: float | None = key(
-        None, "at most the positive's similarity less this share of it; NV-Retriever takes 0.05", ge=0
+        None, "at most the positive's similarity less this share of it; NV-Retriever takes 0.05", ge=0, le=1
     )
     absolute_margin: float | None = key(None, "at most the positive's similarity less this", ge=0)
     pool_column: str | None = key(None, "column of both sets that names pools, such as data sets or modality")

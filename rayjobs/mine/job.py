@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from functools import partial
 
+from mme5core.errors import InputError
 from mme5core.mining.candidate_index import CandidateIndex
 from mme5core.mining.neighbour_parts import MineBlock
 from mme5core.mining.vector_files import check_distinct_ids
@@ -35,6 +36,9 @@ def run(config: MineConfig) -> Outcome:
                 shutil.rmtree(earlier, ignore_errors=True)
         index = CandidateIndex.write(inputs.candidates, folder.work / f"candidates-{uuid.uuid4().hex}")
         for rule in inputs.rules:
+            if rule.min_rank > len(index.order) - index.num_repeated:
+                few = f"{len(index.order) - index.num_repeated:,} candidates of different contents"
+                raise InputError(f"rule {rule.name!r} begins at rank {rule.min_rank}, and there are only {few}")
             if rule.modality != "any":
                 index.check_modalities(rule.name)
         num_queries = inputs.num_queries(config.limit)

@@ -49,6 +49,7 @@ def neighbours(folder: Path, *pairs: tuple[str, str]) -> str:
         (["neighbours=NEAR"], "'judge.model' is required"),
         (["neighbours=NEAR", "judge.model=no/such/folder"], "judge.model: no model at 'no/such/folder'"),
         (["neighbours=OTHERS", "judge.model=MODEL"], "none of its rows is of two samples of the input (2 name others)"),
+        (["neighbours=EMPTY", "judge.model=MODEL"], "there is no row in it that names two samples"),
         (["neighbours=SAMPLES", "judge.model=MODEL"], "has no column 'query_id'"),
         (["neighbours=nowhere", "judge.model=MODEL"], "neighbours 'nowhere': no such file or folder"),
         (["neighbours=NEAR", "judge.model=MODEL", "judge.adapter=nowhere"], "nowhere"),
@@ -58,6 +59,7 @@ def test_what_does_not_fit_is_refused_in_one_line(more: list[str], message: str,
     places = {
         "SAMPLES": samples(tmp_path / "samples"),
         "NEAR": neighbours(tmp_path / "near", ("0", "1")),
+        "EMPTY": neighbours(tmp_path / "empty"),
         "OTHERS": neighbours(tmp_path / "others", ("0", "x"), ("y", "1")),
         "MODEL": str(build("llava", tmp_path / "model")),
     }

@@ -25,6 +25,7 @@ from tests.jobs.every_job import every_job
         (["min_score=nan"], "min_score must be a finite number, got nan"),
         (["pool=same"], "pool=same needs pool_column="),
         (["pool_column=dataset", "pool=same"], "queries: no column 'dataset', which pool_column names"),
+        (["rules=[mme5]"], "rule 'mme5' begins at rank 70, and there are only 2 candidates of different contents"),
         (["min_rank=5", "max_rank=3"], "max_rank=3 is below min_rank=5"),
         (["positives=ONE"], "has no columns query_id and candidate_id or id and positive_id"),
         (["candidates=OTHER_MODEL"], "are vectors of different models"),

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, distributed, multiprocessing, nn
 
+import tests.torchvision_operators  # noqa: F401
 from mme5core import Content, Encoder
 from mme5core.adapters import add_adapter
 from mme5core.training.fit import fit
