@@ -28,7 +28,7 @@ CORE_LAYERS = (
 )
 JOB_LAYERS = (
     set(JOBS),
-    {"asking", "embedding", "preview_lines"},
+    {"asking", "embedding", "mapped_samples", "preview_lines"},
     {"folder", "on_ray"},
     {"command"},
 )

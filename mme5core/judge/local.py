@@ -91,32 +91,16 @@ class Judge:
         return judge
 
     def scores(
-        self,
-        pairs: Sequence[Pair],
-        instruction: str | Sequence[str | None] | None = None,
-        *,
-        batch_size: int = 16,
-        max_batch_tokens: int = 16_384,
-        on_bad: OnBad | None = None,
+        self, pairs: Sequence[Pair], instruction: str | Sequence[str | None] | None = None, **options: Any
     ) -> np.ndarray:
         """p(Yes) / (p(Yes) + p(No)) at the first position of the answer: float32 [N] in (0, 1).
 
         From logits in float32, without sampling and without penalties (UniME-V2, arXiv 2510.13515, section 3.2, whose
         released scores carry a repetition penalty of 1.05).
 
-        Args:
-            instruction: of the queries: one for all, or one for each pair; None for none.
-            batch_size: most pairs of one pass.
-            max_batch_tokens: upper limit of pairs x longest prompt in one pass.
-            on_bad: called with the place of a pair that cannot be shown, whose score is NaN; None: it raises.
-
-        Raises:
-            ValueError: a picture cannot be read, or a pair has more than the model takes; naming its place.
+        Args, Raises: as `log_odds`.
         """
-        log_odds = self.log_odds(
-            pairs, instruction, batch_size=batch_size, max_batch_tokens=max_batch_tokens, on_bad=on_bad
-        )
-        return yes_share(log_odds)
+        return yes_share(self.log_odds(pairs, instruction, **options))
 
     def log_odds(
         self,
@@ -127,9 +111,17 @@ class Judge:
         max_batch_tokens: int = 16_384,
         on_bad: OnBad | None = None,
     ) -> np.ndarray:
-        """The logit of Yes less that of No: float32 [N]; NaN of a pair that cannot be shown.
+        """The logit of Yes less that of No at the first position of the answer: float32 [N].
 
-        Args, Raises: as `scores`.
+        Args:
+            instruction: of the queries: one for all, or one for each pair; None for none.
+            batch_size: most pairs of one pass.
+            max_batch_tokens: upper limit of pairs x longest prompt in one pass.
+            on_bad: called with the place of a pair that cannot be shown, which gets NaN; None: it raises.
+
+        Raises:
+            ValueError: a picture cannot be read, or a pair has more than the model takes; naming its place.
+            TypeError: a pair is not of two contents.
         """
         for place, pair in enumerate(pairs):
             if not all(isinstance(content, Content) for content in pair):

@@ -1,14 +1,15 @@
-"""Cells of a table as texts and pictures."""
+"""Cells of a table as texts and pictures, and the row that they make."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from mme5core.errors import first_line
 from mme5core.images import BadImage
 from mme5core.picture_formats import IMAGE_SUFFIXES
-from mme5core.readers.corpus_row import ReadOptions
+from mme5core.readers.corpus_row import CorpusRow, ReadOptions
 from mme5core.readers.picture_places import Picture
 from mme5core.storage import AnyPath
 
@@ -71,3 +72,51 @@ def _path_in(data: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return text if PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES or "://" in text else None
+
+
+def pictures_of(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> tuple[Picture, ...]:
+    """The pictures of a row, from its column of one picture or from that of lists.
+
+    Raises:
+        BadImage: a picture is missing, or both columns hold pictures.
+    """
+    if images in (None, []):
+        one = image_of(image, shard, options)
+        return () if one is None else (one,)
+    if image not in (None, ""):
+        raise BadImage("two_picture_columns", "a picture and a list of pictures in one row")
+    if not isinstance(images, list):
+        raise BadImage("not_an_image", f"a {type(images).__name__} where a list of pictures was expected")
+    pictures = []
+    for place, entry in enumerate(images):
+        picture = image_of(entry, shard, options)
+        if picture is None:
+            raise BadImage("missing_image", f"picture {place} of {len(images)} is empty")
+        pictures.append(picture)
+    return tuple(pictures)
+
+
+def row_of_content(
+    row_id: str,
+    text: str | None,
+    pictures: Sequence[Picture],
+    instruction: str | None,
+    position: int,
+    source: str | None,
+) -> CorpusRow:
+    """A row of a table.
+
+    Raises:
+        BadImage: it holds nothing.
+    """
+    if not pictures and not (text or "").strip():
+        raise BadImage("empty_row", "neither text nor picture")
+    return CorpusRow(
+        row_id,
+        text or None,
+        pictures[0] if len(pictures) == 1 else None,
+        instruction or None,
+        offset=position,
+        source=source,
+        images=tuple(pictures) if len(pictures) > 1 else (),
+    )

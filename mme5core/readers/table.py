@@ -7,12 +7,11 @@ from typing import Any
 
 from mme5core.errors import first_line
 from mme5core.images import BadImage
-from mme5core.readers.cells import image_of, text_of
+from mme5core.readers.cells import pictures_of, row_of_content, text_of
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
 from mme5core.readers.mmeb import is_one as is_mmeb
 from mme5core.readers.mmeb import read as read_mmeb
 from mme5core.readers.parquet_rows import records_of
-from mme5core.readers.picture_places import Picture
 from mme5core.readers.texts import as_text
 from mme5core.readers.training_samples import is_one as is_samples
 from mme5core.readers.training_samples import read as read_samples
@@ -109,37 +108,5 @@ def _row_of(
     title = text_of(title if title is None or isinstance(title, str | bytes) else str(title), "title")
     if title:
         text = f"{title} {text or ''}".strip()
-    pictures = _pictures(fields["image"], fields["images"], shard, options)
-    if not pictures and not (text or "").strip():
-        raise BadImage("empty_row", "neither text nor picture")
-    return CorpusRow(
-        row_id,
-        text or None,
-        pictures[0] if len(pictures) == 1 else None,
-        instruction or None,
-        offset=position,
-        source=options.source(record),
-        images=pictures if len(pictures) > 1 else (),
-    )
-
-
-def _pictures(image: Any, images: Any, shard: AnyPath, options: ReadOptions) -> tuple[Picture, ...]:
-    """The pictures of a row, from its column of one picture or from that of lists.
-
-    Raises:
-        BadImage: a picture is missing, or both columns hold pictures.
-    """
-    if images in (None, []):
-        one = image_of(image, shard, options)
-        return () if one is None else (one,)
-    if image not in (None, ""):
-        raise BadImage("two_picture_columns", "a picture and a list of pictures in one row")
-    if not isinstance(images, list):
-        raise BadImage("not_an_image", f"a {type(images).__name__} where a list of pictures was expected")
-    pictures = []
-    for place, entry in enumerate(images):
-        picture = image_of(entry, shard, options)
-        if picture is None:
-            raise BadImage("missing_image", f"picture {place} of {len(images)} is empty")
-        pictures.append(picture)
-    return tuple(pictures)
+    pictures = pictures_of(fields["image"], fields["images"], shard, options)
+    return row_of_content(row_id, text, pictures, instruction, position, options.source(record))

@@ -7,7 +7,7 @@ from typing import Any
 
 from mme5core.errors import first_line
 from mme5core.images import BadImage
-from mme5core.readers.cells import image_of, text_of
+from mme5core.readers.cells import pictures_of, row_of_content, text_of
 from mme5core.readers.corpus_row import CorpusRow, ReadOptions, refuse
 from mme5core.readers.parquet_rows import records_of
 from mme5core.readers.texts import as_text
@@ -29,12 +29,15 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
         yield refuse(options.name(shard), "two_sides", detail)
         return
     content, instruction = _OF_SIDE[options.side]
-    for position, record in enumerate(records_of(parquet_file(shard), ["id", content, instruction])):
+    file = parquet_file(shard)
+    own = ["id", content, instruction]
+    more = [name for name in options.columns if name in file.schema_arrow.names and name not in own]
+    for position, record in enumerate(records_of(file, [*own, *more])):
         row_id = f"{options.name(shard)}:{position}"
         try:
             if record["id"] not in (None, ""):
                 row_id = as_text(record["id"])
-            yield _row(record[content] or {}, record[instruction], row_id, position, shard, options)
+            yield _row(record, record[content] or {}, record[instruction], row_id, position, shard, options)
         except BadImage as error:
             yield refuse(row_id, error.reason, error.detail)
         except Exception as error:  # whatever a file holds, one row ends no job
@@ -42,19 +45,14 @@ def read(shard: AnyPath, options: ReadOptions) -> Iterator[CorpusRow]:
 
 
 def _row(
-    content: dict[str, Any], instruction: Any, row_id: str, position: int, shard: AnyPath, options: ReadOptions
+    record: dict[str, Any],
+    content: dict[str, Any],
+    instruction: Any,
+    row_id: str,
+    position: int,
+    shard: AnyPath,
+    options: ReadOptions,
 ) -> CorpusRow:
-    structs = [content.get("image"), *(content.get("images") or [])]
-    pictures = [picture for struct in structs if (picture := image_of(struct, shard, options)) is not None]
+    pictures = pictures_of(content.get("image"), content.get("images"), shard, options)
     text = text_of(content.get("text"), "text")
-    if not pictures and not (text or "").strip():
-        raise BadImage("empty_row", "neither text nor picture")
-    return CorpusRow(
-        row_id,
-        text or None,
-        pictures[0] if len(pictures) == 1 else None,
-        text_of(instruction, "instruction") or None,
-        offset=position,
-        source=options.source({}),
-        images=tuple(pictures) if len(pictures) > 1 else (),
-    )
+    return row_of_content(row_id, text, pictures, text_of(instruction, "instruction"), position, options.source(record))

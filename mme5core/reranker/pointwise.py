@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,25 +19,15 @@ class Reranker:
         self._judge = judge
 
     @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        device: str = "auto",
-        dtype: str = "auto",
-        *,
-        adapter: str | os.PathLike[str] | None = None,
-        attention: str | None = None,
-        remote_code: bool = False,
-    ) -> Reranker:
+    def load(cls, path: str | os.PathLike[str], device: str = "auto", dtype: str = "auto", **options: Any) -> Reranker:
         """
         Args:
-            path, device, dtype, adapter, attention, remote_code: as `Judge.load`.
+            path, device, dtype: as `Judge.load`; so are the other options.
 
         Raises:
             ValueError: as `Judge.load`.
         """
-        judge = Judge.load(path, device, dtype, adapter=adapter, attention=attention, remote_code=remote_code)
-        return cls(judge)
+        return cls(Judge.load(path, device, dtype, **options))
 
     def scores(
         self,

@@ -6,18 +6,15 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 
-from mme5core.durable import write_json
 from mme5core.errors import InputError, WorkFailed
 from mme5core.hub import pinned
 from mme5core.judge.judged_parts import JudgeBlock
 from mme5core.judge.plan import JudgePlan, plan_judging
 from mme5core.parts import Part, PartFiles
 from mme5core.progress import Progress
-from mme5core.sample_table import SampleTable, map_samples
-from mme5core.storage import AnyPath
+from mme5core.sample_table import SampleTable
 from mme5core.tasks import Item, Task
 from mme5core.types import Rejected
 from rayjobs.command.outcome import BAD_INPUT, FAILED, Outcome
@@ -25,6 +22,7 @@ from rayjobs.folder import JobFolder, nothing_kept
 from rayjobs.judge.actors import JudgeActor
 from rayjobs.judge.config import JudgeConfig
 from rayjobs.judge.inputs import judge_folder, neighbour_files, sample_files
+from rayjobs.mapped_samples import map_once
 from rayjobs.on_ray.connection import connected
 from rayjobs.on_ray.resources import JUDGE, place_on, workers_per_node
 from rayjobs.on_ray.streams import ActorPool, stream
@@ -38,8 +36,9 @@ def run(config: JudgeConfig) -> Outcome:
         finished = folder.open()
         if finished:
             return Outcome(finished["counters"], reason="already done")
-        refused, num_read = _map_samples(folder, config, samples)
-        table = SampleTable(folder.work / "samples.arrow")
+        file = folder.work / "samples.arrow"
+        refused, num_read = map_once({"input": samples}, file, job="judge", num_negatives=0, limit=config.limit)
+        table = SampleTable(file)
         plan = plan_judging(table.ids(), neighbours, folder.work / "candidates.int64")
         if not plan.starts[-1]:
             raise InputError(
@@ -52,24 +51,6 @@ def run(config: JudgeConfig) -> Outcome:
             )
         parts = _write_parts(folder, config, plan, len(table))
         return _finish(folder, config, parts, refused, num_read, plan)
-
-
-def _map_samples(folder: JobFolder, config: JudgeConfig, files: Sequence[AnyPath]) -> tuple[list[Rejected], int]:
-    """The samples as one mapped file, made once; what was refused on the way is kept beside it."""
-    refusals = folder.work / "refused.json"
-    if not refusals.is_file():
-        num_read, refused = 0, list[Rejected]()
-        with Progress("judge: reading", 0, "samples") as progress:
-            file = folder.work / "samples.arrow"
-            for report in map_samples({"input": files}, file, num_negatives=0, limit=config.limit):
-                if isinstance(report, list):
-                    refused = report
-                else:
-                    num_read = report
-                    progress.update(num_read)
-        write_json(refusals, {"read": num_read, "refused": [asdict(rejected) for rejected in refused]})
-    stored = json.loads(refusals.read_text())
-    return [Rejected(**row) for row in stored["refused"]], stored["read"]
 
 
 def _write_parts(folder: JobFolder, config: JudgeConfig, plan: JudgePlan, num_samples: int) -> Sequence[Part]:

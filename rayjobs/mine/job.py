@@ -20,7 +20,7 @@ from rayjobs.folder import JobFolder, nothing_kept
 from rayjobs.mine.config import MineConfig
 from rayjobs.mine.inputs import MineInputs, mine_folder, mine_inputs
 from rayjobs.on_ray.connection import connected
-from rayjobs.on_ray.resources import MINE, Placement, cluster_gpus, place, workers_per_node
+from rayjobs.on_ray.resources import MINE, Placement, place_for, workers_per_node
 from rayjobs.on_ray.tasks import run_on_ray
 
 
@@ -44,18 +44,9 @@ def run(config: MineConfig) -> Outcome:
         num_queries = inputs.num_queries(config.limit)
         check_distinct_ids(inputs.queries, num_queries, folder.work)
         with connected():
-            placement = _placement(config)
+            placement = place_for(MINE, config.num_workers, use_gpu=config.use_gpu, job="mine")
             parts = _write_parts(folder, config, inputs, index, placement)
             return _finish(folder, config, parts, num_queries, index)
-
-
-def _placement(config: MineConfig) -> Placement:
-    use_gpu = config.use_gpu
-    if use_gpu is None:
-        use_gpu = bool(cluster_gpus())
-        if not use_gpu:
-            print("mine: the cluster has no GPU: searching on CPUs (use_gpu=true would refuse)", file=sys.stderr)
-    return place(MINE, config.num_workers, gpus_per_worker=1.0 if use_gpu else 0.0)
 
 
 def _write_parts(

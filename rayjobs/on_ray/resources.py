@@ -92,6 +92,15 @@ def place_on(stage: Stage, num_workers: int, *, device: str, gpus_per_worker: fl
     return place(stage, num_workers, gpus_per_worker=gpus_per_worker)
 
 
+def place_for(stage: Stage, num_workers: int, *, use_gpu: bool | None, job: str) -> Placement:
+    """`place_on` for settings that say `use_gpu`: a GPU for each worker, none, or (None) as the cluster has."""
+    if use_gpu is None:
+        use_gpu = bool(cluster_gpus())
+        if not use_gpu:
+            print(f"{job}: the cluster has no GPU: {stage.name} on CPUs (use_gpu=true would refuse)", file=sys.stderr)
+    return place(stage, num_workers, gpus_per_worker=1.0 if use_gpu else 0.0)
+
+
 def cluster_gpus() -> float:
     import ray
 

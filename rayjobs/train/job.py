@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
-from mme5core.durable import write_json
 from mme5core.errors import InputError, WorkFailed
 from mme5core.hub import pinned
-from mme5core.progress import Progress
-from mme5core.sample_table import SampleTable, count_by, map_samples
+from mme5core.sample_table import SampleTable, count_by
 from mme5core.training.ending import Ending, read_ending
 from mme5core.training.process_run import TrainingRun
 from mme5core.training.run_files import SAMPLES_FILE, SUMMARY, make_sampler, stop_file
@@ -22,11 +19,12 @@ from mme5core.types import Rejected
 from rayjobs.command.outcome import Outcome, Stopped
 from rayjobs.command.signals import stopping_softly
 from rayjobs.folder import JobFolder
+from rayjobs.mapped_samples import map_once
 from rayjobs.on_ray.connection import connected
 from rayjobs.on_ray.processes import run_processes
-from rayjobs.on_ray.resources import TRAIN, Placement, cluster_gpus, place
+from rayjobs.on_ray.resources import TRAIN, Placement, place_for
 from rayjobs.train.config import TrainConfig
-from rayjobs.train.inputs import Sources, check, check_batch_size, sources_of, train_folder
+from rayjobs.train.inputs import check, check_batch_size, sources_of, train_folder
 from rayjobs.train.watch import read_summary, watched
 
 STOP_GRACE_S = 30.0
@@ -42,7 +40,14 @@ def run(config: TrainConfig) -> Outcome:
         finished = folder.open()
         if finished:
             return Outcome(finished["counters"], reason="already done")
-        refused, num_read = _map_samples(config, sources, folder)
+        refused, num_read = map_once(
+            sources,
+            folder.work / SAMPLES_FILE,
+            job="train",
+            num_negatives=config.num_negatives,
+            limit=config.limit,
+            needs_scores=config.loss.kind == "soft_label_kl",
+        )
         samples = SampleTable(folder.work / SAMPLES_FILE)
         steps = _count_steps(config, samples, refused)
         if not (folder.path / "model").is_dir():
@@ -61,29 +66,6 @@ def run(config: TrainConfig) -> Outcome:
             | read_summary(folder),
         )
         return Outcome(counters)
-
-
-def _map_samples(config: TrainConfig, sources: Sources, folder: JobFolder) -> tuple[list[Rejected], int]:
-    """The samples as one mapped file, made once; what was refused on the way is kept beside it."""
-    file, refusals = folder.work / SAMPLES_FILE, folder.work / "refused.json"
-    if not refusals.is_file():
-        num_read, refused = 0, list[Rejected]()
-        with Progress("train: reading", 0, "samples") as progress:
-            for report in map_samples(
-                sources,
-                file,
-                num_negatives=config.num_negatives,
-                limit=config.limit,
-                needs_scores=config.loss.kind == "soft_label_kl",
-            ):
-                if isinstance(report, list):
-                    refused = report
-                else:
-                    num_read = report
-                    progress.update(num_read)
-        write_json(refusals, {"read": num_read, "refused": [asdict(rejected) for rejected in refused]})
-    stored = json.loads(refusals.read_text())
-    return [Rejected(**row) for row in stored["refused"]], stored["read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +163,4 @@ def _process(run: TrainingRun, num_threads: int | None) -> None:
 
 def _placement(config: TrainConfig) -> Placement:
     """A GPU for each process where the cluster has any, or is said to; never the CPU without a line."""
-    use_gpu = config.use_gpu
-    if use_gpu is None:
-        use_gpu = bool(cluster_gpus())
-        if not use_gpu:
-            print("train: the cluster has no GPU: training on CPUs (use_gpu=true would refuse)", file=sys.stderr)
-    return place(TRAIN, config.num_workers, gpus_per_worker=1.0 if use_gpu else 0.0)
+    return place_for(TRAIN, config.num_workers, use_gpu=config.use_gpu, job="train")

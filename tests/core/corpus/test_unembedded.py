@@ -17,7 +17,7 @@ from mme5core.corpus.index import Index
 from mme5core.corpus.unembedded import EmbeddingKey, ReadUnembedded
 from mme5core.corpus.vector_log import VectorPlaces, append, vector_schema
 from mme5core.embedding_settings import InstructionSettings
-from mme5core.readers import ReadOptions
+from mme5core.readers import CorpusRow, ReadOptions
 from tests.core.corpus.indexes import indexed
 from tests.core.corpus.picture_server import PictureServer
 
@@ -185,3 +185,22 @@ def test_a_folder_may_grow_and_shrink_between_the_passes(tmp_path: Path) -> None
         (None, "changed_since_scan"),
         (b"e", None),
     ]
+
+
+def test_content_and_picture_keys_do_not_depend_on_the_instruction_and_a_picture_alone_is_its_own(
+    tmp_path: Path,
+) -> None:
+    plain, asked = EmbeddingKey(InstructionSettings()), EmbeddingKey(InstructionSettings(T="Find:", I="See:", IT="Do:"))
+
+    def columns(row: CorpusRow, key_of: EmbeddingKey = plain) -> tuple[Any, ...]:
+        return tuple(key_of.content_columns(row, key_of(row)).values())
+
+    text, alone = CorpusRow("a", "a cat"), CorpusRow("b", image=b"picture")
+    both, two = CorpusRow("c", "a cat", b"picture"), CorpusRow("d", images=(b"picture", b"other"))
+    for row in (text, alone, both, two):
+        assert columns(row) == columns(row, asked)
+    assert [columns(row)[2] for row in (text, alone, both, two)] == ["T", "I", "IT", "I"]
+    assert columns(alone)[0] == columns(alone)[1] == columns(both)[1]  # the candidate that is the query's own picture
+    assert columns(text)[1] is columns(two)[1] is None
+    assert len({columns(row)[0] for row in (text, alone, both, two)}) == 4
+    assert columns(CorpusRow("e", "a cat", instruction="Other:"))[0] == columns(text)[0]

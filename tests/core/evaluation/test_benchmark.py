@@ -102,10 +102,14 @@ def test_vectors_are_read_from_every_list_of_floats(tmp_path: Path, kind: pa.Dat
     assert as_lists(read_vectors([shard], ["a", "b"])) == {"a": [0.5, -1.0], "b": [0.25, 2.0]}
 
 
-def test_a_row_without_vector_is_left_out_and_moves_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 2), pa.list_(pa.float32())])
+def test_a_row_without_vector_is_left_out_and_moves_no_other(tmp_path: Path, kind: pa.DataType) -> None:
     rows: dict[str, list[float] | None] = {"a": [1, 2], "b": None, "c": [3, 4], "d": [5, 6]}
-    kind = pa.list_(pa.float32())  # older versions of pyarrow write no null among lists of one size
-    found = as_lists(read_vectors([vectors_at(tmp_path / "a.parquet", rows, kind=kind)], list(rows)))
+    try:
+        file = vectors_at(tmp_path / "a.parquet", rows, kind=kind)
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this version of pyarrow writes no null among lists of one size")
+    found = as_lists(read_vectors([file], list(rows)))
     assert found == {"a": [1, 2], "c": [3, 4], "d": [5, 6]}
 
 

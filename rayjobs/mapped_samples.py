@@ -1,0 +1,45 @@
+"""The samples of a job as one mapped file, made once: what `train` and `judge` share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mme5core.durable import write_json
+from mme5core.progress import Progress
+from mme5core.sample_table import map_samples
+from mme5core.storage import AnyPath
+from mme5core.types import Rejected
+
+
+def map_once(
+    sources: Mapping[str, Sequence[AnyPath]],
+    file: Path,
+    *,
+    job: str,
+    num_negatives: int,
+    limit: int | None,
+    needs_scores: bool = False,
+) -> tuple[list[Rejected], int]:
+    """Map the samples to a file unless an earlier run has; what was refused, which is kept beside it, and rows read.
+
+    Args:
+        sources, num_negatives, limit, needs_scores: see `map_samples`.
+    """
+    refusals = file.parent / "refused.json"
+    if not refusals.is_file():
+        num_read, refused = 0, list[Rejected]()
+        with Progress(f"{job}: reading", 0, "samples") as progress:
+            for report in map_samples(
+                sources, file, num_negatives=num_negatives, limit=limit, needs_scores=needs_scores
+            ):
+                if isinstance(report, list):
+                    refused = report
+                else:
+                    num_read = report
+                    progress.update(num_read)
+        write_json(refusals, {"read": num_read, "refused": [asdict(rejected) for rejected in refused]})
+    stored = json.loads(refusals.read_text())
+    return [Rejected(**row) for row in stored["refused"]], stored["read"]
