@@ -32,16 +32,21 @@ def judge_of(checkpoint: Callable[[str], Path]) -> Callable[[str], Judge]:
 
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(tokens of the prefix, its pictures) of each batch that had one."""
+    """(tokens of the prefix, its pictures) of each batch whose prefix was computed apart."""
     prefixes: list[tuple[int, int]] = []
-    prefix_of = shared_prefix.prefix_of
+    latest: list[shared_prefix.Prefix] = []
+    prefix_of, cache = shared_prefix.prefix_of, shared_prefix.DynamicCache
 
     def noted(*args: Any) -> shared_prefix.Prefix:
-        prefix = prefix_of(*args)
-        prefixes.append((prefix.num_tokens, prefix.num_pictures))
-        return prefix
+        latest[:] = [prefix_of(*args)]
+        return latest[0]
+
+    def made(**options: Any) -> Any:
+        prefixes.append((latest[0].num_tokens, latest[0].num_pictures))
+        return cache(**options)
 
     monkeypatch.setattr(shared_prefix, "prefix_of", noted)
+    monkeypatch.setattr(shared_prefix, "DynamicCache", made)
     return prefixes
 
 
