@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,15 @@ class PartFiles:
         Raises:
             WorkFailed: this machine does not see what the tasks have written.
         """
-        for report in run(task, items):
+        return self.take(run(task, items))
+
+    def take(self, reports: Iterable[Item]) -> Iterator[Part]:
+        """The parts that somebody has written into the folder with `NewPart`, by their reports.
+
+        Raises:
+            WorkFailed: this machine does not see them.
+        """
+        for report in reports:
             part = Part(report, self._folder / report["file"]["name"], self._folder / report["refusals"]["name"])
             files = {part.file.name, part.refusals.name}
             wait_until_seen(lambda: files <= {file.name for file in self._folder.iterdir()}, self._folder)  # noqa: B023

@@ -13,7 +13,7 @@ import pyarrow as pa
 from mme5core.ahead import ahead
 from mme5core.mining.candidate_index import CandidateIndex
 from mme5core.mining.positives import Positives, positives_of
-from mme5core.mining.queries import Queries, usable
+from mme5core.mining.queries import TILE, Queries, usable
 from mme5core.mining.rules import OwnPicture, Rule
 from mme5core.mining.vector_files import VectorFiles, matrix
 from mme5core.parts import NewPart
@@ -125,7 +125,7 @@ class MineBlock:
 
     def _rows_at_once(self) -> int:
         rows = min(CHUNK_ROWS, CHUNK_BYTES // (4 * self.candidates.width))
-        return max(1, rows // 64 * 64 or rows)  # in whole tiles, see `query_block.whole_tiles`
+        return max(1, rows // TILE * TILE or rows)
 
 
 _ORDER = [("query", "ascending"), ("source", "ascending"), ("rank", "ascending")]

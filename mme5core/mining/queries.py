@@ -13,6 +13,9 @@ import pyarrow as pa
 from mme5core.mining.vector_files import is_nobody
 from mme5core.types import Rejected
 
+TILE = 64
+"""Rows and columns of products come in multiples of it, see `query_block.whole_tiles`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Queries:

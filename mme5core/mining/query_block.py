@@ -18,13 +18,12 @@ from mme5core.mining.candidate_index import CandidateIndex
 from mme5core.mining.nearest import LAST, Nearest
 from mme5core.mining.pairs import KeyJoin, Pairs, joined
 from mme5core.mining.positives import Positives
-from mme5core.mining.queries import Queries
+from mme5core.mining.queries import TILE, Queries
 from mme5core.mining.rules import OWN_PICTURE, OwnPicture, Rule
 from mme5core.mining.vector_files import is_nobody, matrix
 
 SCORES_ON_CPU, SCORES_ON_GPU = 1 << 24, 1 << 28
 """Similarities that are computed at once."""
-TILE = 64
 _LARGEST = float(np.finfo(np.float32).max)
 
 

@@ -6,7 +6,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from mme5core.errors import InputError, WorkFailed
 from mme5core.hub import pinned
@@ -15,7 +14,7 @@ from mme5core.judge.plan import JudgePlan, plan_judging
 from mme5core.parts import Part, PartFiles
 from mme5core.progress import Progress
 from mme5core.sample_table import SampleTable
-from mme5core.tasks import Item, Task
+from mme5core.tasks import Item
 from mme5core.types import Rejected
 from rayjobs.command.outcome import BAD_INPUT, FAILED, Outcome
 from rayjobs.folder import JobFolder, nothing_kept
@@ -73,7 +72,7 @@ def _write_parts(folder: JobFolder, config: JudgeConfig, plan: JudgePlan, num_sa
     missing = [item for item in items if item["part"] not in parts]
     done = sum(part.report["stop"] - part.report["start"] for part in parts.values())
     with connected(), Progress("judge", num_samples, "samples", done=done) as progress:
-        for part in files.write(_no_task, missing, partial(_judged, config, block)):
+        for part in files.take(_judged(config, block, missing)):
             folder.check_owner()
             parts[part.number] = part
             done += part.report["stop"] - part.report["start"]
@@ -81,11 +80,7 @@ def _write_parts(folder: JobFolder, config: JudgeConfig, plan: JudgePlan, num_sa
     return [parts[item["part"]] for item in items]
 
 
-def _no_task(item: Item) -> Iterator[Item]:
-    raise AssertionError("actors do the work")
-
-
-def _judged(config: JudgeConfig, block: JudgeBlock, task: Task, items: Sequence[Item]) -> Iterator[Item]:
+def _judged(config: JudgeConfig, block: JudgeBlock, items: Sequence[Item]) -> Iterator[Item]:
     """The reports of a pool of judges on some items.
 
     Raises:
