@@ -13,6 +13,7 @@ from PIL import Image
 from mme5core.adapters import add_adapter
 from mme5core.demo.base_model import build_base
 from mme5core.encoder import Encoder
+from mme5core.training.contrastive import ContrastiveTask
 from mme5core.training.fit import PlainEngine, fit
 from mme5core.training.objective import Objective
 from mme5core.training.sampling import BatchSampler
@@ -54,12 +55,11 @@ def main() -> None:
         encoder,
         data,
         BatchSampler(["T2I"] * len(data), range(len(data)), batch_size=BATCH_SIZE, seed=0),
-        objective=Objective(0.05),
+        task=ContrastiveTask(encoder, Objective(0.05), 1),
         grad_cache=True,
         num_steps=NUM_STEPS,
         learning_rate=3e-3,
         warmup_ratio=0.1,
-        num_negatives=1,
         autocast="bfloat16",
     )
     losses = [step.loss for step in steps]

@@ -22,6 +22,7 @@ from benchmarks import checkpoints, embedding, full_size, gpu_check, gpu_embeddi
 from mme5core.adapters import add_adapter
 from mme5core.encoder import Encoder
 from mme5core.training import deepspeed_engine
+from mme5core.training.contrastive import ContrastiveTask
 from mme5core.training.fit import fit
 from mme5core.training.gradcache import PlainEngine
 from mme5core.training.objective import Objective
@@ -182,12 +183,11 @@ def _losses(
         encoder,
         samples,
         BatchSampler(["T2I"] * 64, range(64), batch_size=32, seed=0),
-        objective=Objective(0.05),
+        task=ContrastiveTask(encoder, Objective(0.05), 1),
         grad_cache=grad_cache,
         num_steps=num_steps,
         learning_rate=1e-3,
         warmup_ratio=0.1,
-        num_negatives=1,
         chunk_rows=8,
         autocast="bfloat16" if quantize else "none",
     )

@@ -24,6 +24,7 @@ from benchmarks import checkpoints, full_size
 from benchmarks.training import NUM_WORDS
 from mme5core.adapters import add_adapter
 from mme5core.encoder import Encoder
+from mme5core.training.contrastive import ContrastiveTask
 from mme5core.training.fit import StepResult, fit
 from mme5core.training.gradcache import PlainEngine
 from mme5core.training.objective import Objective
@@ -70,11 +71,10 @@ def steps_of(recipe: dict[str, Any], *, small: bool, num_steps: int) -> tuple[En
         encoder,
         samples,
         BatchSampler(["T2I"] * batch_size, range(batch_size), batch_size=batch_size, seed=0),
-        objective=Objective(0.02),
+        task=ContrastiveTask(encoder, Objective(0.02), 1),
         num_steps=num_steps,
         learning_rate=1e-5,
         warmup_ratio=0.0,
-        num_negatives=1,
         grad_cache=True,
         chunk_rows=recipe["chunk_rows"],
         autocast="bfloat16",

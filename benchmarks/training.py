@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks import checkpoints
 from mme5core.adapters import add_adapter
 from mme5core.encoder import Encoder
+from mme5core.training.contrastive import ContrastiveTask
 from mme5core.training.fit import StepResult, fit
 from mme5core.training.gradcache import PlainEngine
 from mme5core.training.objective import Objective
@@ -75,11 +76,10 @@ def _steps(base: Path, *, tower_once: bool) -> Iterator[StepResult]:
         encoder,
         samples,
         BatchSampler(["IT2IT"] * len(samples), range(len(samples)), batch_size=BATCH_SIZE, seed=0),
-        objective=Objective(0.05),
+        task=ContrastiveTask(encoder, Objective(0.05), NUM_NEGATIVES),
         num_steps=1000,
         learning_rate=1e-5,
         warmup_ratio=0.0,
-        num_negatives=NUM_NEGATIVES,
         grad_cache=True,
         tower_once=tower_once,
         chunk_rows=CHUNK_ROWS,
@@ -90,9 +90,9 @@ def _bare(base: Path, parts: dict[str, float]) -> Callable[[], object]:
     """The passes of a step on prepared inputs; keeps in `parts` the seconds of tower and language model forward."""
     encoder = _encoder(base)
     encoder.module.train()
-    cache = PictureCache(encoder, 1 << 30)
-    batches = StepBatches(encoder, cache, Objective(0.05), NUM_NEGATIVES, CHUNK_ROWS, 1 << 20, tower_once=True)
-    prepared = batches.prepare(_samples()[:BATCH_SIZE], seed=0)
+    cache, task = PictureCache(encoder, 1 << 30), ContrastiveTask(encoder, Objective(0.05), NUM_NEGATIVES)
+    batches = StepBatches(encoder, cache, task, CHUNK_ROWS, 1 << 20, tower_once=True)
+    prepared = batches.prepare(_samples()[:BATCH_SIZE], 0, seed=0)
     autocast = partial(torch.autocast, "cpu", enabled=False)
 
     def passes() -> None:

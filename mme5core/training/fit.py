@@ -1,4 +1,4 @@
-"""Contrastive training, one step at a time: the same loop in a Ray worker, a notebook and a test."""
+"""Training, one step at a time: the same loop in a Ray worker, a notebook and a test."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch
 from mme5core.distributed import sum_over_processes
 from mme5core.encoder import Encoder
 from mme5core.training.gradcache import Engine, PlainEngine, was_skipped
-from mme5core.training.objective import Objective, TaskTemperatures
+from mme5core.training.objective import TaskTemperatures
 from mme5core.training.picture_cache import PictureCache
 from mme5core.training.sampling import BatchSampler
 from mme5core.training.step_batches import StepBatches
 from mme5core.training.step_gradient import StepGradient
+from mme5core.training.step_task import StepTask
 from mme5core.types import Sample
 
 MOST_SKIPPED = 8
@@ -63,12 +64,11 @@ def fit(
     samples: Sequence[Sample],
     sampler: BatchSampler,
     *,
-    objective: Objective,
+    task: StepTask,
     num_steps: int,
     first_step: int = 0,
     learning_rate: float,
     warmup_ratio: float,
-    num_negatives: int,
     temperatures: TaskTemperatures | None = None,
     grad_cache: bool = False,
     tower_once: bool = True,
@@ -88,7 +88,8 @@ def fit(
 
     Args:
         engine: its optimizer's learning rate is set at every step.
-        temperatures: learnable temperatures of the tasks, on the model's device; they replace the objective's.
+        task: what the samples become, and their loss.
+        temperatures: what the task learns beside the model, if it learns temperatures.
         grad_cache: keep the activations of one chunk only, at the cost of a second forward pass.
         tower_once: if no weight of the vision tower trains, run it once for each distinct picture of a step.
         chunk_rows, max_chunk_tokens: limits of one forward pass.
@@ -103,9 +104,9 @@ def fit(
     encoder.module.train()
     tower_once = tower_once and encoder.module.has_frozen_tower
     cache = PictureCache(encoder, picture_cache_bytes, num_threads=num_threads)
-    batches = StepBatches(encoder, cache, objective, num_negatives, chunk_rows, max_chunk_tokens, tower_once)
+    batches = StepBatches(encoder, cache, task, chunk_rows, max_chunk_tokens, tower_once)
     tower_bytes = device_features_bytes if tower_once else None
-    gradient = StepGradient(engine, encoder, objective, temperatures, num_negatives, grad_cache, autocast, tower_bytes)
+    gradient = StepGradient(engine, encoder, grad_cache, autocast, tower_bytes)
     rate_at = partial(learning_rate_at, peak=learning_rate, num_steps=num_steps, warmup_ratio=warmup_ratio)
     skipped = _Skipped()
     for step, started, batch in batches.ahead(samples, sampler, range(first_step, num_steps), seed=seed):

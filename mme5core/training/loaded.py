@@ -14,11 +14,13 @@ from mme5core.ownership import check_owner
 from mme5core.sample_table import SampleTable
 from mme5core.training import deepspeed_engine
 from mme5core.training.checkpoint import Checkpoints, Moments, PlainMoments
+from mme5core.training.contrastive import ContrastiveTask
 from mme5core.training.gradcache import PlainEngine
 from mme5core.training.objective import Objective, TaskTemperatures
 from mme5core.training.process_run import TrainingRun
 from mme5core.training.run_files import SAMPLES_FILE
-from mme5core.training.settings import LoraSettings, TrainingSettings
+from mme5core.training.settings import RunSettings, TrainingSettings
+from mme5core.training.step_task import StepTask
 
 
 @dataclass
@@ -26,58 +28,75 @@ class Loaded:
     """What a process holds before it meets the others."""
 
     encoder: Encoder
+    task: StepTask
     samples: SampleTable
     temperatures: TaskTemperatures | None
     checkpoints: Checkpoints
 
 
 def load(run: TrainingRun) -> Loaded:
-    """
+    """An embedder that is to be trained.
+
     Raises:
         ValueError: a base that does not load, targets that it lacks, checkpoints of another run, ...
     """
     settings = run.settings
-    if settings.autocast == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise ValueError("autocast=bfloat16: this GPU has no bfloat16; use autocast=none")
+    assert isinstance(settings, TrainingSettings)
     torch.manual_seed(settings.seed)
-    device = device_here()
     encoder = Encoder.load(
         settings.model,
         prompt_style=settings.prompt_style,
-        # Under ZeRO-3 the GPU need not hold the whole model at any time: DeepSpeed moves each weight's shard there.
-        device="cpu" if settings.zero_stage == 3 else device,
+        device=device_of_weights(settings),
         # Weights that train themselves need their small steps kept.
         dtype="float32" if is_full(settings) and settings.dtype == "auto" else settings.dtype,
         remote_code=settings.remote_code,
         quantize=settings.lora.quantize,
-        # torch's fused attention is several times slower than the plain one in the backward pass on a CPU.
-        attention="eager" if device == "cpu" else None,
+        attention=attention_here(),
     )
     encoder.max_tokens = settings.max_tokens
-    _make_trainable(encoder, settings.lora)
-    if settings.activation_checkpointing:
-        encoder.checkpoint_activations()
+    make_trainable(encoder, settings)
     samples = SampleTable(run.work / SAMPLES_FILE)
-    checkpoints = Checkpoints(
-        settings.checkpoints or run.folder / "checkpoints",
-        keep=settings.keep_checkpoints,
+    temperatures = _temperatures(settings, samples.tasks)
+    temperatures = temperatures.to(device_here()) if temperatures else None
+    task = ContrastiveTask(encoder, objective_of(settings), settings.num_negatives, temperatures)
+    return Loaded(encoder, task, samples, temperatures, checkpoints_of(run))
+
+
+def device_of_weights(settings: RunSettings) -> str:
+    """
+    Raises:
+        ValueError: the GPU lacks the precision that is asked for.
+    """
+    if settings.autocast == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise ValueError("autocast=bfloat16: this GPU has no bfloat16; use autocast=none")
+    # Under ZeRO-3 the GPU need not hold the whole model at any time: DeepSpeed moves each weight's shard there.
+    return "cpu" if settings.zero_stage == 3 else device_here()
+
+
+def attention_here() -> str | None:
+    # torch's fused attention is several times slower than the plain one in the backward pass on a CPU.
+    return "eager" if device_here() == "cpu" else None
+
+
+def checkpoints_of(run: TrainingRun) -> Checkpoints:
+    return Checkpoints(
+        run.settings.checkpoints or run.folder / "checkpoints",
+        keep=run.settings.keep_checkpoints,
         run=run.fingerprint,
         may_write=partial(check_owner, run.work, run.owner),
     )
-    temperatures = _temperatures(settings, samples.tasks)
-    return Loaded(encoder, samples, temperatures.to(device) if temperatures else None, checkpoints)
 
 
 def device_here() -> str:
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
-def is_full(settings: TrainingSettings) -> bool:
+def is_full(settings: RunSettings) -> bool:
     """Whether the model's own weights train."""
     return settings.lora.method == "none"
 
 
-def build_engine(module: Any, settings: TrainingSettings) -> tuple[Any, Moments]:
+def build_engine(module: Any, settings: RunSettings) -> tuple[Any, Moments]:
     """The engine of the ZeRO stage, and where it keeps its weights and moments."""
     if settings.zero_stage:
         engine = deepspeed_engine.build(
@@ -109,22 +128,25 @@ def objective_of(settings: TrainingSettings) -> Objective:
     )
 
 
-def _make_trainable(encoder: Encoder, lora: LoraSettings) -> None:
-    """The adapter of the recipe, or the model's own weights."""
+def make_trainable(encoder: Encoder, settings: RunSettings) -> None:
+    """Give the model the adapter of the recipe, or free its own weights."""
+    lora = settings.lora
     where: dict[str, Any] = {"targets": lora.targets, "train_embeddings": lora.train_embeddings}
     if lora.method == "none":
         train_weights(encoder.module.model, **where)
-        return
-    encoder.module.model = add_adapter(
-        encoder.module.model,
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        use_dora=lora.method == "dora",
-        dropout_on=lora.dropout_on,
-        rank_stabilised=lora.rank_stabilised,
-        **where,
-    )
+    else:
+        encoder.module.model = add_adapter(
+            encoder.module.model,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            use_dora=lora.method == "dora",
+            dropout_on=lora.dropout_on,
+            rank_stabilised=lora.rank_stabilised,
+            **where,
+        )
+    if settings.activation_checkpointing:
+        encoder.checkpoint_activations()
 
 
 def _temperatures(settings: TrainingSettings, tasks: list[str]) -> TaskTemperatures | None:

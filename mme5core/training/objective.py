@@ -65,6 +65,11 @@ class Objective:
         return self.kind == "info_nce" or self.in_batch_weight > 0
 
     @property
+    def needs_scores(self) -> bool:
+        """Whether samples must bring the scores of a judge or a reranker."""
+        return self.kind != "info_nce"
+
+    @property
     def needs_negative_ids(self) -> bool:
         """Whether other rows' hard negatives are columns, which may repeat a row's positive too.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from mme5core.training import deepspeed_engine
 from mme5core.training.checkpoint import Moments, Newest, collect_state, restore_state
 from mme5core.training.ending import LASTING, Ending, lasting, read_ending
 from mme5core.training.fit import StepResult, fit
-from mme5core.training.loaded import Loaded, build_engine, device_here, is_full, load, objective_of
+from mme5core.training.loaded import Loaded, build_engine, device_here, is_full, load
 from mme5core.training.process_run import TrainingRun
 from mme5core.training.run_files import LOG, make_sampler, stop_file
 from mme5core.training.run_log import append_step, cut_log, write_summary
@@ -26,10 +26,13 @@ UPDATES = "num_updates"
 """In a checkpoint: how many of its steps changed the weights. Earlier versions skipped none and left it out."""
 
 
-def train_process(run: TrainingRun, *, num_threads: int | None = None) -> None:
+def train_process(
+    run: TrainingRun, *, load: Callable[[TrainingRun], Loaded] = load, num_threads: int | None = None
+) -> None:
     """The whole life of one process. What a second try cannot mend ends it in one line for all of them (`Ending`).
 
     Args:
+        load: makes of the run's settings what is trained.
         num_threads: of a process that computes on the CPU; None: torch's choice.
 
     Raises:
@@ -202,13 +205,12 @@ def _steps(run: TrainingRun, loaded: Loaded, engine: Any, first_step: int) -> It
         loaded.encoder,
         loaded.samples,  # type: ignore[arg-type]
         make_sampler(loaded.samples, settings),
-        objective=objective_of(settings),
+        task=loaded.task,
         temperatures=loaded.temperatures,
         num_steps=run.num_steps,
         first_step=first_step,
         learning_rate=settings.learning_rate,
         warmup_ratio=settings.warmup_ratio,
-        num_negatives=settings.num_negatives,
         grad_cache=settings.grad_cache,
         tower_once=settings.tower_once,
         chunk_rows=settings.chunk_rows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mme5core.training.settings import TrainingSettings
+from mme5core.training.settings import RunSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class TrainingRun:
         fingerprint: of the run, which its checkpoints bear.
     """
 
-    settings: TrainingSettings
+    settings: RunSettings
     folder: Path
     work: Path
     owner: str

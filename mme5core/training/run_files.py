@@ -8,7 +8,7 @@ from typing import Any
 
 from mme5core.sample_table import SampleTable
 from mme5core.training.sampling import BatchSampler
-from mme5core.training.settings import TrainingSettings
+from mme5core.training.settings import RunSettings
 
 LOG = Path("log") / "metrics.jsonl"
 SAMPLES_FILE = "samples.arrow"
@@ -25,7 +25,7 @@ def stop_file(work: Path, owner: str) -> Path:
     return work / f"stop-{owner}"
 
 
-def make_sampler(samples: SampleTable, settings: TrainingSettings) -> BatchSampler:
+def make_sampler(samples: SampleTable, settings: RunSettings) -> BatchSampler:
     """
     Raises:
         ValueError: no batch can be made of the samples, or a weight has no rows.

@@ -57,7 +57,9 @@ class LossSettings(Section):
     temperature_learning_rate: float = key(1e-3, "of the temperatures' logarithms", gt=0)
 
 
-class TrainingSettings(Section):
+class RunSettings(Section):
+    """What every kind of training has."""
+
     model: str = required("base model: checkpoint folder or hub id", names_input=True, path="existing")
     seed: int = key(0, "every random choice follows from it")
     num_workers: int = key(1, "training processes; the contrastive batch is split over them", rows=False, ge=1)
@@ -87,14 +89,8 @@ class TrainingSettings(Section):
     warmup_ratio: float = key(0.05, "share of the steps with rising learning rate", ge=0, le=1)
     weight_decay: float = key(0.0, "of AdamW", ge=0)
     max_grad_norm: float = key(5.0, "gradients are clipped to this norm", gt=0)
-    temperature: float = key(0.02, "divides the similarities", gt=0)
-    num_negatives: int = key(1, "hard negatives of each query", ge=0)
-    negatives: Literal["own", "all"] = key("own", "hard negatives that a query sees: its own, or the whole batch's")
-    loss: LossSettings = key(LossSettings(), "the loss")
     lora: LoraSettings = key(LoraSettings(), "the adapter")
-    prompt_style: str = key("mme5", "how contents become prompts; stored with the model")
     remote_code: bool = key(False, "run code that comes with the base model; it can do anything that you can")
-    max_tokens: int = key(256, "longest prompt, tokens", ge=4)
     autocast: Literal["none", "bfloat16"] = key("none", "precision of the matrix products")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto", "dtype of the frozen weights; auto: the checkpoint's own"
@@ -118,3 +114,14 @@ class TrainingSettings(Section):
         rows=False,
         ge=0,
     )
+
+
+class TrainingSettings(RunSettings):
+    """Of an embedder."""
+
+    temperature: float = key(0.02, "divides the similarities", gt=0)
+    num_negatives: int = key(1, "hard negatives of each query", ge=0)
+    negatives: Literal["own", "all"] = key("own", "hard negatives that a query sees: its own, or the whole batch's")
+    loss: LossSettings = key(LossSettings(), "the loss")
+    prompt_style: str = key("mme5", "how contents become prompts; stored with the model")
+    max_tokens: int = key(256, "longest prompt, tokens", ge=4)

@@ -1,4 +1,4 @@
-"""What one process embeds in a step: its chunks of the batch, their pictures and the labels of all rows."""
+"""What one process runs through the model in a step: its chunks of the batch, and their pictures."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mme5core.backbones.protocol import PictureInputs, without_pixels
 from mme5core.batching import deal_chunks
-from mme5core.content_key import document_key
 from mme5core.distributed import rank, world_size
 from mme5core.encoder import Encoder
 from mme5core.encoder.prepare import PreparedBatch, batch_kind
 from mme5core.encoder.prepare import picture_keys as picture_keys_of
-from mme5core.training.objective import Labels, Objective
+from mme5core.training.gradcache import ShareOfLoss
 from mme5core.training.picture_cache import PictureCache
 from mme5core.training.sampling import BatchSampler
+from mme5core.training.step_task import StepTask
 from mme5core.types import Content, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One step's batch on this process: its chunks, their distinct pictures by key, and the labels of all rows."""
+    """One step's batch on this process: its chunks, their distinct pictures by key, and the loss of the whole batch."""
 
     batches: list[PreparedBatch]
     pictures: dict[Hashable, PictureInputs]
     picture_keys: list[list[tuple[Hashable, ...]]]
     """For each chunk, the keys of each row's pictures; empty for a chunk of texts."""
-    labels: Labels
-    tasks: list[str]
+    share: ShareOfLoss
+    num_contents: int
     num_rows: int
     modality_combination: str
 
@@ -43,8 +42,7 @@ class StepBatches:
 
     encoder: Encoder
     cache: PictureCache
-    objective: Objective
-    num_negatives: int
+    task: StepTask
     chunk_rows: int
     max_chunk_tokens: int
     tower_once: bool
@@ -55,7 +53,7 @@ class StepBatches:
         """(step, time at which the caller asked for it, its batch); a thread prepares the next step meanwhile."""
 
         def prepare_step(step: int) -> StepBatch:
-            return self.prepare([samples[row] for row in sampler.batch(step)], seed=_seed(seed, step))
+            return self.prepare([samples[row] for row in sampler.batch(step)], step, seed=_seed(seed, step))
 
         with ThreadPoolExecutor(max_workers=1) as thread:
             # One step ahead: decoding and tokenising cost no time while an accelerator computes.
@@ -67,13 +65,13 @@ class StepBatches:
                 following = thread.submit(prepare_step, step + 1) if step + 1 in steps else None
                 yield step, started, batch
 
-    def prepare(self, samples: Sequence[Sample], *, seed: int) -> StepBatch:
+    def prepare(self, samples: Sequence[Sample], step: int, *, seed: int) -> StepBatch:
         """This process's chunks of a batch.
 
         All processes plan the whole batch alike, but each decodes only the pictures of its own chunks.
         """
-        contents, instructions = contents_of(samples, self.num_negatives)
-        token_ids = self.encoder.token_ids(contents, instructions)
+        of_step = self.task.rows(samples, step)
+        contents, token_ids = of_step.contents, of_step.token_ids
         chunks = deal_chunks(
             [len(ids) for ids in token_ids],
             [batch_kind(self.encoder.backbone, content) for content in contents],
@@ -94,8 +92,8 @@ class StepBatches:
             batches,
             pictures if self.tower_once else {},  # else `inputs` hold the pixels
             picture_keys,
-            _labels(samples, self.objective, self.num_negatives),
-            [sample.task for sample in samples],
+            of_step.share,
+            len(contents),
             len(samples),
             samples[0].modality_combination,
         )
@@ -128,34 +126,6 @@ class StepBatches:
         if self.tower_once:
             shown = {key: without_pixels(picture) for key, picture in shown.items()}
         return self.encoder.backbone.collate(token_ids, [[shown[key] for key in of_row] for of_row in keys])
-
-
-def contents_of(samples: Sequence[Sample], num_negatives: int) -> tuple[list[Content], list[str | None]]:
-    """All contents of a batch: queries, then positives, then each query's negatives in turn."""
-    contents = [sample.query for sample in samples] + [sample.positive for sample in samples]
-    instructions = [sample.instruction for sample in samples]
-    instructions += [sample.document_instruction for sample in samples]
-    for sample in samples:
-        contents += sample.negatives[:num_negatives]
-        instructions += [sample.document_instruction] * num_negatives
-    return contents, instructions
-
-
-def _labels(samples: Sequence[Sample], objective: Objective, num_negatives: int) -> Labels:
-    positive_ids = negative_ids = score_BC = None
-    if objective.needs_positive_ids:
-        positive_ids = torch.tensor([_document_id(sample.positive) for sample in samples])
-    if objective.needs_negative_ids and num_negatives:
-        negative_ids = torch.tensor(
-            [[_document_id(negative) for negative in sample.negatives[:num_negatives]] for sample in samples]
-        )
-    if objective.kind == "soft_label_kl":
-        score_BC = torch.tensor([sample.scores[: 1 + num_negatives] for sample in samples])
-    return Labels(positive_ids, negative_ids, score_BC)
-
-
-def _document_id(content: Content) -> int:
-    return int.from_bytes(document_key(content), "little", signed=True)
 
 
 def _seed(*numbers: int) -> int:

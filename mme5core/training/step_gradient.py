@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mme5core.adapters import weights_at_rest
 from mme5core.backbones.protocol import Features, PictureInputs
@@ -18,7 +17,6 @@ from mme5core.distributed import sum_over_processes
 from mme5core.encoder import Encoder
 from mme5core.encoder.prepare import PreparedBatch
 from mme5core.training.gradcache import Engine, contrastive_backward
-from mme5core.training.objective import Labels, Objective, TaskTemperatures
 from mme5core.training.picture_cache import num_bytes
 from mme5core.training.step_batches import StepBatch
 
@@ -32,9 +30,6 @@ class StepGradient:
 
     engine: Engine
     encoder: Encoder
-    objective: Objective
-    temperatures: TaskTemperatures | None
-    num_negatives: int
     grad_cache: bool
     precision: str
     tower_bytes: int | None
@@ -53,8 +48,8 @@ class StepGradient:
             loss = contrastive_backward(
                 self.engine,
                 prepared,
-                partial(self._share, batch),
-                num_contents=batch.num_rows * (2 + self.num_negatives),
+                batch.share,
+                num_contents=batch.num_contents,
                 num_rows=batch.num_rows,
                 width=self.encoder.dimension,
                 cache=self.grad_cache,
@@ -63,20 +58,6 @@ class StepGradient:
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} at step {step + 1}: lower learning_rate or use float32")
         return loss
-
-    def _share(self, batch: StepBatch, vector_ND: Tensor, rows: slice) -> Tensor:
-        """The share of some rows of the loss, from the vectors of all contents in the order of `contents_of`."""
-        num_rows, num_negatives, device = batch.num_rows, self.num_negatives, vector_ND.device
-        query_BD, positive_BD = vector_ND[:num_rows], vector_ND[num_rows : 2 * num_rows]
-        negative_BKD = vector_ND[2 * num_rows :].view(num_rows, num_negatives, -1) if num_negatives else None
-        labels = Labels(
-            *(
-                None if label is None else label.to(device)
-                for label in (batch.labels.positive_ids, batch.labels.negative_ids, batch.labels.scores)
-            )
-        )
-        temperature = None if self.temperatures is None else self.temperatures(batch.tasks)
-        return self.objective.share(query_BD, positive_BD, negative_BKD, labels, rows=rows, temperature=temperature)
 
 
 def with_features(step_batch: StepBatch, encoder: Encoder, autocast: Any, device_bytes: int) -> list[PreparedBatch]:

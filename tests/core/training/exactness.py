@@ -18,6 +18,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 import tests.torchvision_operators  # noqa: F401
 from mme5core import Content, Encoder
 from mme5core.adapters import add_adapter
+from mme5core.training.contrastive import ContrastiveTask
 from mme5core.training.fit import fit
 from mme5core.training.gradcache import PlainEngine
 from mme5core.training.objective import Objective, TaskTemperatures
@@ -171,12 +172,11 @@ def step(setting: Setting) -> Found:
         encoder,
         rows,
         BatchSampler([row.modality_combination for row in rows], range(len(rows)), batch_size=NUM_ROWS, seed=0),
-        objective=setting.objective,
+        task=ContrastiveTask(encoder, setting.objective, NUM_NEGATIVES, temperatures),
         temperatures=temperatures,
         num_steps=setting.num_steps,
         learning_rate=1e-3,
         warmup_ratio=0.0,
-        num_negatives=NUM_NEGATIVES,
         grad_cache=setting.grad_cache,
         tower_once=setting.tower_once,
         chunk_rows=setting.chunk_rows,

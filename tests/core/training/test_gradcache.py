@@ -15,8 +15,8 @@ from mme5core.adapters import add_adapter
 from mme5core.backbones.protocol import Features
 from mme5core.losses import info_nce
 from mme5core.training import step_gradient
+from mme5core.training.contrastive import contents_of
 from mme5core.training.objective import Objective
-from mme5core.training.step_batches import contents_of
 from tests.core.training.exactness import (
     NUM_NEGATIVES,
     NUM_ROWS,
