@@ -67,23 +67,28 @@ def map_samples(
     *,
     num_negatives: int,
     limit: int | None,
+    least_negatives: int | None = None,
     needs_scores: bool = False,
 ) -> Iterator[int | list[Rejected]]:
     """Write the usable samples to `file`; yields the number of rows read so far, and at last the refused ones.
 
-    A sample is refused for fewer negatives than `num_negatives`, an empty content, a picture that cannot be decoded, a
-    text that contains a picture token, a repeated id, a positive among its own negatives, or, with `needs_scores`, a
+    A sample is refused for fewer negatives than `least_negatives`, an empty content, a picture that cannot be decoded,
+    a text that contains a picture token, a repeated id, a positive among its own negatives, or, with `needs_scores`, a
     missing score of the positive or a negative.
 
     Args:
         shards: files by source, in any format of `sample_readers`.
+        num_negatives: most hard negatives of a sample that are kept, of its first ones.
         limit: most rows to read, over all files.
+        least_negatives: None: as many as `num_negatives`.
+        needs_scores: the positive and each negative that is kept must have one in [0, 1].
 
     Raises:
         InputError: a file lacks the columns of a sample.
     """
     refused: list[Rejected] = []
     num_read = 0
+    least = num_negatives if least_negatives is None else least_negatives
     temporary = file.with_name(f".{file.name}")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, MAPPED) as writer:
         for source, files in shards.items():
@@ -93,7 +98,7 @@ def map_samples(
                 num_read += len(batch)
                 kept = []
                 for row in batch:
-                    checked = _check(row, num_negatives, seen, needs_scores)
+                    checked = _check(row, num_negatives, least, seen, needs_scores)
                     if isinstance(checked, Rejected):
                         refused.append(checked)
                     else:
@@ -111,7 +116,9 @@ def _batched(rows: Iterable[Sample | Rejected]) -> Iterator[list[Sample | Reject
         yield batch
 
 
-def _check(row: Sample | Rejected, num_negatives: int, seen: set[str], needs_scores: bool) -> Sample | Rejected:
+def _check(
+    row: Sample | Rejected, num_negatives: int, least_negatives: int, seen: set[str], needs_scores: bool
+) -> Sample | Rejected:
     """The sample, or the reason why training cannot use it."""
     if row.id in seen:
         return Rejected(row.id, "duplicate_id")
@@ -130,12 +137,13 @@ def _check(row: Sample | Rejected, num_negatives: int, seen: set[str], needs_sco
     for text in (*texts, row.instruction or "", row.document_instruction or ""):
         if any(token in text for token in PICTURE_TOKENS):
             return Rejected(row.id, "picture_token_in_text", text[:80])
-    if len(row.negatives) < num_negatives:
-        return Rejected(row.id, "too_few_negatives", f"{len(row.negatives)} of num_negatives={num_negatives}")
+    if len(row.negatives) < least_negatives:
+        return Rejected(row.id, "too_few_negatives", f"{len(row.negatives)} of num_negatives={least_negatives}")
     if document_key(row.positive) in {document_key(negative) for negative in row.negatives[:num_negatives]}:
         return Rejected(row.id, "positive_among_negatives")
-    if needs_scores and not _are_scores(row.scores, 1 + num_negatives):
-        return Rejected(row.id, "no_scores", f"needs {1 + num_negatives} scores in [0, 1]")
+    num_scores = 1 + min(num_negatives, len(row.negatives))
+    if needs_scores and not _are_scores(row.scores, num_scores):
+        return Rejected(row.id, "no_scores", f"needs {num_scores} scores in [0, 1]")
     return row
 
 

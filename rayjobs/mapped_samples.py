@@ -1,4 +1,4 @@
-"""The samples of a job as one mapped file, made once: what `train` and `judge` share."""
+"""The samples of a job as one mapped file, made once: what trainings and `judge` share."""
 
 from __future__ import annotations
 
@@ -21,19 +21,25 @@ def map_once(
     job: str,
     num_negatives: int,
     limit: int | None,
+    least_negatives: int | None = None,
     needs_scores: bool = False,
 ) -> tuple[list[Rejected], int]:
     """Map the samples to a file unless an earlier run has; what was refused, which is kept beside it, and rows read.
 
     Args:
-        sources, num_negatives, limit, needs_scores: see `map_samples`.
+        sources, num_negatives, limit, least_negatives, needs_scores: see `map_samples`.
     """
     refusals = file.parent / "refused.json"
     if not refusals.is_file():
         num_read, refused = 0, list[Rejected]()
         with Progress(f"{job}: reading", 0, "samples") as progress:
             for report in map_samples(
-                sources, file, num_negatives=num_negatives, limit=limit, needs_scores=needs_scores
+                sources,
+                file,
+                num_negatives=num_negatives,
+                least_negatives=least_negatives,
+                limit=limit,
+                needs_scores=needs_scores,
             ):
                 if isinstance(report, list):
                     refused = report

@@ -28,6 +28,7 @@ CORE_LAYERS = (
 )
 JOB_LAYERS = (
     set(JOBS),
+    {"training"},
     {"asking", "embedding", "mapped_samples", "preview_lines"},
     {"folder", "on_ray"},
     {"command"},

@@ -1,12 +1,10 @@
-"""The keys of `train`: its settings, and how the processes run."""
+"""The keys of `train`."""
 
 from __future__ import annotations
 
-from mme5core.settings import key
 from mme5core.training.settings import TrainingSettings
-from rayjobs.command.config import InputJobConfig
+from rayjobs.training import RunConfig
 
 
-class TrainConfig(TrainingSettings, InputJobConfig):
-    use_gpu: bool | None = key(None, "one accelerator per worker; null: if the cluster has any", rows=False)
-    max_failures: int = key(2, "restarts after a lost worker, before the job fails", rows=False, ge=0)
+class TrainConfig(TrainingSettings, RunConfig):
+    pass

@@ -5,7 +5,8 @@ from __future__ import annotations
 from mme5core.sample_readers import open_samples
 from rayjobs.preview_lines import file_lines, output_lines
 from rayjobs.train.config import TrainConfig
-from rayjobs.train.inputs import check, check_batch_size, sources_of, train_folder
+from rayjobs.train.inputs import check, train_folder
+from rayjobs.training import check_batches, sources_of
 
 
 def preview(config: TrainConfig) -> list[str]:
@@ -18,7 +19,7 @@ def preview(config: TrainConfig) -> list[str]:
     check(config)
     rows = sum(open_samples(shard).metadata.num_rows for shard in shards)
     rows = min(rows, config.limit or rows)
-    check_batch_size(config, rows)
+    check_batches(config, rows)
     steps = config.num_steps or max(1, int(config.num_epochs * rows / config.batch_size))
     return [
         *file_lines(shards),

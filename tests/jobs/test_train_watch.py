@@ -12,7 +12,7 @@ import pytest
 from mme5core.progress import Progress
 from mme5core.training.run_files import LOG, SUMMARY
 from rayjobs.folder import JobFolder, Run
-from rayjobs.train.watch import _Watch, read_summary
+from rayjobs.training.watch import _Watch, read_summary
 
 
 def line(step: int, **more: Any) -> str:
@@ -35,7 +35,7 @@ def begin(folder: JobFolder, first_step: int, passed_over: tuple[str, ...] = ())
 def watch_of(folder: JobFolder) -> tuple[_Watch, io.StringIO, Progress]:
     stream = io.StringIO()
     progress = Progress("train", 9, "steps", stream=stream)
-    return _Watch(folder, progress), stream, progress
+    return _Watch(folder, progress, "train"), stream, progress
 
 
 def test_a_fresh_run_goes_on_nowhere(folder: JobFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_each_byte_of_the_log_is_read_once(folder: JobFolder, monkeypatch: pytes
     begin(folder, 0)
     watch, _, _ = watch_of(folder)
     seen: list[int] = []
-    monkeypatch.setattr("rayjobs.train.watch.whole_lines", lambda text: seen.append(len(text)) or [])
+    monkeypatch.setattr("rayjobs.training.watch.whole_lines", lambda text: seen.append(len(text)) or [])
     for step in range(1, 30):
         with (folder.path / LOG).open("a") as log:
             log.write(line(step))

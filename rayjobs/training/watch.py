@@ -19,9 +19,9 @@ POLL_EVERY_S = 0.5
 
 
 @contextlib.contextmanager
-def watched(folder: JobFolder, num_steps: int) -> Iterator[None]:
+def watched(folder: JobFolder, num_steps: int, job: str) -> Iterator[None]:
     """Within it a thread shows the progress."""
-    with Progress("train", num_steps, "steps") as progress, called_every(POLL_EVERY_S, _Watch(folder, progress)):
+    with Progress(job, num_steps, "steps") as progress, called_every(POLL_EVERY_S, _Watch(folder, progress, job)):
         yield
 
 
@@ -61,9 +61,9 @@ class _LogTail:
 class _Watch:
     """Shows what trains, once that is known, and each step that the log has."""
 
-    def __init__(self, folder: JobFolder, progress: Progress) -> None:
+    def __init__(self, folder: JobFolder, progress: Progress, job: str) -> None:
         self._tail, self._summary = _LogTail(folder.path / LOG), folder.work / SUMMARY
-        self._progress = progress
+        self._progress, self._job = progress, job
         self._first_step: int | None = None  # once a process has begun: until then the log is a killed run's
         self._skipped: set[int] = set()
 
@@ -76,10 +76,13 @@ class _Watch:
                 continue
             if step.get("is_skipped") and step["step"] not in self._skipped:
                 self._skipped.add(step["step"])
-                _say(f"step {step['step']:,} is skipped: its gradient is NaN or infinite")
+                self._say(f"step {step['step']:,} is skipped: its gradient is NaN or infinite")
             self._progress.update(
                 step["step"], f"loss {step['loss']:.3f}, {step['rows'] / max(step['seconds'], 1e-9):.0f} rows/s"
             )
+
+    def _say(self, line: str) -> None:
+        print(f"{self._job}: {line}", file=sys.stderr, flush=True)
 
     def _begin(self) -> bool:
         """Say what trains and from where, if a process has written it by now."""
@@ -89,18 +92,14 @@ class _Watch:
             return False
         self._first_step = summary["first_step"]
         for problem in summary["passed_over"]:
-            _say(problem)
-        _say(_described(summary))
+            self._say(problem)
+        self._say(_described(summary))
         if self._first_step:
-            _say(f"going on after step {self._first_step:,}, from its checkpoint")
+            self._say(f"going on after step {self._first_step:,}, from its checkpoint")
         elif summary["passed_over"]:
-            _say("no whole checkpoint is left: training from the beginning")
+            self._say("no whole checkpoint is left: training from the beginning")
         self._progress.restart(self._first_step or 0)
         return True
-
-
-def _say(line: str) -> None:
-    print(f"train: {line}", file=sys.stderr, flush=True)
 
 
 def _described(summary: dict[str, Any]) -> str:

@@ -1,0 +1,12 @@
+"""The keys of every training run: its settings, and how the processes run."""
+
+from __future__ import annotations
+
+from mme5core.settings import key
+from mme5core.training.settings import RunSettings
+from rayjobs.command.config import InputJobConfig
+
+
+class RunConfig(RunSettings, InputJobConfig):
+    use_gpu: bool | None = key(None, "one accelerator per worker; null: if the cluster has any", rows=False)
+    max_failures: int = key(2, "restarts after a lost worker, before the job fails", rows=False, ge=0)
