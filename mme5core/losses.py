@@ -112,25 +112,73 @@ def soft_label_kl(
     Raises:
         ValueError: temperature not above 0, shapes that do not fit, or an unknown divergence.
     """
-    _check_temperature(temperature)
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence {divergence!r}; known: {', '.join(DIVERGENCES)}")
-    if candidate_BCD.shape[:2] != score_BC.shape or candidate_BCD.shape[::2] != query_BD.shape:
-        raise ValueError(
-            f"shapes do not fit: query {tuple(query_BD.shape)}, candidates {tuple(candidate_BCD.shape)}, "
-            f"scores {tuple(score_BC.shape)}"
-        )
-    part = slice(None) if rows is None else rows
-    temperature_R1 = _per_row(temperature, query_BD)[part, None]
-    similarity_RC = torch.einsum("bd,bcd->bc", query_BD[part], candidate_BCD[part])
-    p_RC = (_at_least_float32(similarity_RC) / temperature_R1).softmax(dim=1)
-    q_RC = (score_BC[part].to(p_RC.dtype) / temperature_R1).softmax(dim=1)
+    logits_RC, temperature_R1 = _own_logits(query_BD, candidate_BCD, score_BC, temperature, rows)
+    p_RC = logits_RC.softmax(dim=1)
+    q_RC = (_part(score_BC, rows).to(p_RC.dtype) / temperature_R1).softmax(dim=1)
     log_p_RC, log_q_RC = (p_RC + eps).log(), (q_RC + eps).log()
     if divergence == "jensen_shannon":
         log_m_RC = (0.5 * (p_RC + q_RC) + eps).log()
         return 0.5 * (p_RC * (log_p_RC - log_m_RC) + q_RC * (log_q_RC - log_m_RC)).sum() / len(query_BD)
     # KL(P||Q) + KL(Q||P) = sum (P - Q) (log P - log Q)
     return 0.5 * ((p_RC - q_RC) * (log_p_RC - log_q_RC)).sum() / len(query_BD)
+
+
+def distillation(
+    query_BD: Tensor,
+    candidate_BCD: Tensor,
+    score_BC: Tensor,
+    *,
+    temperature: float | Tensor,
+    teacher_temperature: float = 1.0,
+    symmetric: bool = False,
+    rows: slice | None = None,
+) -> Tensor:
+    """Divergence of similarities from a reranker's distribution over each query's candidates, the mean over queries.
+
+    KL(Q || P) with P = softmax(similarity / temperature) and Q = softmax(score / teacher_temperature), as the
+    third stage of Qwen3-VL-Embedding distils its reranker; symmetric: 0.5 (KL(P || Q) + KL(Q || P)).
+    Computed from logarithms of softmax, without a floor: scores of a reranker are logits, and differ by a few units.
+
+    Args:
+        candidate_BCD: unit vectors of each query's own candidates.
+        score_BC: the reranker's log-odds or logits, any finite numbers.
+        temperature: divides similarities; one for all, or one for each query [B].
+        rows: return only the share of these rows: the sum of their losses / B. No row depends on another.
+
+    Raises:
+        ValueError: a temperature not above 0, or shapes that do not fit.
+    """
+    _check_temperature(teacher_temperature)
+    logits_RC, _ = _own_logits(query_BD, candidate_BCD, score_BC, temperature, rows)
+    log_p_RC = logits_RC.log_softmax(dim=1)
+    log_q_RC = (_part(score_BC, rows).to(log_p_RC.dtype) / teacher_temperature).log_softmax(dim=1)
+    weight_RC = 0.5 * (log_q_RC.exp() - log_p_RC.exp()) if symmetric else log_q_RC.exp()
+    return (weight_RC * (log_q_RC - log_p_RC)).sum() / len(query_BD)
+
+
+def _own_logits(
+    query_BD: Tensor, candidate_BCD: Tensor, score_BC: Tensor, temperature: float | Tensor, rows: slice | None
+) -> tuple[Tensor, Tensor]:
+    """Similarities with each query's own candidates over the temperature [R, C], and the temperature [R, 1].
+
+    Raises:
+        ValueError: temperature not above 0, or shapes that do not fit.
+    """
+    _check_temperature(temperature)
+    if candidate_BCD.shape[:2] != score_BC.shape or candidate_BCD.shape[::2] != query_BD.shape:
+        raise ValueError(
+            f"shapes do not fit: query {tuple(query_BD.shape)}, candidates {tuple(candidate_BCD.shape)}, "
+            f"scores {tuple(score_BC.shape)}"
+        )
+    temperature_R1 = _part(_per_row(temperature, query_BD), rows)[:, None]
+    similarity_RC = torch.einsum("bd,bcd->bc", _part(query_BD, rows), _part(candidate_BCD, rows))
+    return _at_least_float32(similarity_RC) / temperature_R1, temperature_R1
+
+
+def _part(tensor: Tensor, rows: slice | None) -> Tensor:
+    return tensor if rows is None else tensor[rows]
 
 
 def matryoshka(

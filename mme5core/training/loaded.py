@@ -125,6 +125,7 @@ def objective_of(settings: TrainingSettings) -> Objective:
         divergence=loss.divergence,
         eps=loss.eps,
         in_batch_weight=loss.in_batch_weight,
+        teacher_temperature=loss.teacher_temperature,
     )
 
 

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mme5core.losses import Divergence, Margin, Negatives, info_nce, matryoshka, soft_label_kl
+from mme5core.losses import Divergence, Margin, Negatives, distillation, info_nce, matryoshka, soft_label_kl
 
-Kind = Literal["info_nce", "soft_label_kl"]
+Kind = Literal["info_nce", "soft_label_kl", "distillation"]
 TEMPERATURES = "temperatures/"
-KINDS: tuple[Kind, ...] = ("info_nce", "soft_label_kl")
+KINDS: tuple[Kind, ...] = ("info_nce", "soft_label_kl", "distillation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Objective:
     """A loss with its settings, which `losses` documents.
 
     Args:
-        in_batch_weight: of InfoNCE over the batch, which is added to soft labels. These compare a query with its own
-            candidates only; U-MARVEL found that hard negatives alone train badly.
+        in_batch_weight: of InfoNCE over the batch, which is added to soft labels and distillation. These compare a
+            query with its own candidates only; U-MARVEL found that hard negatives alone train badly.
 
     Raises:
         ValueError: an unknown kind.
@@ -49,6 +49,7 @@ class Objective:
     divergence: Divergence = "symmetric_kl"
     eps: float = 1e-8
     in_batch_weight: float = 0.0
+    teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -91,8 +92,8 @@ class Objective:
         divisor = self.temperature if temperature is None else temperature
 
         def loss(query_BD: Tensor, positive_BD: Tensor, negative_BKD: Tensor | None) -> Tensor:
-            if self.kind == "soft_label_kl":
-                soft = self._soft_labels(query_BD, positive_BD, negative_BKD, labels, divisor, rows)
+            if self.needs_scores:
+                soft = self._own_candidates(query_BD, positive_BD, negative_BKD, labels, divisor, rows)
                 if not self.in_batch_weight:
                     return soft
                 return soft + self.in_batch_weight * in_batch(query_BD, positive_BD, negative_BKD)
@@ -118,7 +119,7 @@ class Objective:
             return loss(query_BD, positive_BD, negative_BKD)
         return matryoshka(loss, query_BD, positive_BD, negative_BKD, dims=self.matryoshka_dims)
 
-    def _soft_labels(
+    def _own_candidates(
         self,
         query_BD: Tensor,
         positive_BD: Tensor,
@@ -128,16 +129,37 @@ class Objective:
         rows: slice,
     ) -> Tensor:
         if negative_BKD is None or labels.scores is None:
-            raise ValueError("loss soft_label_kl needs hard negatives with a judge's scores")
+            raise ValueError(f"loss {self.kind} needs hard negatives with scores")
+        candidate_BCD = torch.cat([positive_BD[:, None], negative_BKD], dim=1)
+        if self.kind == "distillation":
+            return distillation(
+                query_BD,
+                candidate_BCD,
+                log_odds(labels.scores),
+                temperature=temperature,
+                teacher_temperature=self.teacher_temperature,
+                symmetric=self.symmetric,
+                rows=rows,
+            )
         return soft_label_kl(
             query_BD,
-            torch.cat([positive_BD[:, None], negative_BKD], dim=1),
+            candidate_BCD,
             labels.scores,
             temperature=temperature,
             eps=self.eps,
             divergence=self.divergence,
             rows=rows,
         )
+
+
+def log_odds(share: Tensor) -> Tensor:
+    """Of shares in [0, 1], as samples store a reranker's scores; those of 0 and 1 stay finite.
+
+    >>> log_odds(torch.tensor([0.5, 0.75])).exp().tolist()
+    [1.0, 3.0]
+    """
+    smallest = torch.finfo(torch.float32).eps
+    return torch.logit(share.double().clamp(smallest, 1 - smallest)).to(share.dtype)
 
 
 class TaskTemperatures(nn.Module):

@@ -29,17 +29,25 @@ class LoraSettings(Section):
 
 
 class LossSettings(Section):
-    kind: Literal["info_nce", "soft_label_kl"] = key(
-        "info_nce", "InfoNCE; or the divergence from a judge's scores (UniME-V2), which samples must bring"
+    kind: Literal["info_nce", "soft_label_kl", "distillation"] = key(
+        "info_nce",
+        "InfoNCE; or the divergence from the scores that samples bring: of a judge as UniME-V2 has it, or of a "
+        "reranker's distribution over the candidates",
     )
+    teacher_temperature: float = key(1.0, "of distillation: divides the reranker's log-odds", gt=0, added_later=True)
     divergence: Literal["symmetric_kl", "jensen_shannon"] = key(
         "symmetric_kl", "of soft labels: as UniME-V2's code has it, or the one that its paper names", added_later=True
     )
     eps: float = key(1e-8, "of soft labels: added to shares within logarithms", gt=0, added_later=True)
     in_batch_weight: float = key(
-        0.0, "of InfoNCE over the batch beside soft labels; 0: a query's own candidates only", ge=0, added_later=True
+        0.0,
+        "of InfoNCE over the batch beside soft labels or distillation; 0: a query's own candidates only",
+        ge=0,
+        added_later=True,
     )
-    symmetric: bool = key(False, "InfoNCE from document to query too, the mean of both")
+    symmetric: bool = key(
+        False, "InfoNCE from document to query too, the mean of both; distillation: both directions of the divergence"
+    )
     hardness: float = key(0.0, "weight of near negatives, exp(hardness x similarity); 9 in LLaVE", ge=0)
     margin: float | None = key(
         None, "leave out negatives as similar as the positive less this; null: none", ge=-2, le=2

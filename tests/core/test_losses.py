@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, multiprocessing
 
-from mme5core.losses import Margin, Negatives, info_nce, matryoshka, soft_label_kl
+from mme5core.losses import Margin, Negatives, distillation, info_nce, matryoshka, soft_label_kl
 
 Array = NDArray[np.float64]
 B, K, C, D = 4, 2, 3, 5
@@ -349,6 +349,50 @@ def test_scores_of_0_and_1_give_a_finite_loss_with_the_numeric_gradient(divergen
     assert bool(torch.isfinite(single))
 
 
+def slow_distillation(
+    query: np.ndarray, candidate: np.ndarray, score: np.ndarray, temperature: float, teacher: float, symmetric: bool
+) -> float:
+    total = 0.0
+    for q_D, c_CD, s_C in zip(query, candidate, score, strict=True):
+        p, q = (np.exp(x) / np.exp(x).sum() for x in (c_CD @ q_D / temperature, s_C / teacher))
+        forward, backward = (q * np.log(q / p)).sum(), (p * np.log(p / q)).sum()
+        total += 0.5 * (forward + backward) if symmetric else forward
+    return total / len(query)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_distillation_is_its_formula_with_the_numeric_gradient(symmetric: bool) -> None:
+    score = 9 * SCORE - 4  # logits, of both signs
+    query, candidate, scores = tensors(QUERY, CANDIDATE, score)
+    loss = distillation(query, candidate, scores, temperature=0.3, teacher_temperature=2.0, symmetric=symmetric)
+    assert loss.item() == pytest.approx(slow_distillation(QUERY, CANDIDATE, score, 0.3, 2.0, symmetric), rel=1e-9)
+    loss.backward()
+    assert query.grad is not None and candidate.grad is not None
+    of_query = numeric_gradient(lambda a: slow_distillation(a, CANDIDATE, score, 0.3, 2.0, symmetric), QUERY)
+    of_candidate = numeric_gradient(lambda a: slow_distillation(QUERY, a, score, 0.3, 2.0, symmetric), CANDIDATE)
+    np.testing.assert_allclose(query.grad.numpy(), of_query, atol=1e-7)
+    np.testing.assert_allclose(candidate.grad.numpy(), of_candidate, atol=1e-7)
+    shares = [
+        distillation(
+            *tensors(QUERY, CANDIDATE, score),
+            temperature=0.3,
+            teacher_temperature=2.0,
+            symmetric=symmetric,
+            rows=slice(row, row + 1),
+        ).item()
+        for row in range(B)
+    ]
+    assert sum(shares) == pytest.approx(loss.item(), rel=1e-9)
+
+
+def test_distillation_of_sure_scores_is_finite() -> None:
+    score = np.where(np.arange(SCORE.size) % 2, 40.0, -40.0).reshape(SCORE.shape)
+    query, candidate, scores = tensors(QUERY, CANDIDATE, score)
+    loss = distillation(query.float(), candidate.float(), scores.float(), temperature=0.02, symmetric=True)
+    loss.backward()
+    assert query.grad is not None and bool(torch.isfinite(loss)) and bool(torch.isfinite(query.grad).all())
+
+
 def test_similarities_that_equal_the_scores_cost_nothing() -> None:
     similarity = np.einsum("bd,bcd->bc", QUERY, CANDIDATE)
     assert soft_label_kl(*tensors(QUERY, CANDIDATE, similarity), temperature=0.02).item() == pytest.approx(0, abs=1e-12)
@@ -368,6 +412,8 @@ def test_a_temperature_that_is_not_above_0_is_refused(temperature: float) -> Non
         info_nce(*tensors(QUERY, POSITIVE), temperature=temperature)
     with pytest.raises(ValueError, match=f"temperature must be > 0, got {temperature}"):
         soft_label_kl(*tensors(QUERY, CANDIDATE, SCORE), temperature=temperature)
+    with pytest.raises(ValueError, match=f"temperature must be > 0, got {temperature}"):
+        distillation(*tensors(QUERY, CANDIDATE, SCORE), temperature=0.1, teacher_temperature=temperature)
 
 
 def test_shapes_that_do_not_fit_and_unknown_negatives_are_refused() -> None:

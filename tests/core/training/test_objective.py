@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mme5core.losses import info_nce, soft_label_kl
+from mme5core.losses import distillation, info_nce, soft_label_kl
 from mme5core.training.loaded import objective_of
 from mme5core.training.objective import Labels, Objective
 from mme5core.training.settings import LossSettings, TrainingSettings
@@ -39,12 +39,30 @@ def test_soft_labels_take_their_divergence_their_floor_and_a_weight_of_the_batch
     assert objective.needs_positive_ids == (weight > 0)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_distillation_takes_the_log_odds_of_the_stored_scores(symmetric: bool, weight: float) -> None:
+    query, positive, negative, labels = batch()
+    objective = Objective(
+        0.1, kind="distillation", symmetric=symmetric, teacher_temperature=2.0, in_batch_weight=weight
+    )
+    candidates = torch.cat([positive[:, None], negative], dim=1)
+    odds = torch.log(labels.scores / (1 - labels.scores))
+    soft = distillation(query, candidates, odds, temperature=0.1, teacher_temperature=2.0, symmetric=symmetric)
+    in_batch = info_nce(query, positive, negative, temperature=0.1, symmetric=symmetric, rows=ROWS)
+    loss = objective.share(query, positive, negative, labels, rows=ROWS)
+    assert loss.item() == pytest.approx((soft + weight * in_batch).item(), rel=1e-4)
+    sure = Labels(scores=torch.tensor([[1.0, 0.0, 0.0, 1.0]] * 4))
+    assert bool(torch.isfinite(objective.share(query, positive, negative, sure, rows=ROWS)))
+
+
 def test_every_setting_of_the_loss_reaches_the_objective() -> None:
     loss = LossSettings(
         kind="soft_label_kl",
         divergence="jensen_shannon",
         eps=1e-5,
         in_batch_weight=0.25,
+        teacher_temperature=2.0,
         symmetric=True,
         hardness=2.0,
         margin=0.1,
@@ -65,4 +83,5 @@ def test_every_setting_of_the_loss_reaches_the_objective() -> None:
         divergence="jensen_shannon",
         eps=1e-5,
         in_batch_weight=0.25,
+        teacher_temperature=2.0,
     )
