@@ -21,6 +21,7 @@ from torch import nn
 from benchmarks import checkpoints, embedding, full_size
 from benchmarks.run import best_of
 from mme5core.judge import Judge
+from mme5core.judge.answering import AnsweringModel
 from mme5core.judge.local import yes_share
 from mme5core.types import Content
 
@@ -49,7 +50,7 @@ def measure(*, full: bool) -> dict[str, Any]:
     ]
     groups = [list(range(num_pairs))]
     shown = [Content("pair", images=(*query.images, *candidate.images)) for query, candidate in pairs]
-    prompts = [judge._prompts.text(query, candidate, None) for query, candidate in pairs]
+    prompts = [judge._prompts.pair(query, candidate, None) for query, candidate in pairs]
     limits = {"max_batch_rows": batch_size, "max_batch_tokens": 1 << 16}
     prepared = list(judge._batches(groups, shown, prompts, limits, None))
     last: dict[str, np.ndarray] = {"bare": np.zeros(num_pairs, np.float32)}
@@ -114,7 +115,7 @@ def _full_size() -> Judge:
     encoder = full_size.qwen2_vl_2b()
     width = encoder.dimension
     head = nn.Linear(width, encoder.module.model.config.get_text_config().vocab_size, bias=False)
-    return Judge(encoder.module.model, head.to("cuda", torch.bfloat16), encoder.backbone)
+    return Judge(AnsweringModel(encoder.module.model, head.to("cuda", torch.bfloat16), encoder.backbone))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from mme5core.encoder.module import EmbeddingModel
 from mme5core.encoder.prepare import PreparedBatch, prepare_batches, prepare_picture, sizes_of
 from mme5core.encoder.saving import save_model
 from mme5core.images import BadImage
-from mme5core.model_folder import config_width
+from mme5core.model_folder import config_width, stored_settings
 from mme5core.prompt_styles import DEFAULT_STYLE, check_style, render
 from mme5core.types import Content
 
@@ -86,8 +86,10 @@ class Encoder:
         Raises:
             ValueError: no model at `path`, no tokenizer or image processor beside it, an unknown family, dtype or
                 style, a base that is not the one the adapter was trained on, an adapter that does not fit the model,
-                or a weight that is NaN or infinite.
+                or a weight that is NaN or infinite; or the model is a reranker.
         """
+        if stored_settings(path, adapter).get("kind") == "reranker":
+            raise ValueError(f"the model at {str(adapter or path)!r} is a reranker, which embeds nothing: see rerank")
         loaded = load_model(
             path,
             adapter=adapter,

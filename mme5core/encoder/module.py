@@ -18,10 +18,15 @@ _MAX_TOWER_VALUES = {"cpu": 1 << 20, "accelerator": 1 << 26}
 
 
 class EmbeddingModel(nn.Module):
-    """The base model as a module that computes unit vectors."""
+    """The base model as a module that computes unit vectors.
 
-    def __init__(self, model: nn.Module, backbone: Backbone) -> None:
+    Args:
+        normalize: False: the states themselves, as answers are read from.
+    """
+
+    def __init__(self, model: nn.Module, backbone: Backbone, *, normalize: bool = True) -> None:
         super().__init__()
+        self.normalize = normalize
         self.model = model
         self.backbone = backbone
 
@@ -37,7 +42,8 @@ class EmbeddingModel(nn.Module):
     def embed_batch(self, batch: PreparedBatch) -> Tensor:
         """The vectors of one batch, which may lie in host memory: float32 [B, D], unit length."""
         # float32: a unit vector rounded to bfloat16 has ties that the metrics would count as misses.
-        return F.normalize(self.states(batch).float(), dim=-1)
+        states = self.states(batch).float()
+        return F.normalize(states, dim=-1) if self.normalize else states
 
     def states(self, batch: PreparedBatch) -> Tensor:
         """The pooled states of one batch, [B, D] in the model's dtype: vectors before they get unit length."""

@@ -1,4 +1,4 @@
-"""The prompt of a judge: a query, a candidate, and a question that is answered with Yes or No."""
+"""The prompts of judges and rerankers: a query, one candidate or several, and a question about them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from mme5core.types import Content
 
 YES, NO = "Yes", "No"
 QUESTION = f"Does the candidate meet what the query asks for? Answer {YES} or {NO}."
-_QUERY, _CANDIDATE = "Query:\n", "\n\nCandidate:\n"
+LIST_QUESTION = "Which candidate best meets what the query asks for? Answer with its number in parentheses."
+_QUERY, _CANDIDATE, _CANDIDATES = "Query:\n", "\n\nCandidate:\n", "\n\nCandidates:\n"
 
 
 def parts_of(query: Content, candidate: Content, instruction: str | None) -> list[str | None]:
@@ -30,6 +31,28 @@ def parts_of(query: Content, candidate: Content, instruction: str | None) -> lis
             f"{candidate.text or ''}\n\n{QUESTION}",
         ]
     )
+
+
+def parts_of_list(query: Content, candidates: Sequence[Content], instruction: str | None) -> list[str | None]:
+    r"""The prompt that asks for one of several candidates, in parts as `parts_of`.
+
+    >>> parts_of_list(Content("a cat"), [Content(image="b.jpg"), Content("a dog")], None)[:2]
+    ['Query:\na cat\n\nCandidates:\n(1) ', None]
+    """
+    asked = " ".join(text for text in (instruction, query.text) if text)
+    parts = [_QUERY, *[None] * len(query.images), f"{asked}{_CANDIDATES}"]
+    for number, candidate in enumerate(candidates, start=1):
+        parts += [f"{label_of(number)} ", *[None] * len(candidate.images), f"{candidate.text or ''}\n"]
+    return _joined([*parts, f"\n{LIST_QUESTION}"])
+
+
+def label_of(number: int) -> str:
+    """How a candidate of a list is named, in the prompt and as the answer.
+
+    >>> label_of(3)
+    '(3)'
+    """
+    return f"({number})"
 
 
 def messages_of(parts: Sequence[str | None]) -> list[dict[str, Any]]:
