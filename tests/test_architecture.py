@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-JOBS = ("synth", "train", "embed_corpus", "mine", "judge", "evaluate", "demo")
+JOBS = ("synth", "train", "embed_corpus", "mine", "judge", "rerank", "evaluate", "demo")
 # From the top down; a module imports its own layer or a lower one.
 CORE_LAYERS = (
     {"training", "evaluation", "synthesis", "mining", "reranker", "demo"},
@@ -23,13 +23,13 @@ CORE_LAYERS = (
     {"asking", "corpus", "encoder", "adapters", "losses", "peers", "sample_table"},
     {"backbones", "batching", "parts", "sample_readers", "tables", "prompt_styles", "distributed"},
     {"readers", "metrics", "schemas", "model_folder", "content_key", "vectors", "file_entries"},
-    {"hub", "images", "picture_formats", "languages", "ahead", "embedding_settings", "ownership"},
+    {"hub", "images", "picture_formats", "languages", "ahead", "embedding_settings", "model_settings", "ownership"},
     {"types", "storage", "web", "durable", "progress", "tasks", "settings", "processors", "errors"},
 )
 JOB_LAYERS = (
     set(JOBS),
     {"training"},
-    {"asking", "embedding", "mapped_samples", "preview_lines"},
+    {"asking", "embedding", "mapped_samples", "model_parts", "preview_lines"},
     {"folder", "on_ray"},
     {"command"},
 )

@@ -15,7 +15,7 @@ import pyarrow as pa
 from mme5core.images import BadImage
 from mme5core.judge.plan import JudgePlan
 from mme5core.judge.selection import filled_as_published, select_negatives
-from mme5core.judge.settings import SelectionSettings
+from mme5core.judge.settings import JudgeSettings, SelectionSettings
 from mme5core.parts import NewPart
 from mme5core.sample_readers.ours import to_struct
 from mme5core.sample_table import SampleTable
@@ -45,15 +45,25 @@ class JudgeBlock:
     selection: SelectionSettings
     folder: Path
     seed: int
-    max_batch_rows: int
-    max_batch_tokens: int
+    settings: JudgeSettings
 
-    def work(self, item: Item, judge: Judge, table: SampleTable) -> Item:
+    def load(self, device: str) -> tuple[Judge, SampleTable]:
+        """
+        Raises:
+            ValueError: as `Judge.load`.
+        """
+        from mme5core.judge.local import Judge  # torch, which the driver does not need
+
+        own = self.settings
+        judge = Judge.load(own.model, device, own.dtype, adapter=own.adapter, remote_code=own.remote_code)
+        return judge, SampleTable(self.samples)
+
+    def work(self, item: Item, loaded: tuple[Judge, SampleTable]) -> Item:
         """The report on the samples from "start" to "stop" of an item.
 
         "pairs" are judged ones, "wrong_positives" and "fewer" count samples.
         """
-        counts = Counter[str]()
+        (judge, table), counts = loaded, Counter[str]()
         with NewPart(self.folder, JUDGED) as part:
             for position in range(item["start"], item["stop"]):
                 row = self._judged(position, judge, table, counts)
@@ -90,8 +100,8 @@ class JudgeBlock:
         return judge.scores(
             [(sample.query, content) for content in (sample.positive, *contents)],
             sample.instruction,
-            batch_size=self.max_batch_rows,
-            max_batch_tokens=self.max_batch_tokens,
+            batch_size=self.settings.max_batch_rows,
+            max_batch_tokens=self.settings.max_batch_tokens,
             on_bad=unshown,
         )
 

@@ -1,4 +1,4 @@
-"""Which candidates of each sample are judged: neighbours joined with the samples whose positives they are."""
+"""Which candidates of each query are judged: neighbours joined with queries and candidates."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mme5core.corpus.content_table import positions_of
 from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath
 from mme5core.tables import column_tables
@@ -17,11 +18,11 @@ from mme5core.tables import column_tables
 
 @dataclass(frozen=True, slots=True)
 class JudgePlan:
-    """Candidates by the positions of the samples whose positives they are; mapped, and travels to the workers.
+    """Candidates by their positions; mapped, and travels to the workers.
 
     Args:
-        starts: int64 [samples + 1]: where each sample's candidates begin in the file, nearest first.
-        num_unknown: neighbours of a query or a candidate that is no sample.
+        starts: int64 [samples + 1]: where each query's candidates begin in the file, nearest first.
+        num_unknown: neighbours of a query or a candidate that is not there.
     """
 
     file: Path
@@ -29,26 +30,42 @@ class JudgePlan:
     num_unknown: int
 
     def candidates(self, position: int) -> np.ndarray:
-        """int64: the positions of a sample's candidates, nearest first."""
+        """int64: the positions of a query's candidates, nearest first."""
         low, high = self.starts[position : position + 2]
         if low == high:
             return np.zeros(0, np.int64)
         return np.asarray(np.memmap(self.file, np.int64, "r")[low:high])
 
 
-def plan_judging(ids: pa.Array, files: Sequence[AnyPath], file: Path) -> JudgePlan:
-    """Join neighbours with samples by their ids.
+def named_candidates(query_ids: pa.Array, files: Sequence[AnyPath]) -> pa.Array:
+    """The distinct candidates that the neighbours of some queries name."""
+    names = [pa.array([], pa.string())]
+    for neighbours in files:
+        for table in column_tables(neighbours, NEIGHBOURS, "neighbours"):
+            is_own = pc.is_in(table["query_id"], value_set=query_ids)
+            names.append(pc.unique(table["candidate_id"].filter(is_own)).drop_null())
+    return pc.unique(pa.concat_arrays(names))
+
+
+def plan_judging(
+    ids: pa.Array, files: Sequence[AnyPath], file: Path, candidate_ids: pa.Array | None = None
+) -> JudgePlan:
+    """Join neighbours with queries and candidates by their ids.
 
     Args:
-        ids: of the samples, in their order.
+        ids: of the queries, in their order.
+        candidate_ids: None: the candidates are samples too, of these ids, and none is a candidate of itself.
         files: of neighbours; rows of several sources of one query and candidate count once, at their best rank.
     """
     queries, candidates, ranks = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     num_unknown = 0
     for neighbours in files:
         for table in column_tables(neighbours, NEIGHBOURS, "neighbours"):
-            query, candidate = (_positions(table[name], ids) for name in ("query_id", "candidate_id"))
-            is_known = (query >= 0) & (candidate >= 0) & (query != candidate)
+            query = positions_of(table["query_id"], ids)
+            candidate = positions_of(table["candidate_id"], ids if candidate_ids is None else candidate_ids)
+            is_known = (query >= 0) & (candidate >= 0)
+            if candidate_ids is None:
+                is_known &= query != candidate
             num_unknown += int(((query < 0) | (candidate < 0)).sum())
             queries.append(query[is_known])
             candidates.append(candidate[is_known])
@@ -62,9 +79,3 @@ def plan_judging(ids: pa.Array, files: Sequence[AnyPath], file: Path) -> JudgePl
     order = np.lexsort((candidate, rank, query))
     candidate[order].tofile(file)
     return JudgePlan(file, np.searchsorted(query[order], np.arange(len(ids) + 1)), num_unknown)
-
-
-def _positions(column: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
-    """int64: the place of each entry among the ids; -1 where it is none."""
-    at = pc.index_in(column, value_set=ids, skip_nulls=True)
-    return np.asarray(pc.fill_null(at, -1)).astype(np.int64)

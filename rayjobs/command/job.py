@@ -24,12 +24,14 @@ class Verb:
         run: does it.
         preview: the lines that --dry-run prints behind the configuration.
         needs_output: whether `output` must be set.
+        has_section: whether recipes hold its keys, in a section of its label (`rerank train`).
     """
 
     config: type[JobConfig]
     run: Callable[[Any], Outcome]
     preview: Callable[[Any], list[str]] = preview_nothing
     needs_output: bool = False
+    has_section: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,11 @@ class Job:
         """How people call the verb: `synth`, `synth gallery`."""
         return f"{self.name} {verb}".rstrip()
 
+    def section(self, verb: str) -> str:
+        """Where recipes hold the keys of a verb."""
+        return self.label(verb) if self.verbs[verb].has_section else self.name
+
     def has_own_keys(self, verb: str) -> bool:
-        """Whether the verb has other keys than the job. It then takes what the job wrote as its input."""
-        return self.verbs[verb].config is not self.verbs[""].config
+        """Whether the verb has other keys than the job and no section of its own: its input is what the job wrote."""
+        own = self.verbs[verb]
+        return own.config is not self.verbs[""].config and not own.has_section

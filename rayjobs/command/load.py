@@ -29,7 +29,7 @@ def load_config(job: Job, verb: str, recipe: str | None, overrides: Sequence[str
         InputError: quoting what was typed, and the nearest thing that exists.
     """
     model = job.verbs[verb].config
-    keys = read_section(recipe, job.name) if recipe else {}
+    keys = read_section(recipe, job.section(verb)) if recipe else {}
     if job.has_own_keys(verb):
         keys = {"input": keys["output"]} if "output" in keys else {}
     keys = _with_current_names(keys, model)

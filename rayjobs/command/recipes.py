@@ -12,8 +12,8 @@ import yaml
 from mme5core.errors import InputError
 from rayjobs.command.nearest import nearest
 
-SECTIONS = ("synth", "train", "embed-corpus", "mine", "judge", "rerank", "evaluate", "demo")
-"""The sections that a recipe may have: the jobs, those that are still to come included."""
+SECTIONS = ("synth", "train", "embed-corpus", "mine", "judge", "rerank", "rerank train", "evaluate", "demo")
+"""The sections that a recipe may have: the jobs, and verbs that have their own."""
 
 
 class Loader(yaml.SafeLoader):

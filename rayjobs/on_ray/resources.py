@@ -40,6 +40,8 @@ ASK = Stage("asking", cpus=0.5)
 """Actors that wait for a server's answers."""
 JUDGE = Stage("judging", cpus=1.0, takes_gpus=True)
 """Actors that hold a judge."""
+RERANK = Stage("reranking", cpus=1.0, takes_gpus=True)
+"""Actors that hold a reranker."""
 MINE = Stage("searching", cpus=1.0, takes_gpus=True)
 """Tasks that hold a block of queries and go through all candidates."""
 TRAIN = Stage("training", cpus=1.0, takes_gpus=True)

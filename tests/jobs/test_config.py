@@ -24,6 +24,7 @@ REQUIRED = {
     "embed-corpus": ["input=corpus", "model=base"],
     "mine": ["queries=vectors", "candidates=vectors"],
     "judge": ["input=samples", "neighbours=near"],
+    "rerank": ["input=queries", "neighbours=near"],
     "evaluate": ["benchmark=bench"],
     "demo": [],
 }

@@ -117,6 +117,19 @@ def samples(world: World, knowledge: Knowledge, tmp_path_factory: pytest.TempPat
     return output
 
 
+@pytest.fixture(scope="session")
+def near(samples: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The nearest positives of each sample's query."""
+    folder = tmp_path_factory.mktemp("near")
+    for side in ("query", "target"):
+        ended = run_job("embed-corpus", f"input={samples}", f"side={side}", f"model={base}", f"output={folder / side}")
+        assert ended.code == 0, ended.stderr
+    sets = [f"queries={folder}/query", f"candidates={folder}/target"]
+    ended = run_job("mine", *sets, f"output={folder}/near", "top_k=6")
+    assert ended.code == 0, ended.stderr
+    return folder / "near"
+
+
 def synth_args(world: World, teacher: DemoTeacher, output: Path) -> list[str]:
     return [
         f"input={world.tars}",

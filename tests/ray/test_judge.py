@@ -15,19 +15,6 @@ from tests.ray.conftest import Ended, adds_up, kill_when, read_parts, run_job, t
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def near(samples: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The nearest positives of each sample's query."""
-    folder = tmp_path_factory.mktemp("near")
-    for side in ("query", "target"):
-        ended = run_job("embed-corpus", f"input={samples}", f"side={side}", f"model={base}", f"output={folder / side}")
-        assert ended.code == 0, ended.stderr
-    sets = [f"queries={folder}/query", f"candidates={folder}/target"]
-    ended = run_job("mine", *sets, f"output={folder}/near", "top_k=6")
-    assert ended.code == 0, ended.stderr
-    return folder / "near"
-
-
 def judge(samples: Path, near: Path, base: Path, output: Path, *more: str) -> Ended:
     return run_job(
         "judge", f"input={samples}", f"neighbours={near}", f"judge.model={base}", f"output={output}", "limit=30", *more

@@ -14,7 +14,7 @@ import pytest
 from mme5core.images import BadImage
 from mme5core.judge.judged_parts import JudgeBlock
 from mme5core.judge.plan import plan_judging
-from mme5core.judge.settings import SelectionSettings
+from mme5core.judge.settings import JudgeSettings, SelectionSettings
 from mme5core.sample_readers import read_samples
 from mme5core.sample_readers.ours import to_struct
 from mme5core.sample_table import SampleTable, map_samples
@@ -70,9 +70,11 @@ def judged(
     pq.write_table(pa.Table.from_pylist(neighbours, NEIGHBOURS), folder / "near.parquet")
     plan = plan_judging(table.ids(), [folder / "near.parquet"], folder / "candidates")
     (folder / "parts").mkdir()
-    block = JudgeBlock(folder / "samples.arrow", plan, SelectionSettings(**selection), folder / "parts", 0, 16, 1 << 14)
+    block = JudgeBlock(
+        folder / "samples.arrow", plan, SelectionSettings(**selection), folder / "parts", 0, JudgeSettings()
+    )
     judge = StandIn(score)
-    report = block.work({"part": 0, "start": 0, "stop": len(table)}, judge, table)  # type: ignore[arg-type]
+    report = block.work({"part": 0, "start": 0, "stop": len(table)}, (judge, table))  # type: ignore[arg-type]
     kept = pq.read_table(folder / "parts" / report["file"]["name"])
     assert kept.schema.equals(JUDGED)
     refused = pq.read_table(folder / "parts" / report["refusals"]["name"]).to_pylist()

@@ -136,7 +136,7 @@ def test_a_template_that_does_not_take_pictures_in_parts_is_left_for_the_plain_p
 def test_the_answers_tokens_are_those_that_follow_the_prompt(load: Load) -> None:
     judge = load("llava")
     tokenizer = judge.backbone.tokenizer
-    (yes,), (no,) = PromptWriter(judge.backbone).answer_token_ids(("Yes", "No"))
+    (yes, *_), (no, *_) = PromptWriter(judge.backbone).answer_token_ids(("Yes", "No"))
     assert (yes, no) == (tokenizer("Yes")["input_ids"][1], tokenizer("No")["input_ids"][1])
     with pytest.raises(ValueError, match="begins 'Yes' and 'No' with one token"):
         broken = judge.backbone

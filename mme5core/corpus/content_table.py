@@ -1,0 +1,204 @@
+"""Contents of a corpus by their ids, mapped from disk: those that some ids name, or all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mme5core.content_key import document_key
+from mme5core.corpus.index import id_key
+from mme5core.durable import sync_file, wait_until_seen, write_json
+from mme5core.readers import CorpusRow, ReadOptions, read_rows
+from mme5core.storage import AnyPath, locate
+from mme5core.tasks import Item, Runner, run_here
+from mme5core.types import Content, Rejected
+
+STORED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("images", pa.list_(pa.large_binary())),
+        ("instruction", pa.string()),
+    ]
+)
+ROWS_AT_ONCE = 64
+REPORT = "report.json"
+
+
+class ContentTable:
+    """Contents by position.
+
+    Args:
+        files: of STORED, in their order.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+        tables = [pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files]
+        self._table = pa.concat_tables(tables) if tables else STORED.empty_table()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def ids(self) -> pa.Array:
+        return pa.concat_arrays([pa.array([], pa.string()), *self._table["id"].chunks])
+
+    def id_of(self, position: int) -> str:
+        return str(self._table["id"][position].as_py())
+
+    def content(self, position: int) -> Content:
+        row = self._table.slice(position, 1).to_pylist()[0]
+        return Content(row["text"], images=row["images"] or ())
+
+    def instruction_of(self, position: int) -> str | None:
+        instruction: str | None = self._table["instruction"][position].as_py()
+        return instruction
+
+    def key(self, position: int) -> bytes:
+        """Equal for equal contents."""
+        return document_key(self.content(position))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadContents:
+    """A task: the contents of a shard, into a file of STORED.
+
+    Args:
+        wanted: a file of ids, or None for all rows.
+        limit: most rows to read.
+    """
+
+    folder: Path
+    wanted: Path | None
+    options: ReadOptions
+    limit: int | None = None
+
+    def __call__(self, item: Item) -> Iterator[Item]:
+        """Reports the "file", and the "read" and "refused" rows of the shard."""
+        wanted = None
+        if self.wanted is not None:
+            wait_until_seen(self.wanted.is_file, self.folder)
+            wanted = np.unique(np.load(self.wanted))
+        options = replace(self.options, label=item["label"])
+        rows = islice(read_rows(locate(item["path"]), options), self.limit)
+        file = self.folder / f"{uuid.uuid4().hex}.arrow"  # by chance: a task may run twice at once
+        refused: list[Rejected] = []
+        num_read, waiting = 0, list[Item]()
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, STORED) as writer:
+            for row in rows:
+                num_read += 1
+                if wanted is not None and not _is_in(_key(row.id), wanted):
+                    continue
+                if row.refused is not None:
+                    refused.append(row.refused)
+                    continue
+                waiting.append(_stored(row))
+                if len(waiting) == ROWS_AT_ONCE:
+                    writer.write_table(pa.Table.from_pylist(waiting, STORED))
+                    waiting = []
+            writer.write_table(pa.Table.from_pylist(waiting, STORED))
+        sync_file(file)
+        yield {
+            "shard": item["shard"],
+            "file": file.name,
+            "read": num_read,
+            "refused": [asdict(rejected) for rejected in refused],
+        }
+
+
+def read_contents(
+    shards: Sequence[AnyPath],
+    labels: Sequence[str],
+    folder: Path,
+    *,
+    options: ReadOptions,
+    wanted: pa.Array | None = None,
+    limit: int | None = None,
+    run: Runner = run_here,
+) -> tuple[ContentTable, list[Rejected], int]:
+    """The contents of a corpus, what was refused, and how many rows were read; kept in the folder.
+
+    Args:
+        labels: of the shards, see `readers.shards.labels`.
+        wanted: ids; None: all rows.
+        limit: most rows to read, over all shards in their order.
+    """
+    report = folder / REPORT
+    if not report.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        reports = _read(shards, labels, folder, options, wanted, limit, run)
+        write_json(report, {"shards": sorted(reports, key=lambda one: int(one["shard"]))})
+    reports = json.loads(report.read_text())["shards"]
+    files = [folder / one["file"] for one in reports]
+    for file in files:
+        wait_until_seen(file.is_file, folder)
+    refused = [Rejected(**row) for one in reports for row in one["refused"]]
+    return ContentTable(files), refused, sum(one["read"] for one in reports)
+
+
+def repeated_ids(ids: pa.Array) -> np.ndarray:
+    """bool: which ids have stood before."""
+    first = np.ones(len(ids), np.bool_)
+    if len(ids):
+        codes = ids.dictionary_encode().indices.to_numpy()
+        first[:] = False
+        first[np.unique(codes, return_index=True)[1]] = True
+    return ~first
+
+
+def positions_of(column: pa.ChunkedArray | pa.Array, ids: pa.Array) -> np.ndarray:
+    """int64: the first place of each entry among the ids; -1 where it is none."""
+    at = pc.index_in(column, value_set=ids, skip_nulls=True)
+    return np.asarray(pc.fill_null(at, -1)).astype(np.int64)
+
+
+def _read(
+    shards: Sequence[AnyPath],
+    labels: Sequence[str],
+    folder: Path,
+    options: ReadOptions,
+    wanted: pa.Array | None,
+    limit: int | None,
+    run: Runner,
+) -> list[Item]:
+    ids = None
+    if wanted is not None:
+        ids = folder / "wanted.npy"
+        np.save(ids, np.array([_key(one) for one in wanted.to_pylist()], np.uint64))
+    items: list[Item] = [
+        {"shard": n, "path": str(path), "label": label}
+        for n, (path, label) in enumerate(zip(shards, labels, strict=True))
+    ]
+    if limit is None:
+        return list(run(ReadContents(folder, ids, options), items))
+    reports: list[Item] = []
+    for item in items:
+        left = limit - sum(one["read"] for one in reports)
+        if left <= 0:
+            break
+        reports += run(ReadContents(folder, ids, options, left), [item])
+    return reports
+
+
+def _stored(row: CorpusRow) -> Item:
+    return {"id": row.id, "text": row.text, "images": list(row.pictures), "instruction": row.instruction}
+
+
+def _key(row_id: str) -> int:
+    """Of an id, equal where ids are. Two ids may share one: then a row is kept that nobody asked for."""
+    return int.from_bytes(id_key(row_id)[:8], "little")
+
+
+def _is_in(key: int, sorted_keys: np.ndarray) -> bool:
+    place = int(np.searchsorted(sorted_keys, np.uint64(key)))
+    return place < len(sorted_keys) and int(sorted_keys[place]) == key

@@ -1,0 +1,1 @@
+"""The job `rerank`: candidates of queries in a better order."""
