@@ -17,12 +17,18 @@ NOT_OF_THE_PROTOCOL = (LookupError, TypeError, ValueError, AttributeError)
 
 # Where servers put an answer that is not in `content`: those that parse what a model thinks may take all for thinking.
 _OTHER_FIELDS = ("parsed", "reasoning_content", "reasoning", "thinking")
+MOST_LOGPROB = 1e-3  # rounding may lift a probability above 1
 _OF_THINKING = ("thinking", "reasoning", "redacted_thinking")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back, and what it took: calls and tokens of every request for it, failed ones included."""
+    """What came back, and what it took: calls and tokens of every request for it, failed ones included.
+
+    Args:
+        top_logprobs: tokens and the logarithms of their probabilities at the first position of the answer, where they
+            were asked for and given.
+    """
 
     text: str
     finish_reason: str | None
@@ -31,6 +37,7 @@ class Answer:
     model: str
     calls: int = 1
     form: str = SCHEMA
+    top_logprobs: tuple[tuple[str, float], ...] = ()
 
     def with_tokens(self, estimated_prompt_tokens: Callable[[], int]) -> Answer:
         """The answer, with estimates where the server counts no tokens: a budget in money would else never be spent."""
@@ -48,7 +55,7 @@ class Answer:
 
     def record(self, prompt_sha256: str, seed: int, price: Price | None) -> dict[str, Any]:
         """The answer as the log keeps it."""
-        return {
+        line = {
             "text": self.text,
             "finish_reason": self.finish_reason,
             "model": self.model,
@@ -57,6 +64,7 @@ class Answer:
             "seed": seed,
             "usd": None if price is None else price.of(self.prompt_tokens, self.completion_tokens),
         }
+        return line | ({"top_logprobs": self.top_logprobs} if self.top_logprobs else {})
 
 
 def is_completion(body: Any) -> bool:
@@ -92,7 +100,17 @@ def answer_of(completion: dict[str, Any], model: str, *, calls: int = 1, form: s
         str(completion.get("model") or model),
         calls,
         form,
+        _top_logprobs(choice),
     )
+
+
+def _top_logprobs(choice: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Of the first position; empty where the server gives none, or none that are numbers of at most 0."""
+    try:
+        entries = [(str(e["token"]), float(e["logprob"])) for e in choice["logprobs"]["content"][0]["top_logprobs"]]
+    except NOT_OF_THE_PROTOCOL:
+        return ()
+    return tuple(entry for entry in entries if entry[1] <= MOST_LOGPROB)
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -26,7 +26,14 @@ class Retry:
     reason: str
 
 
-Verdict = Sequence[Row] | Rejected | Retry
+@dataclass(frozen=True, slots=True)
+class Unsuitable:
+    """An answer that shows that this server cannot answer such questions: nothing more must be asked and paid for."""
+
+    reason: str
+
+
+Verdict = Sequence[Row] | Rejected | Retry | Unsuitable
 
 
 class Question(Protocol):

@@ -13,7 +13,7 @@ from mme5core.asking.failures import RequestFailed
 from mme5core.asking.log_file import LogFile, OpenLogFiles
 from mme5core.asking.patience import Patience
 from mme5core.asking.pricing import Price
-from mme5core.asking.question import Question, Retry, verdict_of
+from mme5core.asking.question import Question, Retry, Unsuitable, verdict_of
 from mme5core.asking.request import SEED, TEMPERATURE
 from mme5core.asking.token_usage import Tokens
 from mme5core.errors import BAD_INPUT
@@ -62,7 +62,7 @@ class Recorder:
         verdict = verdict_of(self._question, line, file.record(number))
         tokens = answer.prompt_tokens, answer.completion_tokens
         entry = Entry(number, ANSWERED, answer.calls, *tokens, line["usd"] or 0.0, key, line)
-        if isinstance(verdict, Retry):
+        if isinstance(verdict, Retry | Unsuitable):
             entry = replace(entry, status=FAILED, answer={"reason": "asked_again", "detail": verdict.reason})
         file.write(entry)
         self._patience.answered()
@@ -70,6 +70,11 @@ class Recorder:
         if isinstance(verdict, Retry):
             self._patience.asked_again(verdict.reason)
             return AGAIN
+        if isinstance(verdict, Unsuitable):
+            self._patience.halt(
+                BAD_INPUT, f"{verdict.reason}: {self._patience.role}.base_url={self._patience.base_url}"
+            )
+            return PENDING
         refused = verdict if isinstance(verdict, Rejected) else None
         self._patience.judged(refused)
         return KEPT if refused is None else REFUSED
@@ -78,7 +83,7 @@ class Recorder:
         """Write an answer that another run has paid for; None where it would have to be asked again."""
         line = known.answer | {"usd": None if self._price is None else 0.0}
         verdict = verdict_of(self._question, line, file.record(number))
-        if isinstance(verdict, Retry):
+        if isinstance(verdict, Retry | Unsuitable):
             return None
         file.write(Entry(number, ANSWERED, 0, 0, 0, 0.0, key, line))
         if isinstance(verdict, Rejected):

@@ -54,27 +54,42 @@ class Request:
         seed: for the server's sampling. It is a part of the request's key: equal prompts with other seeds are other
             requests.
         completion_tokens: to expect of the answer, for estimates of the cost.
+        parts: texts and pictures in the order in which they are shown, in place of `user` and `images`, which then
+            repeat them for estimates and keys.
+        top_logprobs: the probabilities of so many tokens at each position of the answer are asked for; 0: none.
     """
 
     system: str
     user: str
     images: Sequence[bytes]
-    schema: dict[str, Any]
+    schema: dict[str, Any] | None
     schema_in_words: str
     seed: int
     schema_name: str = "answer"
     completion_tokens: int = 500
+    parts: Sequence[str | bytes] = ()
+    top_logprobs: int = 0
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[str | bytes], *, top_logprobs: int, seed: int = 0) -> Request:
+        """A request for a first token, from texts and pictures in their order."""
+        text = "\n".join(part for part in parts if isinstance(part, str))
+        images = [part for part in parts if isinstance(part, bytes)]
+        return cls("", text, images, None, "", seed, completion_tokens=1, parts=parts, top_logprobs=top_logprobs)
 
     def body(self, model: str, sampling: Sampling, *, form: str = SCHEMA, limit: str = MAX_TOKENS) -> dict[str, Any]:
         """The body of a chat completion."""
-        content: list[dict[str, Any]] = [{"type": "text", "text": f"{self.user}\n\n{self.schema_in_words}"}]
-        content += [{"type": "image_url", "image_url": {"url": data_url(data)}} for data in self.images]
-        body = {
-            "model": model,
-            "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": content}],
-        } | sampling.fields(limit)
+        parts = self.parts or (f"{self.user}\n\n{self.schema_in_words}", *self.images)
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [_shown(part) for part in parts]}]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self.system})
+        body: dict[str, Any] = {"model": model, "messages": messages} | sampling.fields(limit)
+        if self.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         if SEED not in sampling.omit:
             body.setdefault(SEED, self.seed)
+        if self.schema is None:
+            return body
         if form == SCHEMA:
             schema = {"name": self.schema_name, "strict": True, "schema": self.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -88,6 +103,9 @@ class Request:
         digest = hashlib.sha256(json.dumps([model, fields, self.schema, self.seed]).encode())
         for part in (self.system.encode(), self.user.encode(), *self.images):
             digest.update(hashlib.sha256(part).digest())
+        if self.parts:
+            order = ["picture" if isinstance(part, bytes) else len(part) for part in self.parts]
+            digest.update(json.dumps([order, self.top_logprobs]).encode())
         return digest.hexdigest()[:32]
 
     def prompt_sha256(self) -> str:
@@ -121,6 +139,12 @@ def sendable(data: bytes, max_side: int | None = None) -> bytes:
     if max_side is not None and is_large:
         picture.thumbnail((max_side, max_side))
     return to_jpeg(picture, quality=95)
+
+
+def _shown(part: str | bytes) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": data_url(part)}}
 
 
 def data_url(data: bytes) -> str:

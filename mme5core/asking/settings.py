@@ -15,11 +15,11 @@ OURS |= {"seed", "temperature", "max_tokens", "max_completion_tokens"}
 """Fields of a request that `extra` may not set."""
 
 
-class ServerSettings(Section):
+class Endpoint(Section):
+    """A server and how fast it is asked."""
+
     base_url: str = key("", "OpenAI-compatible endpoint, as http://host:8000/v1; key in OPENAI_API_KEY", rows=False)
     model: str = key("", "model name at the endpoint")
-    temperature: float = key(1.0, "sampling temperature", ge=0)
-    max_answer_tokens: int = key(2048, "longest answer, tokens", ge=1, formerly="max_tokens")
     concurrency: int = key(32, "calls (or batches) in flight per worker", rows=False, ge=1)
     calls_per_batch: int | None = key(
         None,
@@ -36,9 +36,6 @@ class ServerSettings(Section):
     requests_per_minute: float | None = key(None, "over all workers; null: no limit but 429", rows=False, gt=0)
     tokens_per_minute: float | None = key(
         None, "of prompts and answers, over all workers; null: no limit but 429", rows=False, gt=0
-    )
-    form: Literal["json_schema", "json_object", "plain"] | None = key(
-        None, "form in which answers are asked for; null: found out, the strictest that works", rows=False
     )
     extra: dict[str, Any] = key(
         {}, "further fields of each request, as {chat_template_kwargs: {enable_thinking: false}}", added_later=True
@@ -58,10 +55,6 @@ class ServerSettings(Section):
         rows=False,
         path="local",
     )
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.max_answer_tokens, self.extra, tuple(self.omit))
 
     def price(self, prices: PriceSettings) -> Price | None:
         """What the model costs; through the Batch API, where the user gives no price, half of the list price."""
@@ -97,6 +90,20 @@ class ServerSettings(Section):
                 f"'budget.usd' needs 'prices.prompt' and 'prices.completion' (USD per million tokens): the price of "
                 f"{self.model!r} is not known"
             )
+
+
+class ServerSettings(Endpoint):
+    """A server that writes answers."""
+
+    temperature: float = key(1.0, "sampling temperature", ge=0)
+    max_answer_tokens: int = key(2048, "longest answer, tokens", ge=1, formerly="max_tokens")
+    form: Literal["json_schema", "json_object", "plain"] | None = key(
+        None, "form in which answers are asked for; null: found out, the strictest that works", rows=False
+    )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.max_answer_tokens, self.extra, tuple(self.omit))
 
 
 class PriceSettings(Section):

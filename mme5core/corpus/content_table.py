@@ -28,6 +28,7 @@ STORED = pa.schema(
         ("text", pa.string()),
         ("images", pa.list_(pa.large_binary())),
         ("instruction", pa.string()),
+        ("key", pa.binary(8)),  # equal for equal contents
     ]
 )
 ROWS_AT_ONCE = 64
@@ -63,9 +64,10 @@ class ContentTable:
         instruction: str | None = self._table["instruction"][position].as_py()
         return instruction
 
-    def key(self, position: int) -> bytes:
+    def keys(self) -> list[bytes]:
         """Equal for equal contents."""
-        return document_key(self.content(position))
+        keys: list[bytes] = self._table["key"].to_pylist()
+        return keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,10 @@ def _read(
 
 
 def _stored(row: CorpusRow) -> Item:
-    return {"id": row.id, "text": row.text, "images": list(row.pictures), "instruction": row.instruction}
+    pictures = [picture for picture in row.pictures if isinstance(picture, bytes)]
+    assert len(pictures) == len(row.pictures), "pictures at servers are fetched as rows are read"
+    key = document_key(Content(row.text, images=pictures))
+    return {"id": row.id, "text": row.text, "images": pictures, "instruction": row.instruction, "key": key}
 
 
 def _key(row_id: str) -> int:

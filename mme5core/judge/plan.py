@@ -48,13 +48,21 @@ def named_candidates(query_ids: pa.Array, files: Sequence[AnyPath]) -> pa.Array:
 
 
 def plan_judging(
-    ids: pa.Array, files: Sequence[AnyPath], file: Path, candidate_ids: pa.Array | None = None
+    ids: pa.Array,
+    files: Sequence[AnyPath],
+    file: Path,
+    candidate_ids: pa.Array | None = None,
+    *,
+    positive_keys: Sequence[bytes] | None = None,
+    candidate_keys: Sequence[bytes] | None = None,
 ) -> JudgePlan:
     """Join neighbours with queries and candidates by their ids.
 
     Args:
         ids: of the queries, in their order.
         candidate_ids: None: the candidates are samples too, of these ids, and none is a candidate of itself.
+        positive_keys, candidate_keys: of contents (`document_key`). Where both are given, no candidate has the content
+            of its query's positive, and of several with one content only the nearest stays.
         files: of neighbours; rows of several sources of one query and candidate count once, at their best rank.
     """
     queries, candidates, ranks = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
@@ -77,5 +85,22 @@ def plan_judging(
     is_first[1:] = (query[1:] != query[:-1]) | (candidate[1:] != candidate[:-1])
     query, candidate, rank = query[is_first], candidate[is_first], rank[is_first]
     order = np.lexsort((candidate, rank, query))
-    candidate[order].tofile(file)
-    return JudgePlan(file, np.searchsorted(query[order], np.arange(len(ids) + 1)), num_unknown)
+    query, candidate = query[order], candidate[order]
+    if positive_keys is not None and candidate_keys is not None:
+        is_distinct = _distinct(query, candidate, positive_keys, candidate_keys)
+        query, candidate = query[is_distinct], candidate[is_distinct]
+    candidate.tofile(file)
+    return JudgePlan(file, np.searchsorted(query, np.arange(len(ids) + 1)), num_unknown)
+
+
+def _distinct(
+    query: np.ndarray, candidate: np.ndarray, positive_keys: Sequence[bytes], candidate_keys: Sequence[bytes]
+) -> np.ndarray:
+    """bool: which pairs, sorted by query, neither hold the query's positive nor a content of an earlier pair of it."""
+    codes = pa.array([*positive_keys, *candidate_keys], pa.binary()).dictionary_encode().indices.to_numpy()
+    positive_code, candidate_code = codes[: len(positive_keys)][query], codes[len(positive_keys) :][candidate]
+    pairs = np.stack([query, candidate_code.astype(np.int64)], axis=1)
+    is_first = np.zeros(len(query), np.bool_)
+    is_first[np.unique(pairs, axis=0, return_index=True)[1]] = True
+    distinct: np.ndarray = is_first & (candidate_code != positive_code)
+    return distinct

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from mme5core.asking.answer_log import ANSWERED, Entry, entries_of, when_seen
-from mme5core.asking.question import Retry, verdict_of
+from mme5core.asking.question import Retry, Unsuitable, verdict_of
 from mme5core.asking.recorder import AWAY
 from mme5core.images import BadImage
 from mme5core.parts import NewPart
@@ -90,7 +90,8 @@ class WriteSamples:
         verdict = verdict_of(self.question, entry.answer, record)
         if isinstance(verdict, Rejected):
             return verdict
-        if isinstance(verdict, Retry):  # settled by an earlier version, which took it for the model's own answer
+        if isinstance(verdict, Retry | Unsuitable):
+            # settled by an earlier version, which took it for the model's own answer
             return Rejected(record["id"], "unfinished_answer", verdict.reason)
         (parsed,) = verdict
         return seen.check(parsed.sample, planned(record)) or parsed

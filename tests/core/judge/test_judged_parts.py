@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mme5core.images import BadImage
+from mme5core.judge.candidates import ToJudge
 from mme5core.judge.judged_parts import JudgeBlock
+from mme5core.judge.judged_rows import JudgedRows
 from mme5core.judge.plan import plan_judging
 from mme5core.judge.settings import JudgeSettings, SelectionSettings
 from mme5core.sample_readers import read_samples
@@ -68,13 +70,13 @@ def judged(
         for rank, candidate in enumerate(candidates, 1)
     ]
     pq.write_table(pa.Table.from_pylist(neighbours, NEIGHBOURS), folder / "near.parquet")
-    plan = plan_judging(table.ids(), [folder / "near.parquet"], folder / "candidates")
+    keys = {"positive_keys": table.positive_keys, "candidate_keys": table.positive_keys}
+    plan = plan_judging(table.ids(), [folder / "near.parquet"], folder / "candidates", **keys)
     (folder / "parts").mkdir()
-    block = JudgeBlock(
-        folder / "samples.arrow", plan, SelectionSettings(**selection), folder / "parts", 0, JudgeSettings()
-    )
+    to_judge = ToJudge(folder / "samples.arrow", None, plan, 100)
+    block = JudgeBlock(to_judge, JudgedRows(SelectionSettings(**selection), 0), folder / "parts", JudgeSettings())
     judge = StandIn(score)
-    report = block.work({"part": 0, "start": 0, "stop": len(table)}, (judge, table))  # type: ignore[arg-type]
+    report = block.work({"part": 0, "start": 0, "stop": len(table)}, (judge, to_judge.tables()))  # type: ignore[arg-type]
     kept = pq.read_table(folder / "parts" / report["file"]["name"])
     assert kept.schema.equals(JUDGED)
     refused = pq.read_table(folder / "parts" / report["refusals"]["name"]).to_pylist()
