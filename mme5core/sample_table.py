@@ -69,6 +69,7 @@ def map_samples(
     limit: int | None,
     least_negatives: int | None = None,
     needs_scores: bool = False,
+    images: str | None = None,
 ) -> Iterator[int | list[Rejected]]:
     """Write the usable samples to `file`; yields the number of rows read so far, and at last the refused ones.
 
@@ -81,6 +82,7 @@ def map_samples(
         num_negatives: most hard negatives of a sample that are kept, of its first ones.
         limit: most rows to read, over all files.
         least_negatives: None: as many as `num_negatives`.
+        images: the folder that paths of pictures are relative to.
         needs_scores: the positive and each negative that is kept must have one in [0, 1].
 
     Raises:
@@ -93,7 +95,7 @@ def map_samples(
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, MAPPED) as writer:
         for source, files in shards.items():
             seen: set[str] = set()
-            rows = (row for shard in files for row in read_samples(shard))
+            rows = (row for shard in files for row in read_samples(shard, images))
             for batch in _batched(islice(rows, None if limit is None else limit - num_read)):
                 num_read += len(batch)
                 kept = []

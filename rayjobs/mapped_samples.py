@@ -23,11 +23,12 @@ def map_once(
     limit: int | None,
     least_negatives: int | None = None,
     needs_scores: bool = False,
+    images: str | None = None,
 ) -> tuple[list[Rejected], int]:
     """Map the samples to a file unless an earlier run has; what was refused, which is kept beside it, and rows read.
 
     Args:
-        sources, num_negatives, limit, least_negatives, needs_scores: see `map_samples`.
+        sources, num_negatives, limit, least_negatives, needs_scores, images: see `map_samples`.
     """
     refusals = file.parent / "refused.json"
     if not refusals.is_file():
@@ -40,6 +41,7 @@ def map_once(
                 least_negatives=least_negatives,
                 limit=limit,
                 needs_scores=needs_scores,
+                images=images,
             ):
                 if isinstance(report, list):
                     refused = report

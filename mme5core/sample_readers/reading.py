@@ -1,22 +1,26 @@
-"""Samples of a Parquet file, in the format that its columns identify."""
+"""Samples of a file, in the format that its columns identify."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mme5core.errors import InputError, first_line
 from mme5core.images import BadImage
+from mme5core.sample_readers.json_rows import json_rows
+from mme5core.sample_readers.judged import FORMAT as JUDGED
 from mme5core.sample_readers.ours import FORMAT as OURS
 from mme5core.sample_readers.sample_format import PictureFolder, Row, SampleFormat
 from mme5core.storage import Address, AnyPath, locate, parquet_file
 from mme5core.types import Rejected, Sample
 
 # In this order: the first format whose required columns a file has is taken.
-FORMATS: dict[str, SampleFormat] = {"ours": OURS}
+FORMATS: dict[str, SampleFormat] = {"ours": OURS, "judged": JUDGED}
+JSON_SUFFIXES = (".json", ".jsonl")
 ROWS_PER_BATCH = 64
 
 
@@ -39,23 +43,40 @@ def read_samples(
         InputError: the file cannot be read, or lacks the columns of the format, or of every format.
     """
     shard = file if isinstance(file, Address) else locate(os.fspath(file))
-    parquet = open_samples(shard, format)
-    chosen = _format_of(shard, parquet.schema_arrow.names, format)
-    return _samples(shard, parquet, chosen, PictureFolder.at(images))
+    rows, columns = _rows(shard)
+    chosen = _format_of(shard, columns, format)
+    return _samples(shard, rows, chosen, PictureFolder.at(images))
 
 
-def open_samples(file: AnyPath, format: str | None = None) -> pq.ParquetFile:
-    """The opened file, checked to have the columns of a format.
+def count_samples(file: AnyPath) -> int:
+    """How many rows a file has.
 
     Raises:
-        ValueError, InputError: as `read_samples`.
+        InputError: as `read_samples`.
     """
+    rows, columns = _rows(file)
+    _format_of(file, columns, None)
+    return sum(1 for _ in rows) if file.suffix.lower() in JSON_SUFFIXES else int(_opened(file).metadata.num_rows)
+
+
+def _opened(file: AnyPath) -> pq.ParquetFile:
     try:
-        parquet = parquet_file(file)
+        return parquet_file(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file}: cannot be read as Parquet ({first_line(error)})") from None
-    _format_of(file, parquet.schema_arrow.names, format)
-    return parquet
+
+
+def _rows(file: AnyPath) -> tuple[Iterator[Row], Sequence[str]]:
+    """The rows of a file and the names of its columns; of JSON, those of its first row."""
+    if file.suffix.lower() in JSON_SUFFIXES:
+        rows = json_rows(file)
+        first = next(rows, {})
+        return chain([first] if first else [], rows), list(first)
+    parquet = _opened(file)
+    names = parquet.schema_arrow.names
+    known = {column for own in FORMATS.values() for column in (*own.required, *own.optional)}
+    batches = parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=[name for name in names if name in known])
+    return (row for batch in batches for row in batch.to_pylist()), names
 
 
 def _format_of(file: AnyPath, columns: Sequence[str], name: str | None) -> SampleFormat:
@@ -67,24 +88,18 @@ def _format_of(file: AnyPath, columns: Sequence[str], name: str | None) -> Sampl
         if not lacks:
             return known
     nearest = min(missing, key=len)
-    raise InputError(
-        f"{file}: no column {nearest[0]!r}; it has {', '.join(columns)}; known formats: {', '.join(sorted(FORMATS))}"
-    )
+    has = f"it has {', '.join(columns)}" if columns else "it has no rows"
+    raise InputError(f"{file}: no column {nearest[0]!r}; {has}; known formats: {', '.join(sorted(FORMATS))}")
 
 
 def _samples(
-    file: AnyPath, parquet: pq.ParquetFile, chosen: SampleFormat, pictures: PictureFolder | None
+    file: AnyPath, rows: Iterator[Row], chosen: SampleFormat, pictures: PictureFolder | None
 ) -> Iterator[Sample | Rejected]:
-    names = parquet.schema_arrow.names
-    columns = [name for name in (*chosen.required, *chosen.optional) if name in names]
-    place = 0
-    for batch in parquet.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
-        for row in batch.to_pylist():
-            if row.get("id") in (None, ""):
-                row["id"] = f"{file.name}:{place}"
-            row["id"] = str(row["id"])
-            yield _sample(row, chosen, pictures)
-            place += 1
+    for place, row in enumerate(rows):
+        if row.get("id") in (None, ""):
+            row["id"] = f"{file.name}:{place}"
+        row["id"] = str(row["id"])
+        yield _sample(row, chosen, pictures)
 
 
 def _sample(row: Row, chosen: SampleFormat, pictures: PictureFolder | None) -> Sample | Rejected:
@@ -92,5 +107,7 @@ def _sample(row: Row, chosen: SampleFormat, pictures: PictureFolder | None) -> S
         return chosen.to_sample(row, pictures)
     except BadImage as error:
         return Rejected(row["id"], error.reason, error.detail)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except KeyError as error:
+        return Rejected(row["id"], "bad_content", f"no field {error}")
+    except (ValueError, TypeError, AttributeError) as error:
         return Rejected(row["id"], "bad_content", str(error))

@@ -6,11 +6,17 @@ from typing import NoReturn
 
 from rayjobs.command.job import Job, Verb
 from rayjobs.command.main import main as run_command
-from rayjobs.judge import job
-from rayjobs.judge.config import JudgeConfig
+from rayjobs.judge import export, job
+from rayjobs.judge.config import ExportConfig, JudgeConfig
 from rayjobs.judge.preview import preview
 
-JOB = Job("judge", {"": Verb(JudgeConfig, job.run, preview, needs_output=True)})
+JOB = Job(
+    "judge",
+    {
+        "": Verb(JudgeConfig, job.run, preview, needs_output=True),
+        "export": Verb(ExportConfig, export.run, needs_output=True),
+    },
+)
 
 
 def main() -> NoReturn:

@@ -13,6 +13,10 @@ from mme5core.web import ALLOW_HOSTS
 from rayjobs.command.config import InputJobConfig, as_list
 
 
+class ExportConfig(InputJobConfig):
+    images: str | None = key(None, "folder that paths of the samples' pictures start from", path="existing")
+
+
 class JudgeConfig(InputJobConfig):
     neighbours: str = required(
         "candidates as mine writes them: query_id is the id of a sample, candidate_id that of another sample, whose "
@@ -29,6 +33,7 @@ class JudgeConfig(InputJobConfig):
     judge: JudgeSettings = key(JudgeSettings(), "the model that judges")
     select: SelectionSettings = key(SelectionSettings(), "which candidates become hard negatives")
     samples_per_file: int = key(200, "samples of one output file, and what a killed worker may have to do again", ge=1)
+    images: str | None = key(None, "folder that paths of the samples' pictures start from", path="existing")
     pictures: str | None = key(
         None,
         "folder or address that paths of the candidates' pictures start from; null: their file's own folder",

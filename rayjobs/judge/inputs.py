@@ -13,10 +13,6 @@ from rayjobs.folder import JobFolder, job_folder
 from rayjobs.judge.config import JudgeConfig
 
 
-def sample_files(config: JudgeConfig) -> list[AnyPath]:
-    return shards_of(config.input, suffixes=(".parquet",))
-
-
 def neighbour_files(config: JudgeConfig) -> list[AnyPath]:
     return files_with(config.neighbours, NEIGHBOURS, "neighbours")
 

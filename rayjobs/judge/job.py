@@ -19,13 +19,14 @@ from mme5core.judge.plan import named_candidates, plan_judging
 from mme5core.parts import Part
 from mme5core.readers import ReadOptions
 from mme5core.readers.shards import labels
+from mme5core.sample_readers.files import sample_files
 from mme5core.sample_table import SampleTable
 from mme5core.storage import AnyPath
 from mme5core.types import Rejected
 from rayjobs.command.outcome import BAD_INPUT, FAILED, RESUMABLE, Outcome
 from rayjobs.folder import JobFolder, nothing_kept
 from rayjobs.judge.config import JudgeConfig
-from rayjobs.judge.inputs import candidate_shards, judge_folder, neighbour_files, sample_files
+from rayjobs.judge.inputs import candidate_shards, judge_folder, neighbour_files
 from rayjobs.judge.served import Judged, ask_judge
 from rayjobs.mapped_samples import map_once
 from rayjobs.model_parts import write_parts
@@ -39,13 +40,15 @@ def run(config: JudgeConfig) -> Outcome:
         # Workers may start hours apart; the hub's branch may move meanwhile.
         pinned_judge = config.judge.model_copy(update={"model": pinned(config.judge.model)})
         config = config.model_copy(update={"judge": pinned_judge})
-    samples, neighbours, candidates = sample_files(config), neighbour_files(config), candidate_shards(config)
+    samples, neighbours, candidates = sample_files(config.input), neighbour_files(config), candidate_shards(config)
     with judge_folder(config, samples, neighbours, candidates) as folder:
         finished = folder.open()
         if finished:
             return Outcome(finished["counters"], reason="already done")
         file = folder.work / "samples.arrow"
-        refused, num_read = map_once({"input": samples}, file, job="judge", num_negatives=0, limit=config.limit)
+        refused, num_read = map_once(
+            {"input": samples}, file, job="judge", num_negatives=0, limit=config.limit, images=config.images
+        )
         with contextlib.ExitStack() as cluster:
             if candidates:
                 cluster.enter_context(connected())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mme5core.sample_readers import open_samples
+from mme5core.sample_readers import count_samples
 from mme5core.storage import parquet_file
 from rayjobs.preview_lines import file_lines, output_lines
 from rayjobs.rerank.config import RerankConfig, RerankTrainConfig
@@ -39,7 +39,7 @@ def preview_training(config: RerankTrainConfig) -> list[str]:
     sources = sources_of(config)
     shards = [shard for files in sources.values() for shard in files]
     check_training(config)
-    rows = sum(open_samples(shard).metadata.num_rows for shard in shards)
+    rows = sum(count_samples(shard) for shard in shards)
     rows = min(rows, config.limit or rows)
     check_batches(config, rows)
     steps = config.num_steps or max(1, int(config.num_epochs * rows / config.batch_size))

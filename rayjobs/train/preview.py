@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mme5core.sample_readers import open_samples
+from mme5core.sample_readers import count_samples
 from rayjobs.preview_lines import file_lines, output_lines
 from rayjobs.train.config import TrainConfig
 from rayjobs.train.inputs import check, train_folder
@@ -17,7 +17,7 @@ def preview(config: TrainConfig) -> list[str]:
     sources = sources_of(config)
     shards = [shard for files in sources.values() for shard in files]
     check(config)
-    rows = sum(open_samples(shard).metadata.num_rows for shard in shards)
+    rows = sum(count_samples(shard) for shard in shards)
     rows = min(rows, config.limit or rows)
     check_batches(config, rows)
     steps = config.num_steps or max(1, int(config.num_epochs * rows / config.batch_size))

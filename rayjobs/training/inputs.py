@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mme5core.errors import InputError
 from mme5core.model_folder import check_model_files
+from mme5core.sample_readers.files import sample_files
 from mme5core.storage import AnyPath
-from mme5core.tables import shards_of
 from rayjobs.training.config import RunConfig
 
 Sources = dict[str, list[AnyPath]]
@@ -13,7 +13,7 @@ Sources = dict[str, list[AnyPath]]
 
 
 def sources_of(config: RunConfig) -> Sources:
-    return {f"input[{place}]": shards_of([entry], suffixes=(".parquet",)) for place, entry in enumerate(config.input)}
+    return {f"input[{place}]": sample_files([entry]) for place, entry in enumerate(config.input)}
 
 
 def check_run(config: RunConfig) -> None:

@@ -62,6 +62,7 @@ def run_training(
         least_negatives=least_negatives,
         limit=config.limit,
         needs_scores=needs_scores,
+        images=config.images,
     )
     samples = SampleTable(folder.work / SAMPLES_FILE)
     steps = _count_steps(config, samples, refused, job)

@@ -15,7 +15,7 @@ import pytest
 
 from mme5core.schemas import NEIGHBOURS
 from tests.core.asking.server import Reply, Served
-from tests.ray.conftest import Ended, adds_up, kill_when, read_parts, run_job
+from tests.ray.conftest import Ended, adds_up, kill_when, read_parts, run_job, train_args
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -126,3 +126,23 @@ def test_candidates_may_be_rows_of_a_corpus(samples: Path, near: Path, server: S
     assert counters["unknown_neighbours"] == 2 and counters["refused"] == {"no_candidate": 1}
     for row in read_parts(tmp_path / "out"):
         assert set(row["negative_ids"]) <= {"a", "b"} and len(row["negatives"]) == len(row["scores"]) - 1
+
+
+def test_judged_samples_are_exported_as_unime_v2_has_them_and_train_from_there(
+    samples: Path, near: Path, base: Path, server: Served, tmp_path: Path
+) -> None:
+    assert judge(samples, near, server, tmp_path / "judged", "select.fill=published", "select.count=2").code == 0
+    ended = run_job("judge", "export", f"input={tmp_path}/judged", f"output={tmp_path}/export")
+    assert ended.code == 0, ended.stderr
+    rows = json.loads((tmp_path / "export" / "train_data_scores.json").read_text())
+    judged = read_parts(tmp_path / "judged")
+    assert len(rows) == len(judged) == ended.summary["counters"]["kept"]
+    for row, own in zip(rows, judged, strict=True):
+        assert [row["query_pos_scores"], *row["hard_negatives_scores"]] == own["scores"]
+        assert bool(row["pos_image"]) == (own["positive"]["image"] is not None)
+    more = [f"images={tmp_path}/export", "num_negatives=2", "loss.kind=soft_label_kl", "num_steps=2", "batch_size=8"]
+    arguments = [entry for entry in train_args(tmp_path, base, tmp_path / "run") if not entry.startswith("batch_size")]
+    arguments[0] = f"input={tmp_path}/export/train_data_scores.json"
+    ended = run_job("train", *arguments, *more)
+    assert ended.code == 0, ended.stderr
+    assert adds_up(tmp_path / "run")["read"] == len(rows)

@@ -138,7 +138,7 @@ def test_a_picture_that_is_missing_or_outside_the_folder_is_refused(tmp_path: Pa
 
 def test_an_unknown_format_is_a_value_error_that_lists_the_known(tmp_path: Path) -> None:
     file = write(tmp_path / "s.parquet", [row("a", {"text": "one"})])
-    with pytest.raises(ValueError, match=r"unknown format of samples 'tevatronn'; known: \['ours'"):
+    with pytest.raises(ValueError, match=r"unknown format of samples 'tevatronn'; known: \['judged', 'ours'"):
         read_samples(file, format="tevatronn")
 
 
