@@ -6,11 +6,17 @@ from typing import NoReturn
 
 from rayjobs.command.job import Job, Verb
 from rayjobs.command.main import main as run_command
-from rayjobs.mine import job
-from rayjobs.mine.config import MineConfig
+from rayjobs.mine import export, job
+from rayjobs.mine.config import ExportConfig, MineConfig
 from rayjobs.mine.preview import preview
 
-JOB = Job("mine", {"": Verb(MineConfig, job.run, preview, needs_output=True)})
+JOB = Job(
+    "mine",
+    {
+        "": Verb(MineConfig, job.run, preview, needs_output=True),
+        "export": Verb(ExportConfig, export.run, needs_output=True),
+    },
+)
 
 
 def main() -> NoReturn:

@@ -55,3 +55,26 @@ class MineConfig(JobConfig):
         if not entries or not all(entries):
             raise ValueError("no vectors given")
         return entries
+
+
+class ExportConfig(JobConfig):
+    samples: list[str] = required(
+        "the samples whose ids the neighbours name, as mine's queries and candidates", names_input=True
+    )
+    neighbours: str = required(
+        "as mine writes them: candidate_id is the id of a sample, whose positive becomes a negative",
+        names_input=True,
+        path="existing",
+    )
+    layout: Literal["samples", "mme5", "tuples"] = key(
+        "samples",
+        "samples: as train reads them; mme5: the files of mmE5's hard negatives, lists as text, pictures beside them; "
+        "tuples: sentence-transformers' anchor, positive, negative_1, ...",
+    )
+    num_negatives: int = key(5, "negatives of a sample at most, nearest first; of tuples exactly so many", ge=1)
+    images: str | None = key(None, "folder that paths of the samples' pictures start from", path="existing")
+
+    @field_validator("samples", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, entries: Any) -> Any:
+        return as_list(entries)

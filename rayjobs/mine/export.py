@@ -1,0 +1,161 @@
+"""Samples with mined negatives: mine export samples=samples/ neighbours=near/ output=dataset/ layout=samples"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mme5core.errors import InputError
+from mme5core.judge.candidates import ToJudge
+from mme5core.judge.plan import plan_judging
+from mme5core.progress import Progress
+from mme5core.sample_readers import tuples
+from mme5core.sample_readers.files import sample_files
+from mme5core.sample_readers.ours import to_struct
+from mme5core.sample_table import SampleTable, map_samples
+from mme5core.schemas import JUDGED, NEIGHBOURS
+from mme5core.synthesis.export import HUB, hub_row
+from mme5core.tables import files_with
+from mme5core.types import Rejected, Sample
+from rayjobs.command.outcome import BAD_INPUT, Outcome
+from rayjobs.mine.config import ExportConfig
+
+ROWS_AT_ONCE, ROWS_PER_FILE = 256, 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a sample becomes a row; `row` raises ValueError for one that the layout cannot hold."""
+
+    schema: pa.Schema
+    row: Callable[[Sample, Path], dict[str, Any]]
+
+
+def run(config: ExportConfig) -> Outcome:
+    """Write the samples with mined negatives; the output appears whole or not at all."""
+    if not config.output:
+        raise InputError("'output' is required: the folder to write")
+    output = Path(config.output)
+    if output.exists():
+        raise InputError(f"output {config.output!r} is there already: choose another, or remove it")
+    neighbours = files_with(config.neighbours, NEIGHBOURS, "neighbours")
+    staged, work = (output.with_name(f".{output.name}.{part}") for part in ("staged", "work"))
+    for folder in (staged, work):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    try:
+        refused, num_read = _map(config, work)
+        table = SampleTable(work / "samples.arrow")
+        keys = table.positive_keys
+        plan = plan_judging(table.ids(), neighbours, work / "candidates.int64", positive_keys=keys, candidate_keys=keys)
+        mined = ToJudge(work / "samples.arrow", None, plan, ROWS_PER_FILE)
+        layout = _layout(config, table)
+        num_kept = 0
+        with Progress("mine export", len(table), "samples") as progress:
+            for number, (start, stop) in enumerate(mined.blocks()):
+                rows = _rows(config, mined, layout, range(start, stop), staged, refused)
+                num_kept += _write(staged / f"train-{number:05d}.parquet", layout.schema, rows)
+                progress.update(stop)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    counts = Counter(rejected.reason for rejected in refused)
+    counters = {"read": num_read, "kept": num_kept, "refused": dict(counts), "pending": 0}
+    first = f"{refused[0].id}: {refused[0].reason} {refused[0].detail}" if refused else ""
+    if not num_kept:
+        shutil.rmtree(staged)
+        return Outcome(counters, BAD_INPUT, f"nothing to export; the first, {first}")
+    staged.rename(output)
+    return Outcome(
+        counters, reason=f"done; {len(refused):,} samples are left out, the first {first}" if refused else "done"
+    )
+
+
+def _map(config: ExportConfig, work: Path) -> tuple[list[Rejected], int]:
+    refused, num_read = list[Rejected](), 0
+    sources = {"samples": sample_files(config.samples)}
+    for report in map_samples(
+        sources, work / "samples.arrow", num_negatives=0, limit=config.limit, images=config.images
+    ):
+        if isinstance(report, list):
+            refused = report
+        else:
+            num_read = report
+    return refused, num_read
+
+
+def _layout(config: ExportConfig, table: SampleTable) -> Layout:
+    if config.layout == "samples":
+        return Layout(_OURS, _our_row)
+    if config.layout == "mme5":
+        return Layout(HUB, _hub_row)
+    has_pictures = any("I" in combination for combination in table.combinations)
+    count = config.num_negatives
+
+    def row(sample: Sample, _: Path) -> dict[str, Any]:
+        return tuples.to_row(sample, count, has_pictures=has_pictures)
+
+    return Layout(tuples.schema_of(count, has_pictures=has_pictures), row)
+
+
+def _rows(
+    config: ExportConfig, mined: ToJudge, layout: Layout, positions: range, folder: Path, refused: list[Rejected]
+) -> Iterator[dict[str, Any]]:
+    tables = mined.tables()
+    for position in positions:
+        candidates = mined.plan.candidates(position)[: config.num_negatives]
+        sample = tables.samples[position]
+        if not len(candidates):
+            refused.append(Rejected(sample.id, "no_candidate", "no neighbour of it is the positive of another sample"))
+            continue
+        negatives = tuple(tables.candidate(int(candidate)) for candidate in candidates)
+        try:
+            yield layout.row(replace(sample, negatives=negatives, scores=()), folder)
+        except ValueError as error:
+            refused.append(Rejected(sample.id, "not_of_the_layout", str(error)))
+
+
+def _write(file: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> int:
+    num_rows, waiting = 0, list[dict[str, Any]]()
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for row in rows:
+            waiting.append(row)
+            if len(waiting) == ROWS_AT_ONCE:
+                writer.write_table(pa.Table.from_pylist(waiting, schema))
+                num_rows, waiting = num_rows + len(waiting), []
+        writer.write_table(pa.Table.from_pylist(waiting, schema))
+    return num_rows + len(waiting)
+
+
+_OURS = pa.schema([field for field in JUDGED if field.name not in ("scores", "negative_ids")])
+
+
+def _our_row(sample: Sample, _: Path) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "task": sample.task,
+        "modality_combination": sample.modality_combination,
+        "instruction": sample.instruction,
+        "document_instruction": sample.document_instruction,
+        "query": to_struct(sample.query),
+        "positive": to_struct(sample.positive),
+        "negatives": [to_struct(negative) for negative in sample.negatives],
+    }
+
+
+def _hub_row(sample: Sample, folder: Path) -> dict[str, Any]:
+    row = _our_row(sample, folder)
+    if any(struct["images"] for struct in (row["query"], row["positive"], *row["negatives"])):
+        raise ValueError("the layout takes one picture a content")
+    hub, pictures = hub_row(row)
+    for path, data in pictures.items():
+        if not (folder / path).exists():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+    return hub
