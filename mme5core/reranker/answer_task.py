@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,14 +25,21 @@ from mme5core.reranker.listwise import ListAnswers
 from mme5core.training.step_task import StepRows
 from mme5core.types import Content, Sample
 
+Among = Literal["vocabulary", "answers"]
+
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One prompt, the tokens of the answer that it already has, the token that must follow, and its weight."""
+    """One prompt, the tokens of the answer that it already has, the token that must follow, and its weight.
+
+    Args:
+        allowed: the tokens that may follow, of all answers.
+    """
 
     content: Content
     before: TokenIds
     target: int
+    allowed: TokenIds
     weight: float
 
 
@@ -39,8 +47,8 @@ class AnswerTask:
     """The step task of a reranker (UniME-V2, arXiv 2510.13515, section 3.5).
 
     Pairs: Yes to the positive and No to the hardest negative. Lists: the number of the positive among itself and the
-    hardest negatives, shuffled. The loss is the cross-entropy over the whole vocabulary at the tokens that tell the
-    answers apart; it does not touch the prompt or what all answers share.
+    hardest negatives, shuffled. The loss is the cross-entropy at the tokens that tell the answers apart; it does not
+    touch the prompt or what all answers share.
 
     The positive of the n-th sample of the run stands at place n modulo the length of its list: every place is right
     equally often, whatever a model would rather answer.
@@ -48,6 +56,8 @@ class AnswerTask:
     Args:
         list_negatives: hard negatives of a list at most.
         pair_weight, list_weight: of the two losses.
+        among: what the probability of a token is shared with: the whole "vocabulary", as where a model writes its
+            answer, or the tokens of the "answers", as where it is scored.
     """
 
     def __init__(
@@ -57,13 +67,14 @@ class AnswerTask:
         list_negatives: int,
         pair_weight: float,
         list_weight: float,
+        among: Among,
         batch_size: int,
         seed: int,
     ) -> None:
         self._answering, self._answers = answering, ListAnswers(answering)
         self._list_negatives = list_negatives if list_weight else 0
         self._pair_weight, self._list_weight = pair_weight, list_weight
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._among = batch_size, seed, among
         (self._yes, *_), (self._no, *_) = answering.prompts.answer_token_ids((YES, NO))
         if self._yes == self._no:
             raise ValueError(f"the tokenizer begins {YES!r} and {NO!r} with one token: the model cannot answer with it")
@@ -75,10 +86,8 @@ class AnswerTask:
         prompts = [one.content.text or "" for one in flat]
         ids = self._answering.prompts.token_ids(prompts, sizes)
         token_ids = [[*row, *one.before] for row, one in zip(ids, flat, strict=True)]
-        owner_N = torch.tensor([place for place, of_sample in enumerate(asked) for _ in of_sample])
-        target_N = torch.tensor([one.target for one in flat])
-        weight_N = torch.tensor([one.weight for one in flat])
-        share = partial(self._share, owner_N, target_N, weight_N, len(samples))
+        owners = [place for place, of_sample in enumerate(asked) for _ in of_sample]
+        share = partial(self._share, owners, flat, len(samples))
         return StepRows([one.content for one in flat], token_ids, share)
 
     def place_of_positive(self, step: int, place: int, num_candidates: int) -> int:
@@ -96,7 +105,7 @@ class AnswerTask:
             for candidate, token in ((sample.positive, self._yes), (hardest[0], self._no)):
                 prompt = prompts.pair(query, candidate, instruction)
                 shown = Content(prompt, images=(*query.images, *candidate.images))
-                yield _Asked(shown, (), token, self._pair_weight)
+                yield _Asked(shown, (), token, (self._yes, self._no), self._pair_weight)
         if self._list_negatives:
             candidates = hardest[: self._list_negatives]
             random.Random(f"{self._seed} {step} {sample.id}").shuffle(candidates)
@@ -106,7 +115,8 @@ class AnswerTask:
             images = (*query.images, *(image for candidate in candidates for image in candidate.images))
             trie = self._answers.trie(len(candidates))
             for before, token in trie.choices(self._answers.tokens(right + 1)):
-                yield _Asked(Content(prompt, images=images), before, token, self._list_weight)
+                allowed = trie.branches[before]
+                yield _Asked(Content(prompt, images=images), before, token, allowed, self._list_weight)
 
     def _sizes(self, content: Content) -> tuple[PictureSize, ...]:
         try:
@@ -115,17 +125,21 @@ class AnswerTask:
             raise ValueError(f"a list of this many pictures: {error}; lower list_negatives") from None
 
     def _share(
-        self, owner_N: Tensor, target_N: Tensor, weight_N: Tensor, num_rows: int, state_ND: Tensor, rows: slice
+        self, owners: Sequence[int], asked: Sequence[_Asked], num_rows: int, state_ND: Tensor, rows: slice
     ) -> Tensor:
         """The share of some samples of the mean loss, from the states where the tokens must follow."""
-        start, stop, _ = rows.indices(num_rows)
-        is_own_N = (owner_N >= start) & (owner_N < stop)
-        own_R = is_own_N.nonzero()[:, 0].to(state_ND.device)
-        if not len(own_R):
-            return (state_ND * 0).sum()
-        logits_RV = self._answering.logits(state_ND[own_R])
-        target_R, weight_R = (part[is_own_N].to(state_ND.device) for part in (target_N, weight_N))
-        return (F.cross_entropy(logits_RV, target_R, reduction="none") * weight_R).sum() / num_rows
+        own = [n for n, owner in enumerate(owners) if owner in range(*rows.indices(num_rows))]
+        groups: dict[TokenIds | None, list[int]] = {}
+        for n in own:
+            groups.setdefault(asked[n].allowed if self._among == "answers" else None, []).append(n)
+        share = (state_ND[:0] * 0).sum()
+        for allowed, numbers in groups.items():
+            logits_RA = self._answering.logits(state_ND[numbers], allowed)
+            targets = [asked[n].target if allowed is None else allowed.index(asked[n].target) for n in numbers]
+            weight_R = torch.tensor([asked[n].weight for n in numbers], device=state_ND.device)
+            target_R = torch.tensor(targets, device=state_ND.device)
+            share = share + (F.cross_entropy(logits_RA, target_R, reduction="none") * weight_R).sum()
+        return share / num_rows
 
 
 def by_score(sample: Sample) -> list[Content]:

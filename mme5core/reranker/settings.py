@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mme5core.settings import key
 from mme5core.training.settings import LoraSettings, RunSettings
 
@@ -15,4 +17,9 @@ class RerankerTraining(RunSettings):
     )
     pair_weight: float = key(1.0, "of Yes for the positive and No for the hardest negative; 0: no pairs", ge=0)
     list_weight: float = key(1.0, "of the positive's number in the shuffled list; 0: no lists", ge=0)
+    among: Literal["vocabulary", "answers"] = key(
+        "vocabulary",
+        "a token's probability is shared with the whole vocabulary, as where a model writes its answer, or with the "
+        "tokens of the possible answers, as where it is scored",
+    )
     max_text_tokens: int = key(2048, "longest text of a query or candidate, tokens; stored with the model", ge=1)

@@ -87,6 +87,7 @@ def load_reranker(run: TrainingRun) -> Loaded:
         list_negatives=settings.list_negatives,
         pair_weight=settings.pair_weight,
         list_weight=settings.list_weight,
+        among=settings.among,
         batch_size=settings.batch_size,
         seed=settings.seed,
     )

@@ -38,7 +38,8 @@ Checkpoint = Callable[[str], Path]
 
 def task_of(folder: Path, **settings: Any) -> tuple[AnswerTask, AnsweringModel]:
     model = AnsweringModel.load(folder, device="cpu", dtype="float32")
-    usual: dict[str, Any] = {"list_negatives": 2, "pair_weight": 1.0, "list_weight": 1.0, "batch_size": 4, "seed": 0}
+    usual: dict[str, Any] = {"list_negatives": 2, "pair_weight": 1.0, "list_weight": 1.0, "among": "vocabulary"}
+    usual |= {"batch_size": 4, "seed": 0}
     return AnswerTask(model, **(usual | settings)), model
 
 
@@ -55,8 +56,9 @@ def new_run(base: Path, folder: Path, *, num_steps: int, **settings: Any) -> Tra
 
 
 @pytest.mark.parametrize("combination", ["T2T", "IT2I"])
-def test_the_loss_is_that_of_each_prompt_alone(combination: str, checkpoint: Checkpoint) -> None:
-    task, model = task_of(checkpoint("qwen2_vl"), pair_weight=0.5, list_weight=2.0)
+@pytest.mark.parametrize("among", ["vocabulary", "answers"])
+def test_the_loss_is_that_of_each_prompt_alone(combination: str, among: str, checkpoint: Checkpoint) -> None:
+    task, model = task_of(checkpoint("qwen2_vl"), pair_weight=0.5, list_weight=2.0, among=among)
     batch = samples(combination)[:4]
     rows = task.rows(batch, step=3)
     states, loss = [], 0.0
@@ -67,18 +69,24 @@ def test_the_loss_is_that_of_each_prompt_alone(combination: str, checkpoint: Che
         for candidate, answer in ((sample.positive, tokens[0][0]), (hardest, tokens[1][0])):
             state = state_of(model, (sample.query, candidate), sample.instruction)
             states.append(state)
-            loss -= 0.5 * float(model.logits(state).double().log_softmax(dim=1)[0, answer])
+            loss -= 0.5 * log_share(model, state, answer, [tokens[0][0], tokens[1][0]], among)
         list_ids = rows.token_ids[3 * place + 2]
         assert list_ids[-1] == tokens[2][0]  # the bracket, which all answers share, is given
         content = rows.contents[3 * place + 2]
         state = forward(model, [list_ids], [content])
         states.append(state)
-        loss -= 2.0 * float(model.logits(state).double().log_softmax(dim=1)[0, tokens[2 + number][1]])
+        loss -= 2.0 * log_share(model, state, tokens[2 + number][1], [own[1] for own in tokens[2:]], among)
     state_ND = torch.cat(states)
     whole = rows.share(state_ND, slice(0, 4))
     assert whole.item() == pytest.approx(loss / 4, rel=1e-5)
     parts = sum(rows.share(state_ND, part).item() for part in (slice(0, 1), slice(1, 1), slice(1, 4)))
     assert parts == pytest.approx(whole.item(), rel=1e-6)
+
+
+def log_share(model: AnsweringModel, state: torch.Tensor, token: int, answers: list[int], among: str) -> float:
+    logits = model.logits(state)[0].double().detach()
+    allowed = list(range(len(logits))) if among == "vocabulary" else answers
+    return float(logits[allowed].log_softmax(dim=0)[allowed.index(token)])
 
 
 def forward(model: AnsweringModel, token_ids: list[list[int]], contents: list[Content]) -> torch.Tensor:
