@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from mme5core.errors import InputError, first_line
 from mme5core.readers.shards import find_shards
-from mme5core.schemas import CANDIDATES, QUERIES
+from mme5core.schemas import CANDIDATES, NEIGHBOURS, QUERIES
 from mme5core.storage import parquet_file
+from mme5core.tables import column_tables
 from mme5core.types import Content, EvalQuery
 from mme5core.vectors import matrix_of
 
@@ -91,6 +92,36 @@ def read_vectors(inputs: Sequence[str], wanted: Sequence[str]) -> dict[str, np.n
                 if vector_id in keep:
                     vectors[vector_id] = matrix[row]
     return vectors
+
+
+def holds_rankings(inputs: Sequence[str]) -> bool:
+    """Whether the files hold ranked candidates, as `rerank` and `mine` write them, and no vectors."""
+    files = find_shards(inputs, suffixes=(".parquet",))
+    return bool(files) and {"query_id", "candidate_id", "rank"} <= set(parquet_file(files[0]).schema_arrow.names)
+
+
+def read_rankings(inputs: Sequence[str], benchmark: Benchmark) -> dict[str, list[str]]:
+    """The candidates of each of the benchmark's queries, best first; those of other queries are left out.
+
+    Raises:
+        InputError: there are no such files, or a query has a rank or a candidate twice.
+    """
+    own = {query.id for query in benchmark.queries}
+    ranked: dict[str, dict[int, str]] = {}
+    for file in find_shards(inputs, suffixes=(".parquet",)):
+        for table in column_tables(file, NEIGHBOURS, "input"):
+            columns = (table[name].to_pylist() for name in ("query_id", "candidate_id", "rank"))
+            for query_id, candidate_id, rank in zip(*columns, strict=True):
+                if query_id not in own:
+                    continue
+                of_query = ranked.setdefault(query_id, {})
+                if rank is None or of_query.setdefault(rank, candidate_id) != candidate_id:
+                    raise InputError(f"{file}: query {query_id!r} has rank {rank} twice: give one source alone")
+    lists = {query_id: [of_query[rank] for rank in sorted(of_query)] for query_id, of_query in ranked.items()}
+    for query_id, candidates in lists.items():
+        if len(set(candidates)) < len(candidates):
+            raise InputError(f"query {query_id!r} has a candidate twice")
+    return lists
 
 
 def _query(row: dict[str, Any]) -> EvalQuery:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader
 from markupsafe import escape
 
-from mme5core.evaluation.retrieval import Ranking, Scores
+from mme5core.evaluation.retrieval import NOT_RANKED, Ranking, Scores
 from mme5core.images import thumbnail_url
 from mme5core.languages import RIGHT_TO_LEFT, language_name
 from mme5core.types import Content
@@ -96,7 +96,7 @@ def _example(ranking: Ranking, contents: Mapping[str, Content]) -> dict[str, obj
         "language": language_name(query.language),
         "code": query.language,
         "direction": "rtl" if query.language in RIGHT_TO_LEFT else "ltr",
-        "rank": ranking.rank,
+        "rank": "none" if ranking.rank == NOT_RANKED else ranking.rank,
         "positive": _shown(contents.get(query.positive_id)),
         "first": [
             {"is_positive": candidate == query.positive_id} | _shown(contents.get(candidate))

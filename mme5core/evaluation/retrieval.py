@@ -16,6 +16,8 @@ from mme5core.types import EvalQuery, Rejected
 KS = (1, 5, 10)
 QUERIES_AT_ONCE = 1024
 NUM_SHOWN = 5
+NOT_RANKED = 2**31 - 1
+"""The rank of a positive that is not in its query's list."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,40 @@ def score(benchmark: Benchmark, vectors: Mapping[str, np.ndarray]) -> tuple[Scor
     rankings: list[Ranking] = []
     for start in range(0, len(scored), QUERIES_AT_ONCE):
         rankings += _rank(scored[start : start + QUERIES_AT_ONCE], vectors, candidate_CD, candidate_ids, place)
+    return _summary(rankings, len(candidate_ids)), refused
+
+
+def _summary(rankings: list[Ranking], num_candidates: int) -> Scores:
     by_language = _by_language(rankings)
     names = list(next(iter(by_language.values())))
     mean = {name: float(np.mean([scores[name] for scores in by_language.values()])) for name in names}
-    return Scores(by_language, mean, len(rankings), len(candidate_ids), rankings), refused
+    return Scores(by_language, mean, len(rankings), num_candidates, rankings)
+
+
+def score_rankings(benchmark: Benchmark, ranked: Mapping[str, Sequence[str]]) -> tuple[Scores, list[Rejected]]:
+    """Scores of ranked lists. A positive that is not in its query's list counts as found nowhere.
+
+    Args:
+        ranked: candidates by query, best first.
+
+    Returns:
+        The scores, and the queries without a list: `no_ranking`.
+
+    Raises:
+        ValueError: no query has a list.
+    """
+    rankings, refused = [], list[Rejected]()
+    for query in benchmark.queries:
+        candidates = list(ranked.get(query.id, ()))
+        if not candidates:
+            refused.append(Rejected(query.id, "no_ranking"))
+            continue
+        is_there = query.positive_id in candidates
+        rank = 1 + candidates.index(query.positive_id) if is_there else NOT_RANKED
+        rankings.append(Ranking(query, rank, candidates[:NUM_SHOWN]))
+    if not rankings:
+        raise ValueError(f"no query of {benchmark.name!r} is among the rankings")
+    return _summary(rankings, len(benchmark.candidate_ids)), refused
 
 
 def _rank(
@@ -110,6 +142,6 @@ def _by_language(rankings: Sequence[Ranking]) -> dict[str, dict[str, float]]:
     for language in sorted(ranks_of):
         rank_Q = np.asarray(ranks_of[language])
         scores[language] = {f"recall@{k}": float(np.mean(rank_Q <= k)) for k in KS} | {
-            "mrr": float(np.mean(1.0 / rank_Q)),
+            "mrr": float(np.mean(np.where(rank_Q == NOT_RANKED, 0.0, 1.0 / rank_Q))),
         }
     return scores

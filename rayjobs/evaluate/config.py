@@ -23,7 +23,9 @@ class AlsoConfig(Section):
 
 class EvaluateConfig(JobConfig):
     input: list[str] | None = key(
-        None, "vectors as embed-corpus writes them: folder, file, glob or list", names_input=True
+        None,
+        "vectors as embed-corpus writes them, or ranked candidates as rerank does: folder, file, glob or list",
+        names_input=True,
     )
     model: str | None = key(
         None, "or a model, which embeds the benchmark here and now", names_input=True, path="existing"

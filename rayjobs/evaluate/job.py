@@ -9,9 +9,9 @@ import numpy as np
 
 from mme5core.durable import write_json
 from mme5core.errors import InputError
-from mme5core.evaluation.benchmark import Benchmark, read_benchmark, read_vectors
+from mme5core.evaluation.benchmark import Benchmark, holds_rankings, read_benchmark, read_rankings, read_vectors
 from mme5core.evaluation.report import ScoreSet, html, table
-from mme5core.evaluation.retrieval import score
+from mme5core.evaluation.retrieval import score, score_rankings
 from mme5core.hub import pinned
 from mme5core.progress import Progress
 from mme5core.types import Content, EvalQuery, Rejected
@@ -82,6 +82,10 @@ def _score(
     config: EvaluateConfig, name: str, vectors: list[str] | None, model: str | None, benchmark_path: str
 ) -> tuple[ScoreSet, Benchmark, list[Rejected]]:
     benchmark = read_benchmark(Path(benchmark_path))
+    if vectors and holds_rankings(vectors):
+        scores, refused = score_rankings(benchmark, read_rankings(vectors, benchmark))
+        described = _model_of(vectors) or ", ".join(vectors)
+        return ScoreSet(name or "this ranking", described, benchmark.name, scores), benchmark, refused
     if vectors:
         wanted = [query.id for query in benchmark.queries] + benchmark.candidate_ids
         vector_of = read_vectors(vectors, wanted)
@@ -96,7 +100,7 @@ def _score(
 
 def _model_of(vectors: list[str]) -> str:
     manifest = Path(vectors[0]) / "_manifest.json"
-    return str(json.loads(manifest.read_text())["config"]["model"]) if manifest.is_file() else ""
+    return str(json.loads(manifest.read_text())["config"].get("model", "")) if manifest.is_file() else ""
 
 
 def _embed(config: EvaluateConfig, model: str, benchmark: Benchmark) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mme5core.evaluation.benchmark import Benchmark
-from mme5core.evaluation.retrieval import KS, NUM_SHOWN, QUERIES_AT_ONCE, Scores, score
+from mme5core.evaluation.retrieval import KS, NUM_SHOWN, QUERIES_AT_ONCE, Scores, score, score_rankings
 from mme5core.types import Content, EvalQuery, Rejected
 
 Vectors = dict[str, np.ndarray]
@@ -136,3 +136,13 @@ def test_the_json_holds_what_the_design_fixes() -> None:
         "num_queries": 2,
         "num_candidates": 9,
     }
+
+
+def test_rankings_are_scored_by_the_place_of_the_positive_and_one_that_is_missing_is_never_right() -> None:
+    queries = [EvalQuery(name, Content(name), None, {f"p{name}": 1.0}, language="en") for name in "abcd"]
+    benchmark = Benchmark("b", queries, ["pa", "pb", "pc", "pd"], [Content("x")] * 4)
+    scores, refused = score_rankings(benchmark, {"a": ["pa", "x"], "b": ["x", "pb"], "c": ["x", "y"]})
+    assert scores.mean == {"recall@1": 1 / 3, "recall@5": 2 / 3, "recall@10": 2 / 3, "mrr": 0.5}
+    assert [rejected.reason for rejected in refused] == ["no_ranking"] and scores.num_queries == 3
+    with pytest.raises(ValueError, match="no query of 'b' is among the rankings"):
+        score_rankings(benchmark, {"other": ["pa"]})
