@@ -34,8 +34,16 @@ def _plain(content: Content, instruction: str | None, pictures: str) -> str:
     return pictures + (content.text or "")
 
 
+def _unime_v2(content: Content, instruction: str | None, pictures: str) -> str:
+    # As VLM2Vec's data has it: a bare picture token on a line of its own, without what Qwen's template puts around it.
+    for mark in ("<|vision_start|>", "<|vision_end|>"):
+        pictures = pictures.replace(mark, "")
+    text = _mme5(content, instruction, "")
+    return f"{pictures}\n{text}" if pictures and text else pictures + text
+
+
 # Each takes the content, its instruction and the marks of all its pictures.
-PROMPT_STYLES = {"mme5": _mme5, "plain": _plain}
+PROMPT_STYLES = {"mme5": _mme5, "plain": _plain, "unime-v2": _unime_v2}
 
 
 def render(content: Content, instruction: str | None, *, style: str, image_prefix: str) -> str:
@@ -54,6 +62,9 @@ def render(content: Content, instruction: str | None, *, style: str, image_prefi
     '<image>\n<image>\nCompare.'
     >>> render(Content(text=" a cat "), None, style="mme5", image_prefix="<image>")
     ' a cat '
+    >>> qwen = "<|vision_start|><|image_pad|><|vision_end|>"
+    >>> render(Content("What is it?", "a.png"), "Answer:", style="unime-v2", image_prefix=qwen)
+    '<|image_pad|>\nAnswer: What is it?\n'
     >>> render(Content(text="a cat"), "Find the picture:", style="plain", image_prefix="")
     'a cat'
 

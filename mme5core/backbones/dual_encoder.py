@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mme5core.backbones.byte_pixels import BytePixels
 from mme5core.backbones.protocol import (
+    OWN_POSITIONS,
     Features,
     PictureInputs,
     PictureSize,
@@ -29,6 +30,8 @@ class DualEncoder:
 
     image_prefix = ""
     max_pictures: int | None = 1
+    picture_side: int | None = None
+    positions_of_tokens: str = OWN_POSITIONS
     mixes_picture_counts = True
     reads_several_coarsely = False
     default_style = "plain"

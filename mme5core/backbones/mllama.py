@@ -17,6 +17,7 @@ from transformers.models.mllama.processing_mllama import (
 from mme5core.backbones.byte_pixels import BytePixels
 from mme5core.backbones.mllama_tiles import unmasked_tiles
 from mme5core.backbones.protocol import (
+    OWN_POSITIONS,
     Features,
     PictureInputs,
     PictureSize,
@@ -33,6 +34,8 @@ class Mllama:
     image_prefix = "<|image|><|begin_of_text|>"
     image_token = "<|image|>"
     max_pictures: int | None = None
+    picture_side: int | None = None
+    positions_of_tokens: str = OWN_POSITIONS
     # A token before the pictures attends to all of them without a mask: padding a row with empty pictures would change
     # its embedding.
     mixes_picture_counts = False

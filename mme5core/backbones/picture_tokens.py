@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mme5core.backbones.byte_pixels import BytePixels
 from mme5core.backbones.protocol import (
+    OWN_POSITIONS,
     Features,
     PictureInputs,
     PictureSize,
@@ -32,6 +33,8 @@ class PictureTokens(ABC):
     image_prefix: str
     image_token: str
     max_pictures: int | None = None
+    picture_side: int | None = None
+    positions_of_tokens: str = OWN_POSITIONS
     mixes_picture_counts = True
     reads_several_coarsely = False
     default_style = "mme5"

@@ -21,6 +21,7 @@ PictureSize = tuple[int, int]
 
 CHARACTERS_PER_TOKEN = 100
 """Hardly any text has so many; one that does is tokenised whole."""
+OWN_POSITIONS, IN_A_ROW = POSITIONS = ("own", "in_a_row")
 FEW_TOKENS = 16
 """More than the special tokens of a prompt."""
 
@@ -34,6 +35,10 @@ class Backbone(Protocol):
     """The text that marks a picture in the prompt; it precedes the text, once for each picture."""
     max_pictures: int | None
     """Most pictures in one content; None: any number."""
+    picture_side: int | None
+    """Pictures are made squares of so many pixels a side, whatever their shape; None: the processor decides."""
+    positions_of_tokens: str
+    """OWN_POSITIONS, or IN_A_ROW where the family has the choice: a number for each token, those of pictures too."""
     mixes_picture_counts: bool
     """Whether rows of different numbers of pictures, all with at least one, may share a batch."""
     reads_several_coarsely: bool

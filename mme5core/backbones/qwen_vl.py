@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from mme5core.backbones.picture_tokens import PictureTokens
-from mme5core.backbones.protocol import PictureSize, base_model
+from mme5core.backbones.protocol import IN_A_ROW, PictureSize, base_model
 
 MAX_ASPECT_RATIO = 200
 """The family's image processors refuse a picture with a higher ratio of its sides."""
@@ -34,14 +35,23 @@ class QwenVL(PictureTokens):
         base_model(model).rope_deltas = None
         if "image_grid_thw" not in inputs:
             return None
+        if self.positions_of_tokens == IN_A_ROW:
+            return _in_a_row(inputs["input_ids"])
         positions, _ = base_model(model).get_rope_index(**(inputs | self.extra_inputs(inputs)))
         return cast(Tensor, positions)
 
     def extra_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if "image_grid_thw" not in inputs:
             return {}
+        if self.positions_of_tokens == IN_A_ROW:
+            return {} if "position_ids" in inputs else {"position_ids": _in_a_row(inputs["input_ids"])}
         # Marks the picture tokens, which get positions in two dimensions.
         return {"mm_token_type_ids": (inputs["input_ids"] == self.image_token_id).int()}
+
+
+def _in_a_row(ids_BS: Tensor) -> Tensor:
+    """[3, B, S]: the same place in the row for time, height and width. The padding is on the right."""
+    return torch.arange(ids_BS.shape[1], device=ids_BS.device).expand(3, *ids_BS.shape)
 
 
 def _within_ratio(size: PictureSize) -> PictureSize:

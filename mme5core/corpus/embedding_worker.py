@@ -44,6 +44,8 @@ def load_encoder(settings: EmbeddingSettings) -> Encoder | SentenceTransformerEn
         settings.device,
         settings.dtype,
         remote_code=settings.remote_code,
+        picture_side=settings.picture_side,
+        positions=settings.positions,
     )
     encoder.max_tokens = settings.max_tokens or encoder.max_tokens
     return encoder

@@ -17,7 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mme5core.ahead import ahead
 from mme5core.backbones import Backbone
-from mme5core.backbones.protocol import PictureInputs
+from mme5core.backbones.protocol import OWN_POSITIONS, POSITIONS, PictureInputs
+from mme5core.backbones.qwen_vl import QwenVL
 from mme5core.encoder.loading import check_finite, default_device, load_model
 from mme5core.encoder.module import EmbeddingModel
 from mme5core.encoder.prepare import PreparedBatch, prepare_batches, prepare_picture, sizes_of
@@ -70,6 +71,8 @@ class Encoder:
         attention: str | None = None,
         remote_code: bool = False,
         quantize: str | None = None,
+        picture_side: int | None = None,
+        positions: str | None = None,
     ) -> Encoder:
         """An encoder from a checkpoint folder, a `train` model folder, an adapter folder or a hub id.
 
@@ -82,6 +85,10 @@ class Encoder:
             attention: transformers' `attn_implementation`; None: the library's choice.
             remote_code: run code that comes with the checkpoint. It can do anything that you can.
             quantize: "nf4" holds the weights in 4 bits, as QLoRA does; needs a GPU and bitsandbytes.
+            picture_side: pictures are made squares of so many pixels a side; None: as stored with the model, else the
+                processor decides.
+            positions: "in_a_row": a number for each token, those of pictures too, as UniME-V2's and VLM2Vec's Qwen2-VL
+                were trained; None: as stored with the model, else the model's "own".
 
         Raises:
             ValueError: no model at `path`, no tokenizer or image processor beside it, an unknown family, dtype or
@@ -107,11 +114,26 @@ class Encoder:
             base=loaded.base,
             merged_adapter=loaded.merged_adapter,
         )
+        encoder.set_reading(
+            picture_side=picture_side or loaded.settings.get("picture_side"),
+            positions=positions or loaded.settings.get("positions"),
+        )
         if quantize is None:  # quantised weights were loaded onto the GPU
             encoder.module.to(default_device() if device == "auto" else torch.device(device))
         check_finite(encoder.module.model, str(path))
         encoder.module.eval()
         return encoder
+
+    def set_reading(self, *, picture_side: int | None, positions: str | None) -> None:
+        """How pictures are read; stored with the model. None: as the model has it.
+
+        Raises:
+            ValueError: the family has no such positions.
+        """
+        wanted = positions or OWN_POSITIONS
+        if wanted not in POSITIONS or (wanted != OWN_POSITIONS and not isinstance(self.backbone, QwenVL)):
+            raise ValueError(f"positions={wanted}: {self.backbone.family} has only {OWN_POSITIONS!r}")
+        self.backbone.picture_side, self.backbone.positions_of_tokens = picture_side, wanted
 
     @property
     def device(self) -> torch.device:
@@ -235,6 +257,11 @@ class Encoder:
             "max_tokens": self.max_tokens,
             "dimension": self.dimension,
         }
+        # Left out where the model decides, so that the identities of models from before stay.
+        if self.backbone.picture_side is not None:
+            settings["picture_side"] = self.backbone.picture_side
+        if self.backbone.positions_of_tokens != OWN_POSITIONS:
+            settings["positions"] = self.backbone.positions_of_tokens
         save_model(
             Path(folder),
             self.module.model,

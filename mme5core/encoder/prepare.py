@@ -187,6 +187,8 @@ def sizes_of(backbone: Backbone, content: Content) -> tuple[PictureSize, ...]:
     count, most = len(content.images), backbone.max_pictures
     if most is not None and count > most:
         raise BadImage("too_many_pictures", f"{count} pictures in one content; {backbone.family} takes {most}")
+    if backbone.picture_side is not None:
+        return ((backbone.picture_side, backbone.picture_side),) * count
     return tuple(picture_size(image) if backbone.needs_sizes else (1, 1) for image in content.images)
 
 
@@ -196,7 +198,10 @@ def prepare_picture(backbone: Backbone, content: Content, place: int = 0) -> Pic
     Raises:
         BadImage: it cannot be read.
     """
-    return backbone.prepare_picture(load_rgb(content.images[place]), is_one_of_several=len(content.images) > 1)
+    picture = load_rgb(content.images[place])
+    if backbone.picture_side is not None:
+        picture = picture.resize((backbone.picture_side, backbone.picture_side))
+    return backbone.prepare_picture(picture, is_one_of_several=len(content.images) > 1)
 
 
 def picture_keys(backbone: Backbone, content: Content) -> tuple[Hashable, ...]:

@@ -52,6 +52,8 @@ def load(run: TrainingRun) -> Loaded:
         remote_code=settings.remote_code,
         quantize=settings.lora.quantize,
         attention=attention_here(),
+        picture_side=settings.picture_side,
+        positions=settings.positions,
     )
     encoder.max_tokens = settings.max_tokens
     make_trainable(encoder, settings)

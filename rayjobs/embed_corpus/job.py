@@ -214,6 +214,8 @@ def _file_metadata(
         "dtype": config.dtype,
         "max_tokens": str(config.max_tokens or ""),
         "dim": str(vector_format.dim),
+        "picture_side": str(config.picture_side or ""),
+        "positions": config.positions or "",
     }
     metadata = {f"mme5.{name}": text for name, text in made_by.items() if text}
     metadata |= {
