@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 
-.PHONY: venv demo test test-slow test-matrix check bench emoji clean
+.PHONY: venv demo demo-full test test-slow test-matrix check bench emoji clean
 
 venv: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ emoji:
 
 demo: venv emoji
 	$(BIN)/demo --config demo $(DEMO_ARGS)
+
+# The demo's table with mined and judged negatives, soft labels, a reranker, three seeds: about an hour.
+demo-full: venv emoji
+	$(BIN)/demo full $(DEMO_ARGS)
 
 test: venv emoji
 	$(BIN)/python -m pytest

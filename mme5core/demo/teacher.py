@@ -26,6 +26,7 @@ from PIL import Image
 
 from mme5core.demo.batches import DemoBatches, Reply
 from mme5core.demo.instructions import INSTRUCTIONS
+from mme5core.demo.judging import logprobs_of, query_of
 from mme5core.synthesis.comparable import comparable
 
 MODEL = "demo-teacher"
@@ -138,6 +139,8 @@ class DemoTeacher(ThreadingHTTPServer):
         try:
             request = json.loads(body)
             prompt, pictures = _read_messages(request["messages"])
+            if request.get("logprobs"):
+                return 200, self._judged(prompt, pictures), {}
             answer = write_answer(self.knowledge, prompt, pictures, faults)
         except UnknownLanguage as error:
             with self.counting:
@@ -156,6 +159,19 @@ class DemoTeacher(ThreadingHTTPServer):
         with self.counting:
             self.served.answered[name] += 1
         return 200, _completion(text, finish_reason, len(prompt) // 4 + 85 * len(pictures)), {}
+
+    def _judged(self, prompt: str, pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        """A judge's answer about a text and a picture, with the probabilities of Yes and No.
+
+        Raises:
+            ValueError: it is no judge's prompt, or the candidate is no picture.
+        """
+        if not pictures:
+            raise ValueError("the demo teacher judges pictures")
+        completion = _completion("Yes", "length", len(prompt) // 4 + 85 * len(pictures))
+        logprobs = logprobs_of(query_of(prompt), self.knowledge.recognise(pictures[-1]))
+        completion["choices"][0]["logprobs"] = logprobs
+        return completion
 
 
 class UnknownLanguage(LookupError):

@@ -10,7 +10,7 @@ from mme5core.types import Content
 YES, NO = "Yes", "No"
 QUESTION = f"Does the candidate meet what the query asks for? Answer {YES} or {NO}."
 LIST_QUESTION = "Which candidate best meets what the query asks for? Answer with its number in parentheses."
-_QUERY, _CANDIDATE, _CANDIDATES = "Query:\n", "\n\nCandidate:\n", "\n\nCandidates:\n"
+QUERY, CANDIDATE, CANDIDATES = "Query:\n", "\n\nCandidate:\n", "\n\nCandidates:\n"
 
 
 def parts_of(query: Content, candidate: Content, instruction: str | None) -> list[str | None]:
@@ -24,9 +24,9 @@ def parts_of(query: Content, candidate: Content, instruction: str | None) -> lis
     asked = " ".join(text for text in (instruction, query.text) if text)
     return _joined(
         [
-            _QUERY,
+            QUERY,
             *[None] * len(query.images),
-            f"{asked}{_CANDIDATE}",
+            f"{asked}{CANDIDATE}",
             *[None] * len(candidate.images),
             f"{candidate.text or ''}\n\n{QUESTION}",
         ]
@@ -40,7 +40,7 @@ def parts_of_list(query: Content, candidates: Sequence[Content], instruction: st
     ['Query:\na cat\n\nCandidates:\n(1) ', None]
     """
     asked = " ".join(text for text in (instruction, query.text) if text)
-    parts = [_QUERY, *[None] * len(query.images), f"{asked}{_CANDIDATES}"]
+    parts = [QUERY, *[None] * len(query.images), f"{asked}{CANDIDATES}"]
     for number, candidate in enumerate(candidates, start=1):
         parts += [f"{label_of(number)} ", *[None] * len(candidate.images), f"{candidate.text or ''}\n"]
     return _joined([*parts, f"\n{LIST_QUESTION}"])

@@ -6,11 +6,16 @@ from typing import NoReturn
 
 from rayjobs.command.job import Job, Verb
 from rayjobs.command.main import main as run_command
-from rayjobs.demo import job, teacher
-from rayjobs.demo.config import DemoConfig
+from rayjobs.demo import full, job, teacher
+from rayjobs.demo.config import DemoConfig, FullDemoConfig
 
 JOB = Job(
-    "demo", {"": Verb(DemoConfig, job.run, needs_output=True), "teacher": Verb(DemoConfig, teacher.serve_teacher)}
+    "demo",
+    {
+        "": Verb(DemoConfig, job.run, needs_output=True),
+        "full": Verb(FullDemoConfig, full.run, needs_output=True),
+        "teacher": Verb(DemoConfig, teacher.serve_teacher),
+    },
 )
 
 

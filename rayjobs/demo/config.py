@@ -13,3 +13,10 @@ class DemoConfig(JobConfig):
     base_batch_size: int = key(512, "pictures in one step of the base model", rows=False, ge=2)
     num_workers: int = key(2, "training processes of the train job", rows=False, ge=1)
     teacher_port: int = key(0, "port of `demo teacher`; 0: a free one", rows=False, ge=0)
+
+
+class FullDemoConfig(DemoConfig):
+    seeds: list[int] = key([0, 1, 2], "of the trainings that are compared")
+    num_steps: int = key(50, "steps of each of them", ge=1)
+    num_negatives: int = key(2, "hard negatives of a sample, where they are mined or judged", ge=1)
+    judge_steps: int = key(150, "steps of each of the two trainings of the judge, on far and on near candidates", ge=1)

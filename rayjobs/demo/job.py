@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from mme5core.errors import WorkFailed
 from mme5core.progress import duration
 from rayjobs.command.outcome import Outcome
 from rayjobs.demo.base import make_base
 from rayjobs.demo.config import DemoConfig
 from rayjobs.demo.corpus import make_corpus
+from rayjobs.demo.run_job import run_job
 from rayjobs.demo.teacher import make_teacher
 
 
@@ -62,27 +61,7 @@ def _job(name: str, root: Path, *overrides: str, folder: str = "") -> dict[str, 
     Raises:
         WorkFailed: it ended with another code than 0.
     """
-    command = [sys.executable, "-m", f"rayjobs.{name.replace('-', '_')}", "--config", "demo"]
-    command += [*_moved(name, root), f"output={root / (folder or name)}", *overrides]
-    lines: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                lines.append(line.rstrip("\n"))
-                if not line.startswith('{"job"'):
-                    print(line, end="", flush=True)
-        except BaseException:
-            # Ray's own processes end with the job's, and the job must end before we do.
-            process.terminate()
-            process.wait()
-            raise
-    summary = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
-    if process.returncode != 0:
-        raise WorkFailed(f"{name} ended with code {process.returncode}: {summary.get('reason', 'no reason given')}")
-    print(f"{name}: {summary['reason']}, {json.dumps(summary['counters'])}", file=sys.stderr)
-    counters: dict[str, Any] = summary["counters"]
-    return counters
+    return run_job([name, "--config", "demo", *_moved(name, root), f"output={root / (folder or name)}", *overrides])
 
 
 def _moved(name: str, root: Path) -> list[str]:
