@@ -21,7 +21,7 @@ from mme5core.durable import write_json
 from mme5core.errors import WorkFailed
 from rayjobs.command.outcome import Outcome
 from rayjobs.demo import job as demo
-from rayjobs.demo.config import FullDemoConfig
+from rayjobs.demo.config import DemoConfig, FullDemoConfig
 from rayjobs.demo.run_job import run_job
 from rayjobs.demo.teacher import make_teacher
 
@@ -60,7 +60,7 @@ ROWS = (
 
 
 def run(config: FullDemoConfig) -> Outcome:
-    demo.run(config)
+    demo.run(DemoConfig(**{name: getattr(config, name) for name in DemoConfig.model_fields}))
     root = Path(config.output)
     full = root / "full"
     full.mkdir(exist_ok=True)
