@@ -69,6 +69,10 @@ class CandidateIndex:
         """bool: which of some candidates have the content of an earlier one."""
         return np.asarray(np.memmap(self.folder / "repeated", np.bool_, "r")[start:stop])
 
+    def are_repeated(self, rows: np.ndarray) -> np.ndarray:
+        """bool: which of some candidates, by their rows, have the content of an earlier one."""
+        return np.asarray(np.memmap(self.folder / "repeated", np.bool_, "r")[rows])
+
     def modalities(self, places: np.ndarray) -> np.ndarray:
         """uint8 codes of the candidates at some places of the order."""
         return np.asarray(np.memmap(self.folder / "modalities", np.uint8, "r")[places])

@@ -66,6 +66,10 @@ class IdOrder:
         """int64: the places of the ids of some rows."""
         return np.asarray(np.memmap(self.folder / "places", np.int64, "r", shape=(max(1, len(self)),))[start:stop])
 
+    def places_of(self, rows: np.ndarray) -> np.ndarray:
+        """int64: the places of the ids of some rows, in any order."""
+        return np.asarray(np.memmap(self.folder / "places", np.int64, "r", shape=(max(1, len(self)),))[rows])
+
     def ids(self, places: np.ndarray) -> pa.ChunkedArray:
         """The ids at some places."""
         order = np.argsort(places, kind="stable")

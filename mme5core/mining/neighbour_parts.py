@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from mme5core.ahead import ahead
+from mme5core.mining.approximate import ApproximateIndex
 from mme5core.mining.candidate_index import CandidateIndex
 from mme5core.mining.positives import Positives, positives_of
 from mme5core.mining.queries import TILE, Queries, usable
@@ -23,6 +25,9 @@ from mme5core.storage import AnyPath
 from mme5core.tables import of_size
 from mme5core.tasks import Item
 from mme5core.types import Rejected
+
+if TYPE_CHECKING:
+    from mme5core.mining.query_block import QueryBlock
 
 CHUNK_BYTES, CHUNK_ROWS = 1 << 26, 1 << 14
 """Of candidates: read at once, and at most so many."""
@@ -38,6 +43,7 @@ class MineBlock:
         positives: files of pairs; of none, nothing is known of positives.
         folder: of the parts.
         tasks_here: tasks that share a node's processors; None: each has an accelerator.
+        approximate: look at shortlists only; None: at all candidates.
     """
 
     queries: VectorFiles
@@ -49,6 +55,7 @@ class MineBlock:
     positives: tuple[AnyPath, ...]
     folder: Path
     tasks_here: int | None = 1
+    approximate: ApproximateIndex | None = None
 
     def __call__(self, item: Item) -> Iterator[Item]:
         import torch
@@ -63,11 +70,7 @@ class MineBlock:
         block = QueryBlock(
             queries, self.index, self.rules, own_picture=self.own_picture, positives=positives, device=device
         )
-        num_unusable = 0
-        start = 0
-        for table in ahead(self._chunks()):
-            num_unusable += block.look_at(start, table, table[self.pool] if self.pool else None)
-            start += len(table)
+        num_unusable = self._look_through(block, queries)
         rows = pa.concat_tables(block.neighbours())
         is_without = np.ones(len(queries.ids), np.bool_)
         is_without[rows["query"].to_numpy()] = False
@@ -77,6 +80,22 @@ class MineBlock:
             part.writer.write_table(rows.sort_by(_ORDER).select(NEIGHBOURS.names))
             kept = {"kept": int((~is_without).sum()), "rows": len(rows), "unusable": num_unusable}
             yield item | kept | part.close()
+
+    def _look_through(self, block: QueryBlock, queries: Queries) -> int:
+        """Show the block all candidates, or a shortlist of each tile; returns how many have no usable vector."""
+        num_unusable = start = 0
+        if self.approximate is None:
+            for table in ahead(self._chunks()):
+                num_unusable += block.look_at(start, table, table[self.pool] if self.pool else None)
+                start += len(table)
+            return num_unusable
+        index, num_ranked = self.approximate.opened(), max(rule.num_ranked for rule in self.rules)
+        for first in range(0, len(queries.ids), TILE):
+            tile = range(first, min(first + TILE, len(queries.ids)))
+            rows = self.approximate.shortlisted(index, queries.vectors[tile.start : tile.stop], num_ranked)
+            if len(rows):
+                block.look_at_rows(rows, self.approximate.table(rows, self.index), tile)
+        return 0
 
     def _read(self, start: int, stop: int) -> Queries:
         more = ["content_key", "picture_key", *([self.pool] if self.pool else [])]

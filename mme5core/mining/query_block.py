@@ -82,23 +82,40 @@ class QueryBlock:
             table: their "id", "embedding" and, where it is known, "content_key".
             pools: of the candidates.
         """
+        stop = start + len(table)
+        is_repeated, places = self._index.is_repeated(start, stop), self._index.order.places(start, stop)
+        self._chunk_rows = max(self._chunk_rows, whole_tiles(len(table)))
+        return self._look_at(table, is_repeated, places, pools, range(0, self._num_queries), self._chunk_rows)
+
+    def look_at_rows(self, rows: np.ndarray, table: pa.Table, queries: range) -> int:
+        """Take some candidates into account, by their rows, for some queries that begin at a whole tile."""
+        places = self._index.order.places_of(rows)
+        return self._look_at(table, self._index.are_repeated(rows), places, None, queries, whole_tiles(len(table)))
+
+    def _look_at(
+        self,
+        table: pa.Table,
+        is_repeated: np.ndarray,
+        places: np.ndarray,
+        pools: pa.ChunkedArray | None,
+        queries: range,
+        chunk_rows: int,
+    ) -> int:
         vector_CD = matrix(table, self._queries.vectors.shape[1])
         is_usable = np.isfinite(vector_CD).all(axis=1) & ~is_nobody(table["id"])
         if not is_usable.all():
             vector_CD = np.where(is_usable[:, None], vector_CD, np.float32(0.0))
-        is_repeated = self._index.is_repeated(start, start + len(table))
         is_none_C = torch.as_tensor(~is_usable | is_repeated).to(self._device)
-        place_C = torch.as_tensor(np.array(self._index.order.places(start, start + len(table)))).to(self._device)
+        place_C = torch.as_tensor(np.array(places)).to(self._device)
         may_overflow = self._largest * float(np.abs(vector_CD).max(initial=0.0)) * vector_CD.shape[1] >= _LARGEST
         candidate_CD = torch.as_tensor(np.require(vector_CD, requirements="W")).to(self._device)
-        self._chunk_rows = max(self._chunk_rows, whole_tiles(len(table)))
-        if len(table) < self._chunk_rows:
-            candidate_CD = F.pad(candidate_CD, (0, 0, 0, self._chunk_rows - len(table)))
+        if len(table) < chunk_rows:
+            candidate_CD = F.pad(candidate_CD, (0, 0, 0, chunk_rows - len(table)))
         pool_C = None if pools is None or self._pool_B is None else self._codes(pools)
         excluded, pictures = self._pairs(table, is_repeated)
-        for first in range(0, self._num_queries, self._queries_at_once(self._chunk_rows)):
-            tile = slice(first, first + self._queries_at_once(self._chunk_rows))
-            score_QC = (self._query_BD[tile] @ candidate_CD.T)[: self._num_queries - first, : len(table)]
+        for first in range(queries.start, queries.stop, self._queries_at_once(chunk_rows)):
+            tile = slice(first, min(first + self._queries_at_once(chunk_rows), whole_tiles(queries.stop)))
+            score_QC = (self._query_BD[tile] @ candidate_CD.T)[: queries.stop - first, : len(table)]
             if may_overflow:  # what is no number is no similarity
                 torch.nan_to_num_(score_QC, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
             score_QC.masked_fill_(is_none_C, -torch.inf)

@@ -19,4 +19,4 @@ class FullDemoConfig(DemoConfig):
     seeds: list[int] = key([0, 1, 2], "of the trainings that are compared")
     num_steps: int = key(50, "steps of each of them", ge=1)
     num_negatives: int = key(2, "hard negatives of a sample, where they are mined or judged", ge=1)
-    judge_steps: int = key(150, "steps of each of the two trainings of the judge, on far and on near candidates", ge=1)
+    judge_steps: int = key(240, "steps of the judge's training", ge=1)

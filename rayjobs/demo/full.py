@@ -74,7 +74,7 @@ def run(config: FullDemoConfig) -> Outcome:
         scores["synthetic"].append(steps.evaluated("synthetic", trained))
         near = steps.mined(trained)
         if judge is None:
-            judge = steps.judge(near)
+            judge = steps.judge()
         scores["mined"].append(steps.evaluated("mined", steps.trained("mined", steps.exported(near))))
         judged = steps.judged("judged", near, [f"judge.model={judge}"])
         for name, more in (("judged", ()), ("soft", _SOFT), ("distilled", _DISTILLED)):
@@ -131,7 +131,7 @@ class _Steps:
             arguments = [f"input={self.samples}", f"side={side}", f"model={model}", "batch_size=128", *more]
             self._job("embed-corpus", self.folder / side, *arguments)
         sets = [f"queries={self.folder / 'query'}", f"candidates={self.folder / 'target'}"]
-        self._job("mine", self.folder / "mine", *sets, "top_k=8")
+        self._job("mine", self.folder / "mine", *sets, "top_k=5")
         return self.folder / "mine"
 
     def exported(self, near: Path) -> Path:
@@ -141,19 +141,21 @@ class _Steps:
             run_job(["mine", "export", *more, f"output={output}"])
         return output
 
-    def judge(self, near: Path) -> Path:
-        """A small model that answers Yes or No, trained on the samples: first on far candidates, then on near ones."""
-        far, model = self.full / "far", self.root / "base"
+    def judge(self) -> Path:
+        """A small model that answers Yes or No, trained on the samples with far candidates.
+
+        Of near ones it learns nothing in so few steps.
+        """
+        far = self.full / "far"
         sets = [f"queries={self.folder / 'query'}", f"candidates={self.folder / 'target'}"]
-        self._job("mine", far, *sets, "top_k=5", "min_rank=700")
-        for name, neighbours in (("far", far), ("near", near)):
-            samples, output = self.full / f"{name}-samples", self.full / f"{JUDGE}-{name}"
-            if not samples.exists():
-                run_job(["mine", "export", f"samples={self.samples}", f"neighbours={neighbours}", f"output={samples}"])
-            arguments = [f"input={samples}", f"model={model}", f"num_workers={self.config.num_workers}"]
-            self._job("rerank train", output, *arguments, f"num_steps={self.config.judge_steps}", *_JUDGE_TRAINING)
-            model = output / "model"
-        return model
+        self._job("mine", far, *sets, "top_k=5", "min_rank=300")
+        samples = self.full / "far-samples"
+        if not samples.exists():
+            run_job(["mine", "export", f"samples={self.samples}", f"neighbours={far}", f"output={samples}"])
+        arguments = [f"input={samples}", f"model={self.root / 'base'}"]
+        arguments += [f"num_workers={self.config.num_workers}", f"num_steps={self.config.judge_steps}"]
+        self._job("rerank train", self.full / JUDGE, *arguments, *_JUDGE_TRAINING)
+        return self.full / JUDGE / "model"
 
     def judged(self, name: str, near: Path, judge: Sequence[str]) -> Path:
         output = self.folder / f"judge-{name}"

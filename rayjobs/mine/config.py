@@ -6,8 +6,18 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from mme5core.settings import key, required
+from mme5core.settings import Section, key, required
 from rayjobs.command.config import JobConfig, as_list
+
+
+class FaissSettings(Section):
+    index: str | None = key(
+        None, "FAISS's factory string; null: inverted lists, vectors in half precision", added_later=True
+    )
+    num_probed: int = key(32, "inverted lists that a query looks into", added_later=True, ge=1)
+    shortlist: int = key(
+        4, "candidates for each that is ranked, which are then compared exactly", added_later=True, ge=1
+    )
 
 
 class MineConfig(JobConfig):
@@ -41,6 +51,13 @@ class MineConfig(JobConfig):
         "exclude",
         "the candidate that is the query's own picture without its text; force: a row of its own, source own_picture",
     )
+    search: Literal["exact", "faiss"] = key(
+        "exact",
+        "compare every query with every candidate; or with those that FAISS shortlists, whose recall is measured and "
+        "printed",
+        added_later=True,
+    )
+    faiss: FaissSettings = key(FaissSettings(), "the approximate search")
     use_gpu: bool | None = key(None, "one accelerator per task; null: if the cluster has any", rows=False)
     queries_per_file: int = key(20_000, "queries of one output file, which one task searches for", ge=1)
 

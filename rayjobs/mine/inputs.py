@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mme5core.errors import InputError
+from mme5core.mining.approximate import check_faiss, default_factory
 from mme5core.mining.positives import positive_files
 from mme5core.mining.rules import Rule, named_rules
 from mme5core.mining.vector_files import VectorFiles
@@ -46,6 +47,12 @@ def mine_inputs(config: MineConfig) -> MineInputs:
             f"{queries.paths[0]} and {candidates.paths[0]}"
         )
     _check_columns(config, rules, queries, candidates)
+    if config.search == "faiss":
+        if any(rule.pool != "any" for rule in rules):
+            raise InputError("search=faiss knows no pools: pool=same and pool=other need search=exact")
+        if config.own_picture == "force":
+            raise InputError("own_picture=force needs search=exact: a shortlist may lack the query's own picture")
+        check_faiss(config.faiss.index or default_factory(len(candidates)), candidates.width)
     positives = positive_files(config.positives) if config.positives else []
     return MineInputs(queries, candidates, tuple(positives), rules)
 

@@ -34,7 +34,9 @@ def test_the_second_training_takes_what_the_first_ones_model_has_mined(
         "NEGATIVES": "2",
     }
     out = tmp_path / "out"
-    with subprocess.Popen(command([]), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command([]), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         while not (out / "query" / "_work").is_dir():
             assert process.poll() is None
             time.sleep(0.05)
