@@ -176,3 +176,22 @@ def test_a_node_that_is_lost_costs_no_row(
     assert process.returncode == 0, stderr
     assert json.loads(stdout.splitlines()[-1])["code"] == 0
     assert read_parts(output) == unbroken
+
+
+def test_faiss_finds_what_the_exact_search_finds_and_says_how_much(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    vectors = np.random.default_rng(0).standard_normal((2000, 32)).astype(np.float32)
+    both = tuple(
+        write(tmp_path / name, [f"{name}{n}" for n in range(len(own))], own)
+        for name, own in (("q", vectors[:200]), ("c", vectors[200:]))
+    )
+    ended = mine((both[0], both[1]), tmp_path / "exact", "top_k=5")
+    assert ended.code == 0, ended.stderr
+    more = ["top_k=5", "search=faiss", "faiss.num_probed=999"]
+    ended = mine((both[0], both[1]), tmp_path / "all", *more)
+    assert ended.code == 0, ended.stderr
+    assert "1.0000 of the exact neighbours of 200 queries are among those of FAISS" in ended.stderr
+    assert [row[:3] for row in rows_of(tmp_path / "all")] == [row[:3] for row in rows_of(tmp_path / "exact")]
+    assert json.loads((tmp_path / "all" / "_manifest.json").read_text())["recall"] == 1.0
+    ended = mine((both[0], both[1]), tmp_path / "few", "top_k=5", "search=faiss", "faiss.num_probed=20")
+    assert ended.code == 0 and 0.1 < json.loads((tmp_path / "few" / "_manifest.json").read_text())["recall"] < 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,8 +26,7 @@ def test_the_second_training_takes_what_the_first_ones_model_has_mined(
     samples: Path, base: Path, tmp_path: Path
 ) -> None:
     environment = os.environ | {
-        "PATH": f"{ROOT / 'cluster' / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "SAMPLES": str(samples),
         "BASE": str(base),
         "OUT": str(tmp_path / "out"),
@@ -35,7 +35,7 @@ def test_the_second_training_takes_what_the_first_ones_model_has_mined(
     }
     out = tmp_path / "out"
     with subprocess.Popen(
-        command([]), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command([]), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         while not (out / "query" / "_work").is_dir():
             assert process.poll() is None
