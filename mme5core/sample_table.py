@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -95,7 +96,10 @@ def map_samples(
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, MAPPED) as writer:
         for source, files in shards.items():
             seen: set[str] = set()
-            rows = (row for shard in files for row in read_samples(shard, images))
+            names = Counter(shard.name for shard in files)
+            labels = [shard.name if names[shard.name] == 1 else f"{shard.parent.name}/{shard.name}" for shard in files]
+            both = zip(files, labels, strict=True)
+            rows = (row for shard, label in both for row in read_samples(shard, images, label=label))
             for batch in _batched(islice(rows, None if limit is None else limit - num_read)):
                 num_read += len(batch)
                 kept = []

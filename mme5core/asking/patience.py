@@ -63,6 +63,11 @@ class Patience:
         """Rejections in a row that are still taken for the fault of their records."""
         return (REJECTED_AFTER_AN_ANSWER if self.has_answer else REJECTED_IN_A_ROW) - 1
 
+    @property
+    def has_row(self) -> bool:
+        """Whether an answer has given rows."""
+        return self._has_row
+
     def halt(self, code: int, reason: str, *, is_budget_spent: bool = False) -> None:
         """Ask for nothing more."""
         self.stop = self.stop or Stop(code, reason, is_budget_spent)

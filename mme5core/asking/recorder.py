@@ -60,6 +60,8 @@ class Recorder:
         """Write an answer; returns what the record came to."""
         line = answer.record(prompt_sha256, seed, self._price)
         verdict = verdict_of(self._question, line, file.record(number))
+        if isinstance(verdict, Unsuitable) and self._patience.has_row:  # of this record alone
+            verdict = Rejected(str(file.record(number).get("id", "")), "unsuitable_answer", verdict.reason)
         tokens = answer.prompt_tokens, answer.completion_tokens
         entry = Entry(number, ANSWERED, answer.calls, *tokens, line["usd"] or 0.0, key, line)
         if isinstance(verdict, Retry | Unsuitable):

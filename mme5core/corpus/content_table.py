@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from mme5core.content_key import document_key
 from mme5core.corpus.index import id_key
 from mme5core.durable import sync_file, wait_until_seen, write_json
+from mme5core.errors import WorkFailed
 from mme5core.readers import CorpusRow, ReadOptions, read_rows
 from mme5core.storage import AnyPath, locate
 from mme5core.tasks import Item, Runner, run_here
@@ -51,7 +52,9 @@ class ContentTable:
         return int(self._table.num_rows)
 
     def ids(self) -> pa.Array:
-        return pa.concat_arrays([pa.array([], pa.string()), *self._table["id"].chunks])
+        """All ids, in their order; large strings, since together they may have more than 2 GiB."""
+        chunks = self._table["id"].cast(pa.large_string()).chunks
+        return pa.concat_arrays([pa.array([], pa.large_string()), *chunks])
 
     def id_of(self, position: int) -> str:
         return str(self._table["id"][position].as_py())
@@ -75,7 +78,7 @@ class ReadContents:
     """A task: the contents of a shard, into a file of STORED.
 
     Args:
-        wanted: a file of ids, or None for all rows.
+        wanted: a file of rising `id_hash`es, or None for all rows.
         limit: most rows to read.
     """
 
@@ -89,7 +92,7 @@ class ReadContents:
         wanted = None
         if self.wanted is not None:
             wait_until_seen(self.wanted.is_file, self.folder)
-            wanted = np.unique(np.load(self.wanted))
+            wanted = np.load(self.wanted)
         options = replace(self.options, label=item["label"])
         rows = islice(read_rows(locate(item["path"]), options), self.limit)
         file = self.folder / f"{uuid.uuid4().hex}.arrow"  # by chance: a task may run twice at once
@@ -98,7 +101,8 @@ class ReadContents:
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, STORED) as writer:
             for row in rows:
                 num_read += 1
-                if wanted is not None and not _is_in(_key(row.id), wanted):
+                is_broken = row.refused is not None and row.refused.reason == "broken_shard"
+                if wanted is not None and not is_broken and not _is_in(id_hash(row.id), wanted):
                     continue
                 if row.refused is not None:
                     refused.append(row.refused)
@@ -123,7 +127,7 @@ def read_contents(
     folder: Path,
     *,
     options: ReadOptions,
-    wanted: pa.Array | None = None,
+    wanted: np.ndarray | None = None,
     limit: int | None = None,
     run: Runner = run_here,
 ) -> tuple[ContentTable, list[Rejected], int]:
@@ -131,14 +135,22 @@ def read_contents(
 
     Args:
         labels: of the shards, see `readers.shards.labels`.
-        wanted: ids; None: all rows.
+        wanted: `id_hash` of the ids; None: all rows.
         limit: most rows to read, over all shards in their order.
+
+    Raises:
+        WorkFailed: some rows are wanted, and a shard cannot be read to its end: they may be behind the break.
     """
     report = folder / REPORT
     if not report.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         reports = _read(shards, labels, folder, options, wanted, limit, run)
+        for rejected in (row for one in reports for row in one["refused"] if row["reason"] == "broken_shard"):
+            if wanted is not None:
+                raise WorkFailed(
+                    f"{rejected['id']} cannot be read to its end ({rejected['detail']}); mend or remove it"
+                )
         write_json(report, {"shards": sorted(reports, key=lambda one: int(one["shard"]))})
     reports = json.loads(report.read_text())["shards"]
     files = [folder / one["file"] for one in reports]
@@ -160,7 +172,7 @@ def repeated_ids(ids: pa.Array) -> np.ndarray:
 
 def positions_of(column: pa.ChunkedArray | pa.Array, ids: pa.Array) -> np.ndarray:
     """int64: the first place of each entry among the ids; -1 where it is none."""
-    at = pc.index_in(column, value_set=ids, skip_nulls=True)
+    at = pc.index_in(column.cast(ids.type), value_set=ids, skip_nulls=True)
     return np.asarray(pc.fill_null(at, -1)).astype(np.int64)
 
 
@@ -169,14 +181,14 @@ def _read(
     labels: Sequence[str],
     folder: Path,
     options: ReadOptions,
-    wanted: pa.Array | None,
+    wanted: np.ndarray | None,
     limit: int | None,
     run: Runner,
 ) -> list[Item]:
     ids = None
     if wanted is not None:
         ids = folder / "wanted.npy"
-        np.save(ids, np.array([_key(one) for one in wanted.to_pylist()], np.uint64))
+        np.save(ids, wanted)
     items: list[Item] = [
         {"shard": n, "path": str(path), "label": label}
         for n, (path, label) in enumerate(zip(shards, labels, strict=True))
@@ -199,8 +211,8 @@ def _stored(row: CorpusRow) -> Item:
     return {"id": row.id, "text": row.text, "images": pictures, "instruction": row.instruction, "key": key}
 
 
-def _key(row_id: str) -> int:
-    """Of an id, equal where ids are. Two ids may share one: then a row is kept that nobody asked for."""
+def id_hash(row_id: str) -> int:
+    """64 bits of an id, equal where ids are. Two ids may share them: then a row is kept that nobody asked for."""
     return int.from_bytes(id_key(row_id)[:8], "little")
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mme5core.judge.prompt import CANDIDATE, NO, QUERY, YES
 from mme5core.synthesis.comparable import comparable
-
-if TYPE_CHECKING:
-    from mme5core.demo.teacher import Entry
 
 MEANT, ALIKE, OTHER = 0.98, 0.6, 0.02
 """p(Yes) of a picture that the query names, of one that shares a keyword with it, and of all others."""
 
 
-def logprobs_of(asked: str, entry: Entry) -> dict[str, Any]:
-    """The field `logprobs` of an answer about a query's text and the entry of a candidate's picture."""
-    share = _share(asked, entry)
+def logprobs_of(asked: str, names: Mapping[str, str], keywords: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The field `logprobs` of an answer about a query's text and what a candidate's picture is called, by language."""
+    share = _share(asked, names, keywords)
     top = [{"token": YES, "logprob": math.log(share)}, {"token": NO, "logprob": math.log(1 - share)}]
     return {"content": [{"token": YES, "logprob": top[0]["logprob"], "top_logprobs": top}]}
 
@@ -36,11 +33,11 @@ def query_of(prompt: str) -> str:
     return asked
 
 
-def _share(asked: str, entry: Entry) -> float:
+def _share(asked: str, names: Mapping[str, str], keywords: Mapping[str, Sequence[str]]) -> float:
     text = comparable(asked)
-    if any(_ends_with(text, [name]) for name in entry.names.values()):
+    if any(_ends_with(text, [name]) for name in names.values()):
         return MEANT
-    for words in entry.keywords.values():
+    for words in keywords.values():
         named = [word for word in words if comparable(word) and comparable(word) in text]
         if len(named) > 1:
             return MEANT  # queries of two keywords

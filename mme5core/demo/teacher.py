@@ -169,8 +169,8 @@ class DemoTeacher(ThreadingHTTPServer):
         if not pictures:
             raise ValueError("the demo teacher judges pictures")
         completion = _completion("Yes", "length", len(prompt) // 4 + 85 * len(pictures))
-        logprobs = logprobs_of(query_of(prompt), self.knowledge.recognise(pictures[-1]))
-        completion["choices"][0]["logprobs"] = logprobs
+        entry = self.knowledge.recognise(pictures[-1])
+        completion["choices"][0]["logprobs"] = logprobs_of(query_of(prompt), entry.names, entry.keywords)
         return completion
 
 

@@ -87,16 +87,14 @@ class Encoder:
             quantize: "nf4" holds the weights in 4 bits, as QLoRA does; needs a GPU and bitsandbytes.
             picture_side: pictures are made squares of so many pixels a side; None: as stored with the model, else the
                 processor decides.
-            positions: "in_a_row": a number for each token, those of pictures too, as UniME-V2's and VLM2Vec's Qwen2-VL
-                were trained; None: as stored with the model, else the model's "own".
+            positions: "in_a_row": a number for each token, those of pictures too; None: as stored, else the model's.
 
         Raises:
             ValueError: no model at `path`, no tokenizer or image processor beside it, an unknown family, dtype or
                 style, a base that is not the one the adapter was trained on, an adapter that does not fit the model,
                 or a weight that is NaN or infinite; or the model is a reranker.
         """
-        if stored_settings(path, adapter).get("kind") == "reranker":
-            raise ValueError(f"the model at {str(adapter or path)!r} is a reranker, which embeds nothing: see rerank")
+        _check_embeds(path, adapter)
         loaded = load_model(
             path,
             adapter=adapter,
@@ -106,25 +104,23 @@ class Encoder:
             remote_code=remote_code,
             quantize=quantize,
         )
+        stored = loaded.settings
         encoder = cls(
             loaded.model,
             loaded.backbone,
-            prompt_style=prompt_style or loaded.settings.get("prompt_style", loaded.backbone.default_style),
-            max_tokens=loaded.settings.get("max_tokens", MAX_TOKENS),
+            prompt_style=prompt_style or stored.get("prompt_style", loaded.backbone.default_style),
+            max_tokens=stored.get("max_tokens", MAX_TOKENS),
             base=loaded.base,
             merged_adapter=loaded.merged_adapter,
         )
-        encoder.set_reading(
-            picture_side=picture_side or loaded.settings.get("picture_side"),
-            positions=positions or loaded.settings.get("positions"),
-        )
+        encoder.set_reading(picture_side or stored.get("picture_side"), positions or stored.get("positions"))
         if quantize is None:  # quantised weights were loaded onto the GPU
             encoder.module.to(default_device() if device == "auto" else torch.device(device))
         check_finite(encoder.module.model, str(path))
         encoder.module.eval()
         return encoder
 
-    def set_reading(self, *, picture_side: int | None, positions: str | None) -> None:
+    def set_reading(self, picture_side: int | None, positions: str | None) -> None:
         """How pictures are read; stored with the model. None: as the model has it.
 
         Raises:
@@ -271,6 +267,15 @@ class Encoder:
             merged_adapter=self._merged_adapter,
             include_base=include_base,
         )
+
+
+def _check_embeds(path: str | os.PathLike[str], adapter: str | os.PathLike[str] | None) -> None:
+    """
+    Raises:
+        ValueError: the model is a reranker.
+    """
+    if stored_settings(path, adapter).get("kind") == "reranker":
+        raise ValueError(f"the model at {str(adapter or path)!r} is a reranker, which embeds nothing: see rerank")
 
 
 def per_content(instruction: str | Sequence[str | None] | None, count: int) -> list[str | None]:

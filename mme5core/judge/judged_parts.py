@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from mme5core.images import BadImage
@@ -72,7 +73,6 @@ class JudgeBlock:
         def unshown(place: int, error: BadImage) -> None:
             counts["unshown"] += 1
 
-        counts["pairs"] += 1 + len(candidates)
         scores = judge.scores(
             [(sample.query, content) for content in (sample.positive, *candidates)],
             sample.instruction,
@@ -80,5 +80,6 @@ class JudgeBlock:
             max_batch_tokens=self.settings.max_batch_tokens,
             on_bad=unshown,
         )
+        counts["pairs"] += int((~np.isnan(scores)).sum())
         ids = [tables.candidate_id(int(candidate)) for candidate in self.to_judge.plan.candidates(position)]
         return self.rows.row(sample, candidates, ids, scores, counts)

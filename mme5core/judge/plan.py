@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mme5core.corpus.content_table import positions_of
+from mme5core.corpus.content_table import id_hash, positions_of
 from mme5core.schemas import NEIGHBOURS
 from mme5core.storage import AnyPath
 from mme5core.tables import column_tables
+
+HASHES_WAITING = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,18 @@ class JudgePlan:
         return np.asarray(np.memmap(self.file, np.int64, "r")[low:high])
 
 
-def named_candidates(query_ids: pa.Array, files: Sequence[AnyPath]) -> pa.Array:
-    """The distinct candidates that the neighbours of some queries name."""
-    names = [pa.array([], pa.string())]
+def named_candidates(query_ids: pa.Array, files: Sequence[AnyPath]) -> np.ndarray:
+    """uint64, rising: `id_hash` of the candidates that the neighbours of some queries name."""
+    named, waiting, num_waiting = np.zeros(0, np.uint64), list[np.ndarray](), 0
     for neighbours in files:
         for table in column_tables(neighbours, NEIGHBOURS, "neighbours"):
-            is_own = pc.is_in(table["query_id"], value_set=query_ids)
-            names.append(pc.unique(table["candidate_id"].filter(is_own)).drop_null())
-    return pc.unique(pa.concat_arrays(names))
+            is_own = pc.is_in(table["query_id"].cast(query_ids.type), value_set=query_ids)
+            ids = pc.unique(table["candidate_id"].filter(is_own)).drop_null().to_pylist()
+            waiting.append(np.array([id_hash(one) for one in ids], np.uint64))
+            num_waiting += len(ids)
+            if num_waiting > HASHES_WAITING:
+                named, waiting, num_waiting = np.unique(np.concatenate([named, *waiting])), [], 0
+    return np.unique(np.concatenate([named, *waiting]))
 
 
 def plan_judging(

@@ -82,10 +82,12 @@ class JudgeQuestion:
 
     def verdict(self, answer: Mapping[str, Any], record: Record) -> list[float] | Rejected | Unsuitable:
         """The score of the pair."""
-        if not answer.get("top_logprobs"):
+        if len(answer.get("top_logprobs") or ()) < 2:
             if answer.get("finish_reason") == "content_filter":
                 return Rejected(record["id"], "content_filter", str(answer.get("text", ""))[:200])
-            return Unsuitable("the server gives no logprobs of its answers, which a judge is read by")
+            return Unsuitable(
+                "the server gives no logprobs of its answers, or of one token, and a judge is read by two"
+            )
         score = score_of(answer["top_logprobs"])
         if score is None:
             likely = ", ".join(repr(token) for token, _ in answer["top_logprobs"][:3])
@@ -130,6 +132,8 @@ def score_of(top_logprobs: Sequence[Sequence[Any]]) -> float | None:
         return None
     lowest = min(float(logprob) for _, logprob in top_logprobs)
     log_odds = (lowest if yes is None else yes) - (lowest if no is None else no)
+    if math.isnan(log_odds):  # neither is possible
+        return None
     share = 0.5 * (1.0 + math.tanh(0.5 * log_odds))
     return min(max(share, _SMALLEST), 1 - _SMALLEST)
 

@@ -41,12 +41,12 @@ def check_faiss(factory: str, width: int) -> None:
 
 
 def default_factory(num_candidates: int) -> str:
-    """Inverted lists of about the square root of the corpus, their vectors in half precision.
+    """Inverted lists, four times the square root of the corpus, their vectors in half precision.
 
     >>> default_factory(1_000_000)
     'IVF4000,SQfp16'
     """
-    return f"IVF{max(1, 4 * int(num_candidates**0.5))},SQfp16"
+    return f"IVF{max(1, min(num_candidates, 4 * int(num_candidates**0.5)))},SQfp16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class ApproximateIndex:
         has_keys: whether content keys of the candidates are known.
         num_probed: inverted lists that a query looks into.
         shortlist: candidates of a query, for each that is to be ranked.
+        num_unusable: candidates without a usable vector or an id.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class ApproximateIndex:
     has_keys: bool
     num_probed: int
     shortlist: int
+    num_unusable: int = 0
 
     @classmethod
     def write(
@@ -79,13 +81,14 @@ class ApproximateIndex:
 
         folder.mkdir()
         has_keys = candidates.has(["content_key"])
-        own = cls(folder, len(candidates), candidates.width, has_keys, num_probed, shortlist)
+        num_unusable = 0
         vectors = np.memmap(folder / "vectors", np.float32, "w+", shape=(len(candidates), candidates.width))
         keys = new_array(folder / "keys", 2 * len(candidates)) if has_keys else None
         for start, table in candidates.tables(["id", "embedding", *(["content_key"] if has_keys else [])]):
             rows = slice(start, start + len(table))
             block = matrix(table, candidates.width).copy()
             block[is_nobody(table["id"])] = np.nan
+            num_unusable += int((~np.isfinite(block).all(axis=1)).sum())
             vectors[rows] = block
             if keys is not None:
                 filled = table["content_key"].combine_chunks().fill_null(bytes(KEY_BYTES)).to_pylist()
@@ -95,7 +98,7 @@ class ApproximateIndex:
         num_lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 1)
         count = min(len(candidates), max(1000, TRAINING_ROWS_PER_LIST * num_lists), MOST_TRAINING_ROWS)
         chosen = np.sort(np.random.default_rng(seed).choice(len(candidates), count, replace=False))
-        drawn = np.nan_to_num(np.asarray(vectors[chosen]))
+        drawn = np.nan_to_num(np.asarray(vectors[chosen]), copy=False)
         try:
             index.train(drawn)
             for start in range(0, len(candidates), 1 << 16):
@@ -103,12 +106,18 @@ class ApproximateIndex:
         except RuntimeError as error:
             raise InputError(f"faiss.index={factory!r} cannot hold the candidates ({first_line(error)})") from None
         faiss.write_index(index, str(folder / "index.faiss"))
-        return own
+        return cls(folder, len(candidates), candidates.width, has_keys, num_probed, shortlist, num_unusable)
 
-    def opened(self) -> Any:
-        """The index, its lists mapped from the disk where FAISS can."""
+    def opened(self, num_threads: int | None) -> Any:
+        """The index, its lists mapped from the disk where FAISS can.
+
+        Args:
+            num_threads: of searches; None: FAISS's choice.
+        """
         import faiss
 
+        if num_threads is not None:
+            faiss.omp_set_num_threads(num_threads)
         index = faiss.read_index(str(self.folder / "index.faiss"), faiss.IO_FLAG_MMAP)
         inverted = faiss.try_extract_index_ivf(index)
         if inverted is not None:

@@ -89,13 +89,14 @@ class MineBlock:
                 num_unusable += block.look_at(start, table, table[self.pool] if self.pool else None)
                 start += len(table)
             return num_unusable
-        index, num_ranked = self.approximate.opened(), max(rule.num_ranked for rule in self.rules)
+        threads = None if self.tasks_here is None else threads_per_process(self.tasks_here)
+        index, num_ranked = self.approximate.opened(threads), max(rule.num_ranked for rule in self.rules)
         for first in range(0, len(queries.ids), TILE):
             tile = range(first, min(first + TILE, len(queries.ids)))
             rows = self.approximate.shortlisted(index, queries.vectors[tile.start : tile.stop], num_ranked)
             if len(rows):
                 block.look_at_rows(rows, self.approximate.table(rows, self.index), tile)
-        return 0
+        return self.approximate.num_unusable
 
     def _read(self, start: int, stop: int) -> Queries:
         more = ["content_key", "picture_key", *([self.pool] if self.pool else [])]

@@ -51,20 +51,24 @@ class ListAnswers:
 
 
 class ListwiseScores:
-    """
-    Args:
-        max_batch_tokens: upper limit of rows x longest prompt in one forward pass.
-    """
-
-    def __init__(self, answering: AnsweringModel, *, max_batch_tokens: int = 16_384) -> None:
+    def __init__(self, answering: AnsweringModel) -> None:
         self._answering, self._answers = answering, ListAnswers(answering)
-        self._max_batch_tokens = max_batch_tokens
 
-    def scores(self, query: Content, candidates: Sequence[Content], instruction: str | None = None) -> np.ndarray:
+    def scores(
+        self,
+        query: Content,
+        candidates: Sequence[Content],
+        instruction: str | None = None,
+        *,
+        max_batch_tokens: int = 16_384,
+    ) -> np.ndarray:
         """The logarithm of each candidate's probability among the numbers of the list: float32 [K].
 
         The positions where the numbers' tokens differ are rows of one pass that share their prompt: one for up to nine
         candidates whatever the tokenizer, two for up to nineteen where it spells numbers digit by digit.
+
+        Args:
+            max_batch_tokens: upper limit of rows x longest prompt in one forward pass.
 
         Raises:
             BadImage: a picture cannot be read, or the list has more pictures than the model takes.
@@ -91,7 +95,7 @@ class ListwiseScores:
             [prompt] * len(before),
             max_tokens=0,
             max_batch_rows=len(before),
-            max_batch_tokens=self._max_batch_tokens,
+            max_batch_tokens=max_batch_tokens,
             share_pictures=True,
             on_bad=refuse,
             token_ids=token_ids,

@@ -73,7 +73,7 @@ class Reranker:
             pairs = [(query, candidate) for candidate in candidates]
             return self._judge.log_odds(pairs, instruction, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
         try:
-            return self._list.scores(query, candidates, instruction)
+            return self._list.scores(query, candidates, instruction, max_batch_tokens=max_batch_tokens)
         except BadImage as error:
             raise ValueError(f"the list of {len(candidates)} candidates: {error}") from None
 
@@ -97,6 +97,6 @@ class Reranker:
                 on_bad=lambda place, error: None,
             )
         try:
-            return self._list.scores(query, candidates, instruction)
+            return self._list.scores(query, candidates, instruction, max_batch_tokens=max_batch_tokens)
         except BadImage:
             return np.full(len(candidates), np.nan, np.float32)

@@ -33,7 +33,8 @@ def json_rows(file: AnyPath) -> Iterator[Row]:
 
 def _entries(file: AnyPath) -> Iterator[object]:
     decoder, text = json.JSONDecoder(), _Text(file)
-    if text.skip(" \t\r\n") == "[":
+    is_list = text.skip(" \t\r\n") == "["
+    if is_list:
         text.take(1)
         separators = " \t\r\n,"
     else:
@@ -48,6 +49,12 @@ def _entries(file: AnyPath) -> Iterator[object]:
                     raise
         text.take(end)
         yield entry
+    if is_list:
+        if not first:
+            raise ValueError("the list has no end: the file is cut")
+        text.take(1)
+        if text.skip(" \t\r\n"):
+            raise ValueError("something follows the list")
 
 
 class _Text:

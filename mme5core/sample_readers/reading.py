@@ -28,6 +28,8 @@ def read_samples(
     file: AnyPath | str | os.PathLike[str],
     images: str | os.PathLike[str] | None = None,
     format: str | None = None,
+    *,
+    label: str | None = None,
 ) -> Iterator[Sample | Rejected]:
     """A sample, or the reason for its refusal, for each row in the file's order.
 
@@ -37,6 +39,7 @@ def read_samples(
     Args:
         images: the folder that paths of pictures are relative to.
         format: a name in `FORMATS`; None: the format that the columns identify.
+        label: stands for the file in ids of rows without one; None: its name.
 
     Raises:
         ValueError: the format is unknown.
@@ -45,7 +48,7 @@ def read_samples(
     shard = file if isinstance(file, Address) else locate(os.fspath(file))
     rows, columns = _rows(shard)
     chosen = _format_of(shard, columns, format)
-    return _samples(shard, rows, chosen, PictureFolder.at(images))
+    return _samples(label or shard.name, rows, chosen, PictureFolder.at(images))
 
 
 def count_samples(file: AnyPath) -> int:
@@ -93,11 +96,11 @@ def _format_of(file: AnyPath, columns: Sequence[str], name: str | None) -> Sampl
 
 
 def _samples(
-    file: AnyPath, rows: Iterator[Row], chosen: SampleFormat, pictures: PictureFolder | None
+    label: str, rows: Iterator[Row], chosen: SampleFormat, pictures: PictureFolder | None
 ) -> Iterator[Sample | Rejected]:
     for place, row in enumerate(rows):
         if row.get("id") in (None, ""):
-            row["id"] = f"{file.name}:{place}"
+            row["id"] = f"{label}:{place}"
         row["id"] = str(row["id"])
         yield _sample(row, chosen, pictures)
 

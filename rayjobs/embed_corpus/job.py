@@ -204,7 +204,9 @@ def _file_metadata(
     if config.library == "mme5":
         settings = encoder_settings(config.model, config.adapter)
         prompt_style, pooling = settings["prompt_style"], settings["pooling"]
+        reading = {name: getattr(config, name) or settings.get(name) for name in ("picture_side", "positions")}
     else:
+        reading = {}
         prompt_style = pooling = config.library
     made_by = {
         "model": folder.run.identities["model"],
@@ -214,9 +216,9 @@ def _file_metadata(
         "dtype": config.dtype,
         "max_tokens": str(config.max_tokens or ""),
         "dim": str(vector_format.dim),
-        "picture_side": str(config.picture_side or ""),
-        "positions": config.positions or "",
     }
+    # Left out where the model decides: vectors of earlier versions have these identities.
+    made_by |= {name: str(chosen) for name, chosen in reading.items() if chosen not in (None, "own")}
     metadata = {f"mme5.{name}": text for name, text in made_by.items() if text}
     metadata |= {
         "mme5.model_name": config.model,

@@ -33,7 +33,9 @@ class JudgeConfig(InputJobConfig):
     judge: JudgeSettings = key(JudgeSettings(), "the model that judges")
     select: SelectionSettings = key(SelectionSettings(), "which candidates become hard negatives")
     samples_per_file: int = key(200, "samples of one output file, and what a killed worker may have to do again", ge=1)
-    images: str | None = key(None, "folder that paths of the samples' pictures start from", path="existing")
+    images: str | None = key(
+        None, "folder that paths of the samples' pictures start from", added_later=True, path="existing"
+    )
     pictures: str | None = key(
         None,
         "folder or address that paths of the candidates' pictures start from; null: their file's own folder",

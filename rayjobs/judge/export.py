@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 from mme5core.errors import InputError
@@ -38,7 +39,8 @@ def run(config: ExportConfig) -> Outcome:
     with Progress("judge export", total, "samples") as progress, (staged / DATA).open("w", encoding="utf-8") as data:
         data.write("[")
         for file in files:
-            for sample in read_samples(file, config.images):
+            left = None if config.limit is None else config.limit - num_kept - len(refused)
+            for sample in islice(read_samples(file, config.images), left):
                 line = sample if isinstance(sample, Rejected) else _line(sample, staged)
                 if isinstance(line, Rejected):
                     refused.append(line)
@@ -50,7 +52,7 @@ def run(config: ExportConfig) -> Outcome:
     counts: dict[str, int] = {}
     for rejected in refused:
         counts[rejected.reason] = counts.get(rejected.reason, 0) + 1
-    counters = {"read": total, "kept": num_kept, "refused": counts, "pending": 0}
+    counters = {"read": num_kept + len(refused), "kept": num_kept, "refused": counts, "pending": 0}
     if not num_kept:
         shutil.rmtree(staged)
         first = f": the first, {refused[0].id}: {refused[0].detail}" if refused else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -67,6 +68,8 @@ def run(config: ExportConfig) -> Outcome:
         shutil.rmtree(work, ignore_errors=True)
     counts = Counter(rejected.reason for rejected in refused)
     counters = {"read": num_read, "kept": num_kept, "refused": dict(counts), "pending": 0}
+    if plan.num_unknown:
+        print(f"mine export: {plan.num_unknown:,} neighbours name others than the samples", file=sys.stderr)
     first = f"{refused[0].id}: {refused[0].reason} {refused[0].detail}" if refused else ""
     if not num_kept:
         shutil.rmtree(staged)

@@ -97,7 +97,7 @@ def _task(
     )
 
 
-def _recall(folder: JobFolder, task: MineBlock, parts: Sequence[Part], placement: Placement) -> float:
+def _recall(folder: JobFolder, task: MineBlock, parts: Sequence[Part], placement: Placement) -> float | None:
     """Which share of the exact neighbours of the first queries the approximate search has found."""
     (item,) = [part.report for part in parts if part.number == 0]
     checked = folder.work / f"ids-{uuid.uuid4().hex}"
@@ -112,7 +112,9 @@ def _recall(folder: JobFolder, task: MineBlock, parts: Sequence[Part], placement
     rows = pq.read_table(next(part.file for part in parts if part.number == 0), columns=names)
     rows = rows.filter(pc.is_in(rows["query_id"], value_set=ids))
     own = set(zip(*(rows[name].to_pylist() for name in names), strict=True))
-    recall = len(own & expected) / max(1, len(expected))
+    if not expected:
+        return None
+    recall = len(own & expected) / len(expected)
     print(f"mine: {recall:.4f} of the exact neighbours of {stop:,} queries are among those of FAISS", file=sys.stderr)
     return recall
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 from mme5core.demo.judging import ALIKE, MEANT, OTHER, logprobs_of, query_of
-from mme5core.demo.teacher import Entry
 from mme5core.judge.prompt import parts_of
 from mme5core.judge.served import score_of
 from mme5core.types import Content
 from rayjobs.demo.full import METRICS, ROWS, interval, table_lines, table_rows
 
-CAT = Entry("k", "animals", {"en": "Cat face", "de": "Katzengesicht"}, {"en": ["pet", "face", "cat"], "de": ["Katze"]})
+CAT = {"en": "Cat face", "de": "Katzengesicht"}, {"en": ["pet", "face", "cat"], "de": ["Katze"]}
 
 
 @pytest.mark.parametrize(
@@ -21,7 +20,7 @@ CAT = Entry("k", "animals", {"en": "Cat face", "de": "Katzengesicht"}, {"en": ["
 def test_a_picture_scores_by_what_it_is_called(text: str, expected: float) -> None:
     parts = parts_of(Content(text), Content(image=b"..."), "Find a picture of this:")
     prompt = "\n".join(part for part in parts if part is not None)
-    top = logprobs_of(query_of(prompt), CAT)["content"][0]["top_logprobs"]
+    top = logprobs_of(query_of(prompt), *CAT)["content"][0]["top_logprobs"]
     score = score_of([(entry["token"], entry["logprob"]) for entry in top])
     assert score == pytest.approx(expected, abs=1e-6)
 

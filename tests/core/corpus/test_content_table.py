@@ -6,10 +6,13 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from mme5core.corpus.content_table import ContentTable, positions_of, read_contents, repeated_ids
+from mme5core.corpus.content_table import ContentTable, id_hash, positions_of, read_contents, repeated_ids
+from mme5core.errors import WorkFailed
 from mme5core.readers import ReadOptions
 from mme5core.types import Content, Rejected
 from tests.core.contents import picture
@@ -39,7 +42,7 @@ def corpus(tmp_path: Path) -> list[Path]:
 def read(
     corpus: list[Path], folder: Path, *, wanted: list[str] | None = None, limit: int | None = None
 ) -> tuple[ContentTable, list[Rejected], int]:
-    ids = None if wanted is None else pa.array(wanted, pa.string())
+    ids = None if wanted is None else np.unique(np.array([id_hash(one) for one in wanted], np.uint64))
     names = [file.name for file in corpus]
     return read_contents(corpus, names, folder, options=ReadOptions(), wanted=ids, limit=limit)
 
@@ -68,6 +71,20 @@ def test_only_wanted_rows_are_kept_and_refused(corpus: list[Path], tmp_path: Pat
 def test_a_limit_is_of_all_shards_together(limit: int, expected: list[str], corpus: list[Path], tmp_path: Path) -> None:
     table, _, num_read = read(corpus, tmp_path / "work", limit=limit)
     assert table.ids().to_pylist() == list(expected) and num_read == min(limit, 5)
+
+
+def test_a_shard_that_breaks_off_is_no_silent_loss(corpus: list[Path], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["x"], "text": ["x"]}), tmp_path / "2.parquet")
+    whole = (tmp_path / "2.parquet").read_bytes()
+    (tmp_path / "2.parquet").write_bytes(whole[:-20])
+    corpus.append(tmp_path / "2.parquet")
+    _, refused, _ = read(corpus, tmp_path / "all")
+    assert "broken_shard" in {row.reason for row in refused}
+    with pytest.raises(WorkFailed, match=r"2\.parquet cannot be read to its end"):
+        read(corpus, tmp_path / "wanted", wanted=["x"])
+    (tmp_path / "2.parquet").write_bytes(whole)  # its server is back
+    table, _, _ = read(corpus, tmp_path / "wanted", wanted=["x"])
+    assert table.ids().to_pylist() == ["x"]
 
 
 def test_what_was_read_is_read_once(corpus: list[Path], tmp_path: Path) -> None:

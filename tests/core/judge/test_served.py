@@ -93,6 +93,8 @@ def test_the_score_is_the_share_of_yes(top: list[tuple[str, float]], expected: f
 def test_answers_that_give_no_score_are_refused_or_stop_the_asking() -> None:
     assert isinstance(verdict(None), Unsuitable)
     assert isinstance(verdict([]), Unsuitable)
+    assert isinstance(verdict([("Yes", -0.01)]), Unsuitable)  # nothing to compare it with
+    assert score_of([("Yes", -math.inf), ("No", -math.inf)]) is None
     assert isinstance(verdict([("Yes", float("nan")), ("No", 3.0)]), Unsuitable)  # no logarithms of probabilities
     refused = verdict([("Hm", -0.1), ("YES", -2.0)])
     assert isinstance(refused, Rejected) and refused.reason == "no_yes_or_no" and "'Hm', 'YES'" in refused.detail
