@@ -80,6 +80,18 @@ def test_with_few_lists_it_finds_most(sets: tuple[str, str], tmp_path: Path) -> 
     assert 0.5 < len(approximate & exact) / len(exact) < 1
 
 
+def test_candidates_without_a_usable_vector_are_counted_and_few_ones_are_enough(tmp_path: Path) -> None:
+    vectors = unit(10, 3)
+    vectors[4] = np.nan
+    candidates = VectorFiles.open([write(tmp_path / "c", [f"c{n}" for n in range(10)], vectors)], "candidates")
+    index = ApproximateIndex.write(
+        candidates, tmp_path / "faiss", factory=default_factory(10), num_probed=99, shortlist=4, seed=0
+    )
+    assert index.num_unusable == 1
+    near = index.shortlisted(index.opened(1), vectors[:1], 9)
+    assert 0 in near and len(near) >= 9
+
+
 def test_an_index_that_faiss_does_not_know_is_refused() -> None:
     check_faiss(default_factory(1000), 32)
     with pytest.raises(InputError, match="FAISS makes no such index of width 32"):

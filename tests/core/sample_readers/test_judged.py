@@ -12,6 +12,7 @@ from mme5core import Content
 from mme5core.errors import InputError
 from mme5core.sample_readers import count_samples, json_rows, read_samples
 from mme5core.sample_readers.judged import to_row
+from mme5core.sample_table import SampleTable, map_samples
 from mme5core.types import Rejected, Sample
 from tests.core.contents import picture
 
@@ -109,6 +110,38 @@ def test_a_list_that_ends_in_the_middle_gives_its_whole_entries_and_then_fails(t
     assert next(rows) == {"a": 1}
     with pytest.raises(InputError, match="entry 1 cannot be read as JSON"):
         next(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1}, ', "the list has no end"),
+        ('[{"a": 1}', "the list has no end"),
+        ('[{"a": 1}]\n[{"a": 2}]', "follows"),
+    ],
+)
+def test_a_list_without_its_end_or_with_another_behind_it_is_not_taken_for_whole(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "x.json").write_text(text)
+    rows = json_rows.json_rows(tmp_path / "x.json")
+    assert next(rows) == {"a": 1}
+    with pytest.raises(InputError, match=message):
+        next(rows)
+
+
+def test_rows_without_ids_of_files_of_one_name_are_told_apart(images: Path, tmp_path: Path) -> None:
+    files = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        read(tmp_path / name, images, ROW, ROW)
+        files.append(tmp_path / name / "train.json")
+    *_, refused = map_samples(
+        {"input": files}, tmp_path / "samples.arrow", num_negatives=1, limit=None, images=str(images)
+    )
+    assert refused == []
+    ids = SampleTable(tmp_path / "samples.arrow").ids().to_pylist()
+    assert ids == ["a/train.json:0", "a/train.json:1", "b/train.json:0", "b/train.json:1"]
 
 
 def test_bytes_that_are_no_utf_8_are_refused(tmp_path: Path) -> None:
