@@ -96,7 +96,7 @@ def _example(ranking: Ranking, contents: Mapping[str, Content]) -> dict[str, obj
         "language": language_name(query.language),
         "code": query.language,
         "direction": "rtl" if query.language in RIGHT_TO_LEFT else "ltr",
-        "rank": "none" if ranking.rank == NOT_RANKED else ranking.rank,
+        "rank": None if ranking.rank == NOT_RANKED else ranking.rank,
         "positive": _shown(contents.get(query.positive_id)),
         "first": [
             {"is_positive": candidate == query.positive_id} | _shown(contents.get(candidate))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mme5core.evaluation.report import COLUMNS, ScoreSet, choose_examples, html, table
-from mme5core.evaluation.retrieval import Ranking, Scores
+from mme5core.evaluation.retrieval import NOT_RANKED, Ranking, Scores
 from mme5core.types import Content, EvalQuery
 
 EVIL = "<script>alert('x')</script>&\""
@@ -129,3 +129,11 @@ def test_no_example_is_shown_twice_also_where_languages_differ_in_size(count: in
 def test_no_rankings_are_no_examples() -> None:
     assert choose_examples([], 5) == []
     assert "Rankings of" not in html("Scores", [set_of("s", {"it": 1.0})], {}, num_examples=5)
+
+
+def test_a_positive_that_is_not_among_the_ranked_is_shown_as_such() -> None:
+    query = EvalQuery("q", Content("a cat"), None, {"p": 1.0}, language="en")
+    mean = dict.fromkeys(COLUMNS, 0.0)
+    scores = Scores({"en": mean}, mean, 1, 2, [Ranking(query, NOT_RANKED, ["c"])])
+    page = html("t", [ScoreSet("s", "m", "b", scores)], {"c": Content("a dog")}, num_examples=1)
+    assert "not among the ranked" in page
