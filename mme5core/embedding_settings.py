@@ -13,7 +13,23 @@ class InstructionSettings(Section):
     IT: str | None = key(None, "for rows of text and picture that bring none")
 
 
-class EmbeddingSettings(Section):
+class ReadingSettings(Section):
+    """How a model reads pictures; stored with it."""
+
+    picture_side: int | None = key(
+        None,
+        "pictures are made squares of so many pixels a side; null: as stored with the model, or as its processor does",
+        added_later=True,
+        ge=1,
+    )
+    positions: Literal["own", "in_a_row"] | None = key(
+        None,
+        "in_a_row: a number for each token, those of pictures too (Qwen); null: as stored with the model, else its own",
+        added_later=True,
+    )
+
+
+class EmbeddingSettings(ReadingSettings):
     model: str = required(
         "checkpoint, train's model folder, adapter folder, or hub id", names_input=True, path="existing"
     )
@@ -22,17 +38,6 @@ class EmbeddingSettings(Section):
     )
     adapter: str | None = key(None, "adapter folder to put on the model", names_input=True, path="existing")
     prompt_style: str | None = key(None, "how contents become prompts; null: the one stored with the model")
-    picture_side: int | None = key(
-        None,
-        "pictures are made squares of so many pixels a side; null: as stored with the model",
-        added_later=True,
-        ge=1,
-    )
-    positions: Literal["own", "in_a_row"] | None = key(
-        None,
-        "in_a_row: a number for each token, those of pictures too (Qwen); null: as stored with the model",
-        added_later=True,
-    )
     max_tokens: int | None = key(None, "of one prompt; what is longer is cut; null: as stored with the model", ge=1)
     remote_code: bool = key(False, "run code that comes with the model; it can do anything that you can")
     instruction: InstructionSettings = key(InstructionSettings(), "instructions by modality")

@@ -52,6 +52,15 @@ def stored_settings(path: Path_, adapter: Path_ | None = None) -> dict[str, Any]
     return (read_settings(adapter) if adapter is not None else {}) or read_settings(path)
 
 
+def check_embeds(path: Path_, adapter: Path_ | None = None) -> None:
+    """
+    Raises:
+        ValueError: the model is a reranker.
+    """
+    if stored_settings(path, adapter).get("kind") == "reranker":
+        raise ValueError(f"the model at {str(adapter or path)!r} is a reranker, which embeds nothing: see rerank")
+
+
 def has_adapter(path: Path_) -> bool:
     return (Path(path) / ADAPTER_FILE).is_file()
 

@@ -41,26 +41,6 @@ def is_a_beginning(head: bytes) -> bool:
     return head.startswith(_BEGINNINGS) or bool(_LOOSE_BEGINNING.match(head))
 
 
-_SUFFIXES = {
-    b"\xff\xd8": ".jpg",
-    _PNG: ".png",
-    b"GIF8": ".gif",
-    b"RIFF": ".webp",
-    b"II": ".tif",
-    b"MM": ".tif",
-    b"BM": ".bmp",
-}
-
-
-def suffix_of(data: bytes) -> str:
-    """How a file of this picture is called; every reader here looks at the content anyway.
-
-    >>> suffix_of(b"\\xff\\xd8\\xff\\xe0"), suffix_of(b"P6 1 1 255 ...")
-    ('.jpg', '.img')
-    """
-    return next((suffix for beginning, suffix in _SUFFIXES.items() if data.startswith(beginning)), ".img")
-
-
 def without_metadata(data: bytes, *, keep_exif: bool) -> bytes:
     """The picture with its pixels and, if wanted, EXIF alone; unchanged where its format is not JPEG, PNG or WebP.
 

@@ -158,19 +158,9 @@ def _are_scores(scores: Sequence[Any], count: int) -> bool:
 
 
 def _mapped(sample: Sample, num_negatives: int) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "source": sample.source,
-        "instruction": sample.instruction,
-        "document_instruction": sample.document_instruction,
-        "query": ours.to_struct(sample.query),
-        "positive": ours.to_struct(sample.positive),
-        "negatives": [ours.to_struct(negative) for negative in sample.negatives[:num_negatives]],
-        "task": sample.task,
-        "scores": list(sample.scores[: 1 + num_negatives]),
-        "modality_combination": sample.modality_combination,
-        "positive_key": document_key(sample.positive),
-    }
+    kept = replace(sample, negatives=sample.negatives[:num_negatives])
+    more = {"source": sample.source, "scores": list(sample.scores[: 1 + num_negatives])}
+    return ours.to_row(kept) | more | {"positive_key": document_key(sample.positive)}
 
 
 def count_by(labels: Sequence[str]) -> dict[str, int]:

@@ -24,7 +24,7 @@ from mme5core.encoder.module import EmbeddingModel
 from mme5core.encoder.prepare import PreparedBatch, prepare_batches, prepare_picture, sizes_of
 from mme5core.encoder.saving import save_model
 from mme5core.images import BadImage
-from mme5core.model_folder import config_width, stored_settings
+from mme5core.model_folder import check_embeds, config_width
 from mme5core.prompt_styles import DEFAULT_STYLE, check_style, render
 from mme5core.types import Content
 
@@ -94,7 +94,7 @@ class Encoder:
                 style, a base that is not the one the adapter was trained on, an adapter that does not fit the model,
                 or a weight that is NaN or infinite; or the model is a reranker.
         """
-        _check_embeds(path, adapter)
+        check_embeds(path, adapter)
         loaded = load_model(
             path,
             adapter=adapter,
@@ -267,15 +267,6 @@ class Encoder:
             merged_adapter=self._merged_adapter,
             include_base=include_base,
         )
-
-
-def _check_embeds(path: str | os.PathLike[str], adapter: str | os.PathLike[str] | None) -> None:
-    """
-    Raises:
-        ValueError: the model is a reranker.
-    """
-    if stored_settings(path, adapter).get("kind") == "reranker":
-        raise ValueError(f"the model at {str(adapter or path)!r} is a reranker, which embeds nothing: see rerank")
 
 
 def per_content(instruction: str | Sequence[str | None] | None, count: int) -> list[str | None]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mme5core.judge.selection import filled_as_published, select_negatives
 from mme5core.judge.settings import SelectionSettings
-from mme5core.sample_readers.ours import to_struct
+from mme5core.sample_readers.ours import to_row
 from mme5core.types import Content, Rejected, Sample
 
 RIGHT = 0.5
@@ -63,15 +63,6 @@ class JudgedRows:
             detail = f"all {len(own)} candidates score above {positive_score - rule.beta:.4f}"
             return Rejected(sample.id, "no_negative", detail)
         chosen = [int(shown[place]) for place in places]
-        return {
-            "id": sample.id,
-            "task": sample.task,
-            "modality_combination": f"{sample.query.modality}2{sample.positive.modality}",
-            "instruction": sample.instruction,
-            "document_instruction": sample.document_instruction,
-            "query": to_struct(sample.query),
-            "positive": to_struct(sample.positive),
-            "negatives": [to_struct(candidates[place]) for place in chosen],
-            "scores": [positive_score, *of_places],
-            "negative_ids": [candidate_ids[place] for place in chosen],
-        }
+        judged = replace(sample, negatives=tuple(candidates[place] for place in chosen))
+        scored = {"scores": [positive_score, *of_places], "negative_ids": [candidate_ids[place] for place in chosen]}
+        return to_row(judged) | scored

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mme5core.encoder.prepare import OnBad
 from mme5core.images import BadImage
 from mme5core.judge.answering import AnsweringModel
 from mme5core.judge.local import Judge
@@ -69,13 +70,19 @@ class Reranker:
         Raises:
             ValueError: a picture cannot be read, or a prompt has more than the model takes.
         """
-        if self._judge is not None:
-            pairs = [(query, candidate) for candidate in candidates]
-            return self._judge.log_odds(pairs, instruction, batch_size=batch_size, max_batch_tokens=max_batch_tokens)
-        try:
-            return self._list.scores(query, candidates, instruction, max_batch_tokens=max_batch_tokens)
-        except BadImage as error:
-            raise ValueError(f"the list of {len(candidates)} candidates: {error}") from None
+        problems: list[tuple[int, BadImage]] = []
+        scores = self.scores_or_nan(
+            query,
+            candidates,
+            instruction,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+            on_bad=lambda place, error: problems.append((place, error)),
+        )
+        for place, error in sorted(problems, key=lambda problem: problem[0]):
+            what = f"pair {place}" if self._judge is not None else f"the list of {len(candidates)} candidates"
+            raise ValueError(f"{what}: {error}")
+        return scores
 
     def scores_or_nan(
         self,
@@ -85,8 +92,13 @@ class Reranker:
         *,
         batch_size: int = 16,
         max_batch_tokens: int = 16_384,
+        on_bad: OnBad = lambda place, error: None,
     ) -> np.ndarray:
-        """As `scores`, with NaN for what cannot be shown: a candidate, or, listwise, all of them."""
+        """As `scores`, with NaN for what cannot be shown: a candidate, or, listwise, all of them.
+
+        Args:
+            on_bad: called with the place of each such candidate; of a list, with that of the first.
+        """
         if self._judge is not None:
             pairs = [(query, candidate) for candidate in candidates]
             return self._judge.log_odds(
@@ -94,9 +106,10 @@ class Reranker:
                 instruction,
                 batch_size=batch_size,
                 max_batch_tokens=max_batch_tokens,
-                on_bad=lambda place, error: None,
+                on_bad=on_bad,
             )
         try:
             return self._list.scores(query, candidates, instruction, max_batch_tokens=max_batch_tokens)
-        except BadImage:
+        except BadImage as error:
+            on_bad(0, error)
             return np.full(len(candidates), np.nan, np.float32)

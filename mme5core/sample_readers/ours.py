@@ -66,6 +66,20 @@ def to_struct(content: Content) -> dict[str, Any]:
     }
 
 
+def to_row(sample: Sample) -> dict[str, Any]:
+    """A sample as a row of our own format, but for its source and scores; its pictures as bytes."""
+    return {
+        "id": sample.id,
+        "task": sample.task,
+        "modality_combination": sample.modality_combination,
+        "instruction": sample.instruction,
+        "document_instruction": sample.document_instruction,
+        "query": to_struct(sample.query),
+        "positive": to_struct(sample.positive),
+        "negatives": [to_struct(negative) for negative in sample.negatives],
+    }
+
+
 def _picture(struct: dict[str, Any], pictures: PictureFolder | None) -> ImageRef:
     if struct.get("bytes"):
         return struct["bytes"]

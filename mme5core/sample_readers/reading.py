@@ -85,14 +85,17 @@ def _rows(file: AnyPath) -> tuple[Iterator[Row], Sequence[str]]:
 def _format_of(file: AnyPath, columns: Sequence[str], name: str | None) -> SampleFormat:
     if name is not None and name not in FORMATS:
         raise ValueError(f"unknown format of samples {name!r}; known: {sorted(FORMATS)}")
+    if not columns:
+        raise InputError(f"{file}: there is no sample in it, the file is empty")
     candidates = list(FORMATS.values()) if name is None else [FORMATS[name]]
     missing = [[column for column in known.required if column not in columns] for known in candidates]
     for known, lacks in zip(candidates, missing, strict=True):
         if not lacks:
             return known
     nearest = min(missing, key=len)
-    has = f"it has {', '.join(columns)}" if columns else "it has no rows"
-    raise InputError(f"{file}: no column {nearest[0]!r}; {has}; known formats: {', '.join(sorted(FORMATS))}")
+    raise InputError(
+        f"{file}: no column {nearest[0]!r}; it has {', '.join(columns)}; known formats: {', '.join(sorted(FORMATS))}"
+    )
 
 
 def _samples(

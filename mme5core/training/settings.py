@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from mme5core.embedding_settings import ReadingSettings
 from mme5core.settings import Section, key, required
 
 
@@ -124,7 +125,7 @@ class RunSettings(Section):
     )
 
 
-class TrainingSettings(RunSettings):
+class TrainingSettings(ReadingSettings, RunSettings):
     """Of an embedder."""
 
     temperature: float = key(0.02, "divides the similarities", gt=0)
@@ -132,15 +133,4 @@ class TrainingSettings(RunSettings):
     negatives: Literal["own", "all"] = key("own", "hard negatives that a query sees: its own, or the whole batch's")
     loss: LossSettings = key(LossSettings(), "the loss")
     prompt_style: str = key("mme5", "how contents become prompts; stored with the model")
-    picture_side: int | None = key(
-        None,
-        "pictures are made squares of so many pixels a side; null: as the base has it, else its processor decides",
-        added_later=True,
-        ge=1,
-    )
-    positions: Literal["own", "in_a_row"] | None = key(
-        None,
-        "in_a_row: a number for each token, those of pictures too (Qwen); null: as the base has it, else its own",
-        added_later=True,
-    )
     max_tokens: int = key(256, "longest prompt, tokens", ge=4)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mme5core.errors import InputError
-from mme5core.model_folder import check_adapter, check_model_files, model_identity, model_width
+from mme5core.model_folder import check_adapter, check_embeds, check_model_files, model_identity, model_width
 from mme5core.peers import sentence_transformer_width
 from mme5core.prompt_styles import check_style
 from mme5core.readers import ReadOptions, input_files, input_identity
@@ -64,6 +64,7 @@ def _checked_width(config: EmbedCorpusConfig) -> int:
         check_model_files(config.model)
         if config.adapter:
             check_adapter(config.adapter)
+        check_embeds(config.model, config.adapter)
         if config.prompt_style:
             check_style(config.prompt_style)
         width = model_width(config.model)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections import Counter
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,19 +12,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mme5core.errors import InputError
 from mme5core.judge.candidates import ToJudge
 from mme5core.judge.plan import plan_judging
 from mme5core.progress import Progress
 from mme5core.sample_readers import tuples
 from mme5core.sample_readers.files import sample_files
-from mme5core.sample_readers.ours import to_struct
-from mme5core.sample_table import SampleTable, map_samples
+from mme5core.sample_readers.ours import to_row
+from mme5core.sample_table import SampleTable
 from mme5core.schemas import JUDGED, NEIGHBOURS
 from mme5core.synthesis.export import HUB, hub_row
 from mme5core.tables import files_with
 from mme5core.types import Rejected, Sample
-from rayjobs.command.outcome import BAD_INPUT, Outcome
+from rayjobs.command.outcome import Outcome
+from rayjobs.folder.staged import exported, staged_folder
+from rayjobs.mapped_samples import map_once
 from rayjobs.mine.config import ExportConfig
 
 ROWS_AT_ONCE, ROWS_PER_FILE = 256, 20_000
@@ -40,62 +40,34 @@ class Layout:
 
 
 def run(config: ExportConfig) -> Outcome:
-    """Write the samples with mined negatives; the output appears whole or not at all."""
-    if not config.output:
-        raise InputError("'output' is required: the folder to write")
-    output = Path(config.output)
-    if output.exists():
-        raise InputError(f"output {config.output!r} is there already: choose another, or remove it")
+    """Write the samples with mined negatives."""
     neighbours = files_with(config.neighbours, NEIGHBOURS, "neighbours")
-    staged, work = (output.with_name(f".{output.name}.{part}") for part in ("staged", "work"))
-    for folder in (staged, work):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    try:
-        refused, num_read = _map(config, work)
-        table = SampleTable(work / "samples.arrow")
+    sources = {"samples": sample_files(config.samples)}
+    num_kept = 0
+    with staged_folder(config.output) as staged, tempfile.TemporaryDirectory(dir=staged.parent) as folder:
+        work = Path(folder)
+        file = work / "samples.arrow"
+        refused, num_read = map_once(
+            sources, file, job="mine export", num_negatives=0, limit=config.limit, images=config.images
+        )
+        table = SampleTable(file)
         keys = table.positive_keys
         plan = plan_judging(table.ids(), neighbours, work / "candidates.int64", positive_keys=keys, candidate_keys=keys)
-        mined = ToJudge(work / "samples.arrow", None, plan, ROWS_PER_FILE)
+        if plan.num_unknown:
+            print(f"mine export: {plan.num_unknown:,} neighbours name others than the samples", file=sys.stderr)
+        mined = ToJudge(file, None, plan, ROWS_PER_FILE)
         layout = _layout(config, table)
-        num_kept = 0
         with Progress("mine export", len(table), "samples") as progress:
             for number, (start, stop) in enumerate(mined.blocks()):
                 rows = _rows(config, mined, layout, range(start, stop), staged, refused)
                 num_kept += _write(staged / f"train-{number:05d}.parquet", layout.schema, rows)
                 progress.update(stop)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    counts = Counter(rejected.reason for rejected in refused)
-    counters = {"read": num_read, "kept": num_kept, "refused": dict(counts), "pending": 0}
-    if plan.num_unknown:
-        print(f"mine export: {plan.num_unknown:,} neighbours name others than the samples", file=sys.stderr)
-    first = f"{refused[0].id}: {refused[0].reason} {refused[0].detail}" if refused else ""
-    if not num_kept:
-        shutil.rmtree(staged)
-        return Outcome(counters, BAD_INPUT, f"nothing to export; the first, {first}")
-    staged.rename(output)
-    return Outcome(
-        counters, reason=f"done; {len(refused):,} samples are left out, the first {first}" if refused else "done"
-    )
-
-
-def _map(config: ExportConfig, work: Path) -> tuple[list[Rejected], int]:
-    refused, num_read = list[Rejected](), 0
-    sources = {"samples": sample_files(config.samples)}
-    for report in map_samples(
-        sources, work / "samples.arrow", num_negatives=0, limit=config.limit, images=config.images
-    ):
-        if isinstance(report, list):
-            refused = report
-        else:
-            num_read = report
-    return refused, num_read
+        return exported(staged, num_read=num_read, num_kept=num_kept, refused=refused)
 
 
 def _layout(config: ExportConfig, table: SampleTable) -> Layout:
     if config.layout == "samples":
-        return Layout(_OURS, _our_row)
+        return Layout(_OURS, lambda sample, _: to_row(sample))
     if config.layout == "mme5":
         return Layout(HUB, _hub_row)
     has_pictures = any("I" in combination for combination in table.combinations)
@@ -139,21 +111,8 @@ def _write(file: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]]) -> int
 _OURS = pa.schema([field for field in JUDGED if field.name not in ("scores", "negative_ids")])
 
 
-def _our_row(sample: Sample, _: Path) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "task": sample.task,
-        "modality_combination": sample.modality_combination,
-        "instruction": sample.instruction,
-        "document_instruction": sample.document_instruction,
-        "query": to_struct(sample.query),
-        "positive": to_struct(sample.positive),
-        "negatives": [to_struct(negative) for negative in sample.negatives],
-    }
-
-
 def _hub_row(sample: Sample, folder: Path) -> dict[str, Any]:
-    row = _our_row(sample, folder)
+    row = to_row(sample)
     if any(struct["images"] for struct in (row["query"], row["positive"], *row["negatives"])):
         raise ValueError("the layout takes one picture a content")
     hub, pictures = hub_row(row)

@@ -13,7 +13,7 @@ from mme5core.storage import AnyPath
 from mme5core.tables import files_with, shards_of
 from rayjobs.folder import JobFolder, job_folder
 from rayjobs.rerank.config import RerankConfig, RerankTrainConfig
-from rayjobs.training import Sources, check_run
+from rayjobs.training import check_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,8 @@ def rerank_folder(config: RerankConfig, queries: Side, candidates: Side, neighbo
     return job_folder("rerank", config, identities, files)
 
 
-def training_folder(config: RerankTrainConfig, sources: Sources) -> JobFolder:
-    files = input_files([shard for shards in sources.values() for shard in shards])
-    identities = {"input": input_identity(files), "model": model_identity(config.model)}
-    return job_folder("rerank-train", config, identities, files)
+TRAINING = "rerank-train"
+"""The job's name in manifests."""
 
 
 def check_training(config: RerankTrainConfig) -> None:

@@ -6,8 +6,8 @@ from mme5core.hub import pinned
 from mme5core.training.process_run import TrainingRun
 from rayjobs.command.outcome import Outcome
 from rayjobs.rerank.config import RerankTrainConfig
-from rayjobs.rerank.inputs import check_training, training_folder
-from rayjobs.training import run_training, sources_of
+from rayjobs.rerank.inputs import TRAINING, check_training
+from rayjobs.training import run_folder, run_training, sources_of
 
 MOST_NEGATIVES = 99
 """Of a sample that are looked at for the hardest."""
@@ -18,7 +18,7 @@ def run(config: RerankTrainConfig) -> Outcome:
     config = config.model_copy(update={"model": pinned(config.model)})
     sources = sources_of(config)
     check_training(config)
-    with training_folder(config, sources) as folder:
+    with run_folder(TRAINING, config, sources) as folder:
         return run_training(
             config,
             folder,

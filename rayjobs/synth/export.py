@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mme5core.errors import InputError
 from mme5core.progress import Progress
 from mme5core.schemas import SAMPLES
 from mme5core.synthesis.export import HUB, HUB_FILES, card, datasets_schema, hub_row
 from mme5core.tables import of_size
 from rayjobs.command.outcome import Outcome
+from rayjobs.folder.staged import staged_folder
 from rayjobs.synth.config import ExportConfig
 from rayjobs.synth.samples import KINDS, open_samples, pending_hint, sample_files
 
@@ -25,18 +24,10 @@ ROWS_AT_ONCE = 256
 def run(config: ExportConfig) -> Outcome:
     """Write the samples in another layout; the folder appears whole or not at all."""
     files = sample_files(config.input)
-    output = Path(config.output)
-    if not config.output:
-        raise InputError("'output' is required: the folder to write")
-    if output.exists():
-        raise InputError(f"output {config.output!r} is there already: choose another, or remove it")
-    staged = output.with_name(f".{output.name}.staged")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
     total = sum(open_samples(file).metadata.num_rows for file in files)
     counts: dict[str, Counter[str]] = {name: Counter() for name in KINDS}
     teachers: Counter[str] = Counter()
-    with Progress("synth export", total, "samples") as progress:
+    with staged_folder(config.output) as staged, Progress("synth export", total, "samples") as progress:
 
         def tables() -> Iterator[pa.Table]:
             done = 0
@@ -52,9 +43,8 @@ def run(config: ExportConfig) -> Outcome:
 
         write = _write_hub if config.layout == "hub" else _write_datasets
         write(tables(), staged, config.rows_per_file)
-    text = card(config.title or Path(config.input).name, counts, total, sorted(teachers), layout=config.layout)
-    (staged / "README.md").write_text(text)
-    staged.rename(output)
+        text = card(config.title or Path(config.input).name, counts, total, sorted(teachers), layout=config.layout)
+        (staged / "README.md").write_text(text)
     counters = {"read": total, "kept": total, "refused": {}, "pending": 0}
     return Outcome(counters, reason=f"done{pending_hint(config.input)}")
 

@@ -1,20 +1,12 @@
-"""What `train` reads, and what can be known to be wrong at once: shared by the run and its preview."""
+"""What can be known to be wrong with the settings of `train` at once: shared by the run and its preview."""
 
 from __future__ import annotations
 
 from mme5core.errors import InputError
-from mme5core.model_folder import model_identity, model_width
+from mme5core.model_folder import model_width
 from mme5core.prompt_styles import check_style
-from mme5core.readers import input_files, input_identity
-from rayjobs.folder import JobFolder, job_folder
 from rayjobs.train.config import TrainConfig
-from rayjobs.training import Sources, check_run
-
-
-def train_folder(config: TrainConfig, sources: Sources) -> JobFolder:
-    files = input_files([shard for shards in sources.values() for shard in shards])
-    identities = {"input": input_identity(files), "model": model_identity(config.model)}
-    return job_folder("train", config, identities, files)
+from rayjobs.training import check_run
 
 
 def check(config: TrainConfig) -> None:

@@ -6,8 +6,8 @@ from mme5core.hub import pinned
 from mme5core.training.process_run import TrainingRun
 from rayjobs.command.outcome import Outcome
 from rayjobs.train.config import TrainConfig
-from rayjobs.train.inputs import check, train_folder
-from rayjobs.training import run_training, sources_of
+from rayjobs.train.inputs import check
+from rayjobs.training import run_folder, run_training, sources_of
 
 
 def run(config: TrainConfig) -> Outcome:
@@ -15,7 +15,7 @@ def run(config: TrainConfig) -> Outcome:
     config = config.model_copy(update={"model": pinned(config.model)})
     sources = sources_of(config)
     check(config)
-    with train_folder(config, sources) as folder:
+    with run_folder("train", config, sources) as folder:
         return run_training(
             config,
             folder,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from mme5core.errors import InputError
-from mme5core.model_folder import check_model_files
+from mme5core.model_folder import check_model_files, model_identity
+from mme5core.readers import input_files, input_identity
+from mme5core.sample_readers import count_samples
 from mme5core.sample_readers.files import sample_files
 from mme5core.storage import AnyPath
+from rayjobs.folder import JobFolder, job_folder
+from rayjobs.preview_lines import file_lines, output_lines
 from rayjobs.training.config import RunConfig
 
 Sources = dict[str, list[AnyPath]]
@@ -14,6 +18,34 @@ Sources = dict[str, list[AnyPath]]
 
 def sources_of(config: RunConfig) -> Sources:
     return {f"input[{place}]": sample_files([entry]) for place, entry in enumerate(config.input)}
+
+
+def run_folder(job: str, config: RunConfig, sources: Sources) -> JobFolder:
+    """
+    Args:
+        job: as its manifest names it.
+    """
+    files = input_files([shard for shards in sources.values() for shard in shards])
+    identities = {"input": input_identity(files), "model": model_identity(config.model)}
+    return job_folder(job, config, identities, files)
+
+
+def preview_run(config: RunConfig, sources: Sources, folder: JobFolder) -> list[str]:
+    """What a run would read and do, for --dry-run.
+
+    Raises:
+        InputError: a run would refuse the input.
+    """
+    shards = [shard for files in sources.values() for shard in files]
+    rows = sum(count_samples(shard) for shard in shards)
+    rows = min(rows, config.limit or rows)
+    check_batches(config, rows)
+    steps = config.num_steps or max(1, int(config.num_epochs * rows / config.batch_size))
+    return [
+        *file_lines(shards),
+        f"{rows:,} samples before any is refused; about {steps:,} steps",
+        *output_lines(config.output, folder),
+    ]
 
 
 def check_run(config: RunConfig) -> None:
@@ -43,4 +75,6 @@ def check_batches(config: RunConfig, num_samples: int) -> None:
         InputError: there are fewer samples than a batch has rows.
     """
     if config.batch_size > num_samples:
-        raise InputError(f"batch_size={config.batch_size} is larger than the data: {num_samples:,} samples")
+        raise InputError(
+            f"batch_size={config.batch_size} is larger than the data: {num_samples:,} samples; give at most as many"
+        )

@@ -100,3 +100,11 @@ def test_nothing_to_export_leaves_no_folder(positives: list[Content], tmp_path: 
     outcome = export(tmp_path, positives, "layout=tuples", "num_negatives=9")
     assert outcome.code == 2 and "nothing to export" in outcome.reason
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_what_is_left_out_stands_in_the_quarantine(positives: list[Content], tmp_path: Path) -> None:
+    export(tmp_path, positives, "layout=tuples", "num_negatives=2")
+    refused = pq.read_table(tmp_path / "out" / "_quarantine").to_pylist()
+    assert [(row["id"], row["reason"]) for row in refused] == [
+        ("1", "not_of_the_layout"), ("2", "no_candidate"), ("3", "no_candidate")
+    ]  # fmt: skip

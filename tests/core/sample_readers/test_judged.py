@@ -91,8 +91,8 @@ def test_a_row_without_a_field_and_a_picture_without_a_folder_are_refused(images
     [
         ("[1, 2]", "entry 0 is a int, not an object"),
         ("[" * 100_000, "entry 0 cannot be read as JSON"),
-        ("", "it has no rows"),
-        ("[]", "it has no rows"),
+        ("", "the file is empty"),
+        ("[]", "the file is empty"),
         ('{"data": 1}', "no column"),
         ("\x00\x01", "entry 0 cannot be read as JSON"),
     ],
