@@ -66,7 +66,7 @@ def plan_judging(
 
     Args:
         ids: of the queries, in their order.
-        candidate_ids: None: the candidates are samples too, of these ids, and none is a candidate of itself.
+        candidate_ids: None: the candidates are samples too, of these ids.
         positive_keys, candidate_keys: of contents (`document_key`). Where both are given, no candidate has the content
             of its query's positive, and of several with one content only the nearest stays.
         files: of neighbours; rows of several sources of one query and candidate count once, at their best rank.
@@ -78,8 +78,6 @@ def plan_judging(
             query = positions_of(table["query_id"], ids)
             candidate = positions_of(table["candidate_id"], ids if candidate_ids is None else candidate_ids)
             is_known = (query >= 0) & (candidate >= 0)
-            if candidate_ids is None:
-                is_known &= query != candidate
             num_unknown += int(((query < 0) | (candidate < 0)).sum())
             queries.append(query[is_known])
             candidates.append(candidate[is_known])

@@ -114,5 +114,7 @@ def reordered(scores: np.ndarray) -> np.ndarray:
 
     >>> reordered(np.array([0.1, np.nan, 0.9, 0.1, np.nan])).tolist()
     [2, 0, 3, 1, 4]
+    >>> reordered(np.zeros(99)).tolist() == list(range(99))
+    True
     """
     return np.argsort(-scores, kind="stable")

@@ -11,11 +11,8 @@ from mme5core.errors import InputError
 from mme5core.types import Rejected
 from rayjobs.folder.staged import exported, staged_folder
 
-REFUSED = [
-    Rejected("a", "too_few", "1 of 2"),
-    Rejected("b", "no_candidate", "none"),
-    Rejected("c", "too_few", "0 of 2"),
-]
+REASONS = ["too_few", "no_candidate", "too_few"]
+REFUSED = [Rejected(name, reason, "1 of 2") for name, reason in zip("abc", REASONS, strict=True)]
 
 
 def test_a_whole_export_appears_with_its_quarantine(tmp_path: Path) -> None:
@@ -24,11 +21,7 @@ def test_a_whole_export_appears_with_its_quarantine(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
         outcome = exported(staged, num_read=5, num_kept=2, refused=REFUSED)
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
-    assert pq.read_table(tmp_path / "out" / "_quarantine")["reason"].to_pylist() == [
-        "too_few",
-        "no_candidate",
-        "too_few",
-    ]
+    assert pq.read_table(tmp_path / "out" / "_quarantine")["reason"].to_pylist() == REASONS
     assert outcome.counters == {"read": 5, "kept": 2, "refused": {"too_few": 2, "no_candidate": 1}, "pending": 0}
     assert "3 samples are left out: too_few 2, no_candidate 1; the first, a: 1 of 2" in outcome.reason
 

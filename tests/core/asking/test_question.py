@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mme5core.asking.answer_log import ANSWERED, REJECTED, Survey, entries_of, when_seen, with_sizes
-from mme5core.asking.question import Question, Record, Retry, Verdict, verdict_of
+from mme5core.asking.question import Question, Record, Retry, Unsuitable, Verdict, verdict_of
 from mme5core.asking.rates import RateLimiter
 from mme5core.asking.request import Request, sendable
 from mme5core.asking.settings import ServerSettings
@@ -23,6 +23,7 @@ from mme5core.types import Rejected
 from tests.core.asking.server import LocalLimiter, Reply, completion, write_pictures
 
 NUM_FILES, PER_FILE = 3, 4
+CANNOT = '"I cannot see pictures."'
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Captions:
     def verdict(self, answer: Mapping[str, Any], record: Record) -> Verdict:
         if answer["finish_reason"] == "length":
             return Retry("the sentence is cut off")
+        if answer["text"] == CANNOT:
+            return Unsuitable("the server cannot see")
         caption = json.loads(answer["text"])["caption"]
         return [(record["id"], caption)] if caption else Rejected(record["id"], "no_caption")
 
@@ -167,6 +170,19 @@ def test_an_answer_on_which_the_verdict_fails_refuses_its_record_and_is_kept(
     verdict = verdict_of(job.question, odd.answer, {"id": "x"})
     assert isinstance(verdict, Rejected) and (verdict.id, verdict.reason) == ("x", "unreadable_answer")
     assert job.ask(served.base_url) == {} and job.survey().usage.calls == 12
+
+
+def test_a_server_that_cannot_answer_such_questions_is_asked_no_more(job: Captioning, serve: Any) -> None:
+    served = serve(lambda request, n: (200, completion(CANNOT), {}))
+    assert job.ask(served.base_url, concurrency=1) == {"pending": 12}
+    assert len(served.requests) <= 3 and not job.entries()  # the forms of one answer
+    served.reply = lambda request, n: said("a cat")
+    assert job.ask(served.base_url) == {"kept": 12}
+
+
+def test_one_such_answer_among_good_ones_is_of_its_record_alone(job: Captioning, serve: Any) -> None:
+    served = serve(lambda request, n: (200, completion(CANNOT), {}) if n == 5 else said("a cat"))
+    assert job.ask(served.base_url, concurrency=1) == {"kept": 11, "refused": 1} and len(served.requests) == 12
 
 
 def test_messages_call_the_server_by_the_role_that_the_job_gives_it(job: Captioning, serve: Any) -> None:

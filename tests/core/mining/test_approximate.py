@@ -74,6 +74,15 @@ def test_with_all_lists_it_is_the_exact_search(sets: tuple[str, str], tmp_path: 
     assert "c50" not in {candidate for _, candidate, *_ in approximate}
 
 
+def test_contents_of_the_query_and_repeated_ones_are_no_neighbours(sets: tuple[str, str], tmp_path: Path) -> None:
+    rows = mined(tmp_path / "all", *sets, Rule(top_k=5), probed=16)
+    candidates = {query: {candidate for own, candidate, *_ in rows if own == query} for query in ("q3", "q20", "q50")}
+    assert "c3" not in candidates["q3"]  # its own content, and the nearest
+    assert "c50" not in candidates["q50"]  # the nearest too, and a copy of c20
+    exact = mined(tmp_path / "exact", *sets, Rule(top_k=5), probed=None)
+    assert [row[:3] for row in rows] == [row[:3] for row in exact]
+
+
 def test_with_few_lists_it_finds_most(sets: tuple[str, str], tmp_path: Path) -> None:
     exact = {row[:2] for row in mined(tmp_path / "exact", *sets, Rule(top_k=10), probed=None)}
     approximate = {row[:2] for row in mined(tmp_path / "few", *sets, Rule(top_k=10), probed=2)}
