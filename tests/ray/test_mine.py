@@ -178,6 +178,7 @@ def test_a_node_that_is_lost_costs_no_row(
     assert read_parts(output) == unbroken
 
 
+@pytest.mark.slow  # three jobs; its parts are tested in tests/core/mining
 def test_faiss_finds_what_the_exact_search_finds_and_says_how_much(tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     vectors = np.random.default_rng(0).standard_normal((2000, 32)).astype(np.float32)
